@@ -1,0 +1,49 @@
+# `make train` and `make test` set up everything they need in .venv and then do the job.
+SHELL := /bin/bash
+RECIPE ?= recipes/quickstart.toml
+ARGS ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first Python from 3.11 to 3.13 on this machine.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
+
+.PHONY: train test lint test-slow benchmark schema clean
+
+train: $(VENV)/.train
+	$(BIN)/fastres train $(RECIPE) $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest tests -m "not slow" $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Kills, chaos and every build; the log of the last run on a quiet machine is committed.
+test-slow: $(VENV)/.test
+	set -o pipefail; $(BIN)/python -m pytest tests -m slow -v --durations=0 $(ARGS) 2>&1 | tee tests/slow.log
+
+benchmark: $(VENV)/.test
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# The JSON Schema from which editors complete recipes; a test fails when it is stale.
+schema: $(VENV)/.train
+	$(BIN)/python -m fastres.recipe > recipes/recipe.schema.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/pip:
+	@test -n "$(PYTHON)" || { echo "fastres needs Python 3.11 to 3.13: apt-get install python3 python3-venv python3-dev" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: apt-get install python3-venv python3-dev g++" >&2; rm -rf $(VENV); exit 2; }
+
+# One pip call each, so that torch, torchvision and triton are chosen together.
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.train
