@@ -1,0 +1,184 @@
+"""From recipe files and `--set` to one validated Recipe, with errors that name file, key and nearest valid key.
+
+Layers are merged in order: the file that is extended, the file, the overrides. Each key remembers which layer set it
+last, so that an error names the place to mend.
+"""
+
+import datetime
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fastres.errors import UserError
+
+Origins = dict[tuple[str, ...], str]
+
+
+def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
+    """Read `path`, what it extends and `overrides` into a `recipe`. Raises UserError naming file and key."""
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    for origin, layer in [*_files(path), *_assignments(overrides)]:
+        _forget_keys_of_other_kinds(recipe, values, layer)
+        _merge(values, layer, origin, origins)
+    try:
+        return recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(recipe, error, str(path), origins)) from error
+
+
+def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The layers that `path` stands for: what it extends first, itself last."""
+    try:
+        layer = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        there = [str(file) for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(str(path), there, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ": give the path of a TOML recipe"
+        raise UserError(f"{path}: no such recipe{hint}") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: not a file; give the path of a TOML recipe") from None
+    except PermissionError:
+        raise UserError(f"{path}: no right to read it; change its permissions") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+    parent = layer.pop("extends", None)
+    if parent is None:
+        return [(str(path), layer)]
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: 'extends' must be the path of another recipe, in quotes")
+    here = path.resolve()
+    if here in seen:
+        raise UserError(f"{path}: 'extends' goes in a circle; remove one of its links")
+    return [*_files(path.parent / parent, (*seen, here)), (str(path), layer)]
+
+
+def _assignments(overrides: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """`a.b=c` as layers, those that choose a kind (`optimizer.name=adamw`) first, whatever order they were typed in."""
+    layers = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        names = key.strip().split(".")
+        if not equals or not all(names):
+            raise UserError(f"--set {text}: write it as table.key=value, for example --set train.epochs=3")
+        parsed: Any = _value(value.strip())
+        for name in reversed(names):
+            parsed = {name: parsed}
+        layers.append((f"--set {text}", parsed, names[-1] != "name"))
+    return [(origin, layer) for origin, layer, _ in sorted(layers, key=lambda item: item[2])]
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none. Nothing at all means: back to the default."""
+    if not text:
+        return None
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        value = tomllib.loads(f"value = {text}") if "\n" not in text else {}
+    except tomllib.TOMLDecodeError:
+        return text
+    value = value.get("value", text)
+    return text if isinstance(value, (datetime.date, datetime.time)) else value
+
+
+def _kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    """The tables a field chooses from by their `name`, such as sgd, adam and adamw; empty for a plain table."""
+    if field is None or field.discriminator is None:
+        return {}
+    annotation = field.annotation
+    options = get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else ()
+    return {option.model_fields["name"].default: option for option in options}
+
+
+def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: dict[str, Any], layer: dict[str, Any]) -> None:
+    """When a layer changes a table's kind (SGD to AdamW), drop what was inherited and the new kind does not have."""
+    for table, content in layer.items():
+        if not isinstance(content, dict) or not isinstance(values.get(table), dict):
+            continue
+        kind = _kinds(recipe.model_fields.get(table)).get(str(content.get("name")))
+        if kind is not None:
+            values[table] = {key: value for key, value in values[table].items() if key in kind.model_fields}
+
+
+def _merge(
+    values: dict[str, Any], layer: dict[str, Any], origin: str, origins: Origins, at: tuple[str, ...] = ()
+) -> None:
+    for key, value in layer.items():
+        origins[(*at, key)] = origin
+        if value is None:
+            values.pop(key, None)
+        elif isinstance(value, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], value, origin, origins, (*at, key))
+        else:
+            if isinstance(value, dict):
+                values[key] = {}
+                _merge(values[key], value, origin, origins, (*at, key))
+            else:
+                values[key] = value
+
+
+def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins) -> str:
+    """The first fault as one line: place, key, what is wrong, what would be right."""
+    faults = error.errors(include_url=False)
+    fault = faults[0]
+    key, keys_here = _locate(recipe, fault["loc"])
+    origin = next((origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), path)
+    name, given = ".".join(key), fault.get("input")
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key[-1], keys_here, n=1, cutoff=0.5)
+        place = ".".join(key[:-1])
+        hint = (
+            f"did you mean '{'.'.join([*key[:-1], near[0]])}'?"
+            if near
+            else f"{f'[{place}]' if place else 'a recipe'} has {', '.join(keys_here)}"
+        )
+        text = f"unknown key '{name}'; {hint}"
+    elif fault["type"] == "missing":
+        text = f"'{name}' is missing: give it a value"
+    elif fault["type"] == "union_tag_invalid":
+        kinds = list(_kinds(recipe.model_fields[key[0]]))
+        chosen = str(given.get("name")) if isinstance(given, dict) else str(given)
+        near = difflib.get_close_matches(chosen, kinds, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        text = f"'{name}.name' is '{chosen}'; {hint}there are {', '.join(kinds)}"
+    elif fault["type"] == "union_tag_not_found":
+        text = (
+            f"[{name}] must say which kind it is: name = {' or '.join(map(repr, _kinds(recipe.model_fields[key[0]])))}"
+        )
+    elif fault["type"] == "value_error":
+        text = f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
+    elif fault["type"] == "model_type":
+        text = f"'{name}' must be a table, such as [{name}], not {given!r}"
+    else:
+        text = f"'{name}' is {given!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        if fault["type"] == "literal_error" and isinstance(given, str):
+            near = difflib.get_close_matches(given, fault["ctx"]["expected"].replace("'", "").split(), n=1)
+            text += f"; did you mean '{near[0].strip(',')}'?" if near else ""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{origin}: {text}{more}"
+
+
+def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """The key as the user wrote it (without pydantic's union tags), and the keys that are valid beside it."""
+    key: list[str] = []
+    keys_here = list(recipe.model_fields)
+    field: FieldInfo | None = None
+    for part in location:
+        if part in _kinds(field):
+            keys_here = list(_kinds(field)[str(part)].model_fields)
+            field = None
+            continue
+        key.append(str(part))
+        if len(key) == 1:
+            field = recipe.model_fields.get(str(part))
+            table = field.annotation if field is not None else None
+            if isinstance(table, type) and issubclass(table, BaseModel):
+                keys_here = list(table.model_fields)
+    if len(key) == 1:
+        keys_here = list(recipe.model_fields)
+    return tuple(key), keys_here

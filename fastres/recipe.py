@@ -1,0 +1,400 @@
+"""The recipe: every choice of a run, typed, with a docstring a field.
+
+A recipe is a TOML file. `extends = "other.toml"` starts from another one (a path relative to the file), and
+`--set table.key=value` changes single values. Keys that do not exist, values of a wrong type and combinations that
+cannot work are errors that name the file, the key and, for a misspelling, the nearest key there is. The resolved
+recipe, with every default written out, goes into the run directory and reproduces the run by itself.
+
+To add a table: write a `Table` with a docstring under each field, and add it to `Recipe`. The schema, `--set`,
+`fastres show` and the error messages follow. reading.py does the parsing and the messages.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["bf16", "fp16", "fp32"]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, le=15)]
+Colour = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+class Table(BaseModel):
+    """A table of the recipe: unknown keys and coerced types are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Data(Table):
+    """Where the images come from, and how the training images are divided."""
+
+    source: str = "shapes10"
+    """`shapes10` (drawn here), `cifar10` or `cifar100` (downloaded), or the path of an archive or a folder."""
+    root: str | None = None
+    """Folder of downloads and prepared stores; by default `$FASTRES_DATA`, else `~/.cache/fastres`."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side in pixels to which folders and tars of images are brought; by default 32. CIFAR and shapes10 are 32."""
+    split: Literal["none", "holdout", "report"] = "holdout"
+    """`none`: train on everything; `holdout`: a random share is kept for validation and never trained on; `report`: as
+    the report's code did, validate on the first images while training on a random share of all of them, so that most
+    validation images are trained on (a leak)."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images that validation takes; without effect on `split = "none"`."""
+    train_images: Positive | None = None
+    """Use only the first so many training images, before the split."""
+    test_images: Positive | None = None
+    """Use only the first so many test images."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "resnet18": {"blocks": [2, 2, 2, 2]},
+    "resnet34": {"blocks": [3, 4, 6, 3]},
+    "resnet18-imagenet": {"blocks": [2, 2, 2, 2], "stem": "imagenet"},
+    "resnet34-imagenet": {"blocks": [3, 4, 6, 3], "stem": "imagenet"},
+}
+
+
+class Model(Table):
+    """A residual network of basic blocks (He et al. 2016, section 3.3), one list entry a stage."""
+
+    name: Literal["resnet"] = "resnet"
+    """The family of networks."""
+    preset: Literal["resnet18", "resnet34", "resnet18-imagenet", "resnet34-imagenet"] | None = None
+    """Starting values of the keys below; a key that is given wins."""
+    blocks: Annotated[list[Positive], Field(min_length=1)] = [2, 2, 2, 2]
+    """Residual blocks in each stage."""
+    channels: Annotated[list[Positive], Field(min_length=1)] = [64, 128, 256, 512]
+    """Channels of each stage (the report's C_i); the stem has those of the first."""
+    strides: list[Positive] = [1, 2, 2, 2]
+    """Stride of the first block of each stage."""
+    kernels: list[Side] = [3, 3, 3, 3]
+    """Side of the 3×3 convolutions of each stage (the report's F_i); odd."""
+    skip_kernels: list[Side] = [1, 1, 1, 1]
+    """Side of the convolution on the skip of each stage where the shape changes (the report's K_i); odd."""
+    pool: Annotated[int, Field(ge=0)] = 0
+    """Side of the average pool before the classifier (the report's P); 0 pools the whole map."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """`cifar`: 3×3 convolution, stride 1; `imagenet`: 7×7, stride 2, then a 3×3 max-pool, stride 2."""
+    zero_init_residual: bool = False
+    """Start the last BN weight of each block at 0, so that each block begins as the identity (Goyal et al. 2017)."""
+    dropout: Share = 0.0
+    """Probability of dropping a feature before the classifier."""
+    max_parameters: Positive | None = None
+    """More trainable parameters than this are an error; 5_000_000 in the report's challenge."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        preset = PRESETS.get(str(values.get("preset")), {}) if isinstance(values, dict) else {}
+        return {**preset, **values} if preset else values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        stages = len(self.blocks)
+        for key in ("channels", "strides", "kernels", "skip_kernels"):
+            if len(getattr(self, key)) != stages:
+                raise ValueError(f"{key} has {len(getattr(self, key))} entries and blocks has {stages}: one a stage")
+        for key in ("kernels", "skip_kernels"):
+            if any(side % 2 == 0 for side in getattr(self, key)):
+                raise ValueError(f"{key} must be odd, so that a convolution keeps the map's size")
+        return self
+
+
+class Augment(Table):
+    """What happens to a training image before the network sees it, in this order; mixing has a table of its own."""
+
+    translate: Annotated[int, Field(ge=0, le=64)] = 4
+    """Largest shift in pixels along each axis, drawn uniformly: padding and a random crop."""
+    padding: Literal["zero", "reflect"] = "reflect"
+    """What appears at the edge that a shift uncovers. `zero` is black, before normalisation."""
+    flip: Literal["none", "random"] = "random"
+    """Mirror left and right with probability one half."""
+    mean: Colour | None = None
+    """Subtracted from each channel, in units of 1 = white; by default the training set's own mean."""
+    std: Colour | None = None
+    """Divides each channel, in units of 1 = white; by default the training set's own standard deviation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class _Optimizer(Table):
+    lr: Rate
+    """Learning rate at the schedule's factor 1."""
+    weight_decay: NotNegative
+    """Weight decay as the optimizer's paper has it: added to the gradient by SGD and Adam, decoupled in AdamW."""
+    decay_norm_and_bias: bool = True
+    """Whether BN weights and all biases decay too; the report's code decays everything."""
+
+
+class Sgd(_Optimizer):
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013)."""
+
+    name: Literal["sgd"] = "sgd"
+    """The kind of optimizer."""
+    lr: Rate = 0.1
+    """Learning rate at the schedule's factor 1."""
+    weight_decay: NotNegative = 5e-4
+    """Added to the gradient, times the weight."""
+    momentum: Share = 0.9
+    """Share of the last update that is kept."""
+    nesterov: bool = False
+    """Look ahead along the momentum (Nesterov)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class _Adam(_Optimizer):
+    lr: Rate = 1e-3
+    """Learning rate at the schedule's factor 1."""
+    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """Decay of the two running moments."""
+    eps: Rate = 1e-8
+    """Added to the root of the second moment."""
+
+
+class Adam(_Adam):
+    """Adam (Kingma and Ba 2015)."""
+
+    name: Literal["adam"] = "adam"
+    """The kind of optimizer."""
+    weight_decay: NotNegative = 0.0
+    """Added to the gradient, times the weight."""
+
+
+class AdamW(_Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    """The kind of optimizer."""
+    weight_decay: NotNegative = 0.01
+    """Share of the weight, times the learning rate, that each step takes away."""
+
+
+class _Schedule(Table):
+    per: Literal["step", "epoch"] = "step"
+    """Whether the learning rate moves at every step or once an epoch."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs, fractions allowed, over which the rate rises linearly from nearly 0; the rest follows after them."""
+
+
+class Constant(_Schedule):
+    """The same rate throughout."""
+
+    name: Literal["constant"] = "constant"
+    """The kind of schedule."""
+
+
+class Linear(_Schedule):
+    """A straight line from 1 to `final`."""
+
+    name: Literal["linear"] = "linear"
+    """The kind of schedule."""
+    final: NotNegative = 0.0
+    """Factor of the learning rate at the end."""
+
+
+class Cosine(_Schedule):
+    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, without restarts)."""
+
+    name: Literal["cosine"] = "cosine"
+    """The kind of schedule."""
+    final: NotNegative = 0.0
+    """Factor of the learning rate at the end."""
+
+
+class OneCycle(_Schedule):
+    """Up and down again in half cosines (Smith and Topin 2018), as torch's OneCycleLR without the momentum cycle."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    """The kind of schedule."""
+    peak: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the run at which the rate is highest."""
+    start: NotNegative = 0.04
+    """Factor of the learning rate at the start."""
+    final: NotNegative = 4e-6
+    """Factor of the learning rate at the end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_epochs > 0:
+            raise ValueError("one_cycle warms up by itself: set peak and start instead of warmup_epochs")
+        return self
+
+
+class Step(_Schedule):
+    """The rate is multiplied by `gamma` at each milestone."""
+
+    name: Literal["step"] = "step"
+    """The kind of schedule."""
+    milestones: list[NotNegative]
+    """Epochs, fractions allowed, at which the rate drops."""
+    gamma: Rate = 0.1
+    """Factor of each drop."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sorted(self.milestones) != self.milestones:
+            raise ValueError("milestones must rise")
+        return self
+
+
+class Train(Table):
+    """The run itself."""
+
+    epochs: Positive = 20
+    """Passes over the training images."""
+    batch_size: Positive = 128
+    """Images in one optimisation step."""
+    drop_last: bool = False
+    """Leave out the partial batch at the end of an epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides initial weights, order, split and augmentation."""
+    precision: Precision = "bf16"
+    """Type of activations; weights, statistics and the loss stay in fp32. fp16 scales its loss."""
+    channels_last: bool = True
+    """Lay tensors out as N, H, W, C, which convolutions are faster on."""
+    compile: bool = True
+    """Compile the step with TorchInductor; where no compiler is found, the run goes on without and says why."""
+    deterministic: bool = False
+    """On CUDA, choose only kernels that repeat bit for bit; CPU runs always do."""
+    grad_clip: Rate | None = None
+    """Largest L2 norm of the whole gradient."""
+    label_smoothing: Share = 0.0
+    """Share of the target spread over all classes (Szegedy et al. 2016, section 7)."""
+    ema: Share = 0.0
+    """Decay per step of an exponential moving average of the weights, which is then evaluated and kept; 0: none."""
+    best: str | None = None
+    """Metric of metrics.jsonl that chooses the checkpoint to test, such as `val_loss`; lowest for a loss, highest for
+    an accuracy. By default the last weights are tested."""
+    early_stopping: Annotated[int, Field(ge=0)] = 0
+    """Stop after so many epochs without a better `best`; 0: never."""
+    checkpoint_seconds: NotNegative = 60.0
+    """Save at most this often in mid-epoch; 0 saves after every step. The end of an epoch always saves."""
+
+
+class Eval(Table):
+    """Measuring."""
+
+    batch_size: Positive = 500
+    """Images at a time."""
+    test_every: Annotated[int, Field(ge=0)] = 0
+    """Test every so many epochs, for the curve; 0: only once, at the end."""
+
+
+class Record(Table):
+    """What is written besides the metrics."""
+
+    name: str | None = None
+    """Name of the run; by default the recipe file's."""
+    report: bool = True
+    """Draw the figures and the page at the end."""
+    tensorboard: bool = False
+    """Write TensorBoard events too; needs `pip install 'fastres[tensorboard]'`."""
+
+
+class Recipe(Table):
+    """Every choice of a run."""
+
+    data: Data = Data()
+    """Images and split."""
+    model: Model = Model()
+    """Network."""
+    augment: Augment = Augment()
+    """Augmentation of training images."""
+    optimizer: Annotated[Sgd | Adam | AdamW, Field(discriminator="name")] = Sgd()
+    """Optimizer."""
+    schedule: Annotated[Constant | Linear | Cosine | OneCycle | Step, Field(discriminator="name")] = Cosine()
+    """Learning-rate schedule."""
+    train: Train = Train()
+    """The run."""
+    eval: Eval = Eval()
+    """Measuring."""
+    record: Record = Record()
+    """Records."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_kinds(cls, values: Any) -> Any:
+        """A table that does not say its kind is of the default kind."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {"optimizer": "sgd", "schedule": "cosine"}
+        given = {table: values[table] for table in kinds if isinstance(values.get(table), dict)}
+        return {**values, **{table: {"name": kinds[table], **content} for table, content in given.items()}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        train, best = self.train, self.train.best
+        if best is not None:
+            metrics = [f"{part}_{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")]
+            if best not in metrics:
+                raise ValueError(f"train.best is '{best}', which no run logs: choose one of {', '.join(metrics)}")
+            if best.startswith("val_") and self.data.split == "none":
+                raise ValueError(f"train.best = '{best}' needs validation images: set data.split to 'holdout'")
+            if best.startswith("test_") and self.eval.test_every != 1:
+                raise ValueError(f"train.best = '{best}' needs a test after each epoch: set eval.test_every to 1")
+        if train.early_stopping and best is None:
+            raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
+        if self.schedule.warmup_epochs >= train.epochs:
+            raise ValueError("schedule.warmup_epochs must be below train.epochs")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
+        """Read a recipe from `path`, with `overrides` such as `"train.epochs=3"` on top.
+
+        Raises UserError for anything wrong in the file, in a file it extends, or in an override.
+        """
+        from fastres.reading import load
+
+        return load(cls, Path(path), overrides or [])
+
+    def to_toml(self) -> str:
+        """The whole recipe as TOML. Keys without a value are left out: TOML has no null."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that change with any choice that changes the numbers of a run."""
+        import json
+
+        values = self.model_dump(exclude={"record": True, "data": {"root"}, "train": {"checkpoint_seconds"}})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, from which editors complete keys and show their docstrings."""
+    tables = Recipe.model_json_schema()
+    for table in tables["properties"].values():
+        # A file that extends another may leave the kind (`name`) to it; then several kinds fit, which `oneOf` forbids.
+        if "oneOf" in table:
+            table["anyOf"] = table.pop("oneOf")
+    extends = {"type": "string", "description": "Path of the recipe to start from, relative to this file."}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **tables,
+        "title": "fastres recipe",
+        "properties": {"extends": extends, **tables["properties"]},
+    }
+
+
+if __name__ == "__main__":
+    import json
+
+    print(json.dumps(schema(), indent=2))
