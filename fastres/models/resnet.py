@@ -1,0 +1,109 @@
+"""Residual networks of basic blocks (He et al. 2016), with the names of torchvision's parameters.
+
+The same names mean that a torchvision `state_dict` of a ResNet-18 or -34 loads with `strict=True` into the ImageNet
+form, and that a network trained here loads into torchvision's.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.errors import UserError
+
+
+class BasicBlock(nn.Module):
+    """k×k convolution, BN, ReLU, k×k convolution, BN, plus the skip, ReLU (He et al. 2016, figure 5 left).
+
+    [N, in_channels, H, W] → [N, channels, ⌈H/stride⌉, ⌈W/stride⌉]. Where that changes the shape, the skip is a
+    convolution of side `skip_kernel` with BN (option B of section 4.1), else the identity.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel: int = 3, skip_kernel: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, kernel, 1, kernel // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, skip_kernel, stride, skip_kernel // 2, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + skip)
+
+
+class ResNet(nn.Module):
+    """Stem, stages of basic blocks, average pool, linear classifier.
+
+    `forward` takes float images [N, 3, image_size, image_size] and returns logits [N, classes]. Every list has one
+    entry a stage; `recipe.Model` explains the options. Convolutions start Kaiming-normal with fan-out (He et al.
+    2015), BN at weight 1 and bias 0, as in torchvision and in the report's code. Raises UserError where strides and
+    pool do not fit the image.
+    """
+
+    def __init__(
+        self,
+        blocks: list[int],
+        channels: list[int],
+        strides: list[int],
+        kernels: list[int],
+        skip_kernels: list[int],
+        *,
+        classes: int,
+        image_size: int = 32,
+        stem: str = "cifar",
+        pool: int = 0,
+        dropout: float = 0.0,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem, self.pool, self.stages = stem, pool, len(blocks)
+        width = channels[0]
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+            side = _halved(_halved(image_size))
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+            side = image_size
+        self.bn1 = nn.BatchNorm2d(width)
+        for stage in range(self.stages):
+            layers = []
+            for block in range(blocks[stage]):
+                stride = strides[stage] if block == 0 else 1
+                layers.append(BasicBlock(width, channels[stage], stride, kernels[stage], skip_kernels[stage]))
+                width = channels[stage]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            side = (side - 1) // strides[stage] + 1
+        if pool > side:
+            raise UserError(
+                f"model.pool = {pool}, but {image_size}-pixel images leave a map of {side}×{side} before the pool: "
+                f"set model.pool to at most {side}, or 0 for the whole map"
+            )
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(width * (side // pool) ** 2 if pool else width, classes)
+        self._initialise(zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_residual and isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.stem == "imagenet":
+            x = F.max_pool2d(x, 3, 2, 1)
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
+        return self.fc(self.dropout(torch.flatten(x, 1)))
+
+
+def _halved(side: int) -> int:
+    return (side + 1) // 2
