@@ -1,0 +1,276 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported before a command runs.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 2 an error of the user's, in
+one or two lines that name the fix; 130 interrupted after a checkpoint was saved.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastres.errors import Interrupted, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train small-image ResNets fast and report honestly.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Prepare and look at data sets.")
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="TABLE.KEY=VALUE", help="Change a value of the recipe; an empty value is the default."
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="shapes10, cifar10, cifar100, an archive or a folder.", show_default=False),
+]
+Size = Annotated[int | None, typer.Option(help="Side in pixels to which images are brought.", show_default="32")]
+Root = Annotated[
+    str | None,
+    typer.Option(help="Folder of downloads and prepared stores.", show_default="$FASTRES_DATA or ~/.cache/fastres"),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fastres._version import __version__
+
+        print(f"fastres {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="TOML recipe.", show_default=False)] = None,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="New run directory.", show_default="runs/<name>-<time>")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Complete an interrupted run instead.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe into a run directory; test and report what comes out."""
+    if (recipe is None) == (resume is None):
+        raise UserError("give either a RECIPE to train or --resume RUN to complete")
+    if resume is not None and (set_ or out is not None):
+        raise UserError("--resume goes on with the run's own recipe in its own folder: leave out --set and --out")
+    from fastres import training
+
+    if resume is not None:
+        result = training.resume(resume, device=device, quiet=quiet)
+    else:
+        from fastres.recipe import Recipe
+
+        assert recipe is not None
+        loaded = Recipe.load(recipe, set_)
+        result = training.train(loaded, out=out, device=device, quiet=quiet, name=recipe.stem)
+    summary = result.summary
+    if as_json:
+        _print_json({"run": str(result.run), **summary})
+        return
+    from fastres.report import wilson
+
+    images = summary["test_images"]
+    low, high = wilson(round(summary["test_accuracy"] * images), images)
+    print(f"test accuracy {summary['test_accuracy']:.2%} (95% interval of the test sample {low:.2%} to {high:.2%})")
+    speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
+    print(f"{summary['seconds']:.1f} s, {speed}, {summary['parameters']:,} parameters")
+    print(f"run directory {result.run}")
+
+
+@app.command(name="eval")
+def evaluate(run: RunFolder, device: Device = "auto", as_json: Json = False) -> None:
+    """Test a finished run: overall, by class, confusion, calibration."""
+    from dataclasses import asdict
+
+    from fastres.evaluate import evaluate as measure_run
+
+    classes, measured = measure_run(run, device=device)
+    if as_json:
+        _print_json({"run": str(run), "classes": list(classes), **asdict(measured)})
+        return
+    print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}")
+    print(f"expected calibration error {measured.expected_calibration_error:.2%} (15 bins)\n")
+    _print_measures(classes, measured.class_accuracy, measured.confusion)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    source: Source,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("submission.csv"),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write the predicted class of each image to a CSV file with the header ID,Labels."""
+    from fastres.evaluate import predict as write_predictions
+
+    count = write_predictions(run, source, out, device=device)
+    if as_json:
+        _print_json({"out": str(out), "images": count})
+        return
+    print(f"{count:,} predictions in {out}")
+
+
+@app.command()
+def show(recipe: RecipeFile, set_: Overrides = [], as_json: Json = False) -> None:  # noqa: B006 - typer copies it
+    """Print the resolved recipe and the network's layers with shapes, parameters and multiply-adds."""
+    from dataclasses import asdict
+
+    from fastres.feed import shape_of
+    from fastres.models import build, count_parameters, layers
+    from fastres.recipe import Recipe
+
+    loaded = Recipe.load(recipe, set_)
+    classes, size, known = shape_of(loaded.data)
+    network = build(loaded.model, classes, size)
+    table = layers(network, size)
+    parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in table)
+    if as_json:
+        _print_json(
+            {
+                "recipe": loaded.model_dump(exclude_none=True),
+                "recipe_hash": loaded.hash(),
+                "layers": [asdict(layer) for layer in table],
+                "parameters": parameters,
+                "multiply_adds": products,
+            }
+        )
+        return
+    print(loaded.to_toml())
+    rows = [
+        [layer.name, layer.kind, "×".join(map(str, layer.output)), f"{layer.parameters:,}", f"{layer.multiply_adds:,}"]
+        for layer in table
+    ]
+    total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
+    _print_table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], left=3)
+    work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
+    print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
+    if not known:
+        print(f"{loaded.data.source} is not prepared yet: ten classes are assumed")
+
+
+@app.command()
+def doctor(root: Root = None, as_json: Json = False) -> None:
+    """Say what this machine has and what is missing, with the line that installs it."""
+    from fastres import doctor as examination
+
+    facts = examination.examine(root)
+    if as_json:
+        _print_json(facts)
+        return
+    examination.render(facts)
+
+
+@data_app.command()
+def prepare(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
+    """Decode a source into a store that opens at once."""
+    from fastres.data import info as describe_store
+    from fastres.data import open_dataset
+
+    dataset = open_dataset(source, image_size=image_size, root=root)
+    if as_json:
+        _print_json(describe_store(source, image_size=image_size, root=root))
+        return
+    print(
+        f"{dataset.name}: {len(dataset.classes)} classes, {dataset.image_size}×{dataset.image_size}, in {dataset.path}"
+    )
+
+
+@data_app.command()
+def info(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
+    """Say what a source holds."""
+    from fastres.data import info as describe_store
+
+    facts = describe_store(source, image_size=image_size, root=root)
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        print(
+            f"{key + ':':<14}{value if not isinstance(value, (dict, list)) else json.dumps(value, ensure_ascii=False)}"
+        )
+
+
+@data_app.command()
+def verify(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
+    """Recompute the checksums of a prepared store."""
+    from fastres.data import verify as find_problems
+
+    problems = find_problems(source, image_size=image_size, root=root)
+    if as_json:
+        _print_json({"source": source, "problems": problems})
+    if problems and not as_json:
+        raise UserError("\n".join(problems))
+    if problems:
+        raise typer.Exit(2)
+    if not as_json:
+        print(f"{source}: the store is sound")
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def _print_table(header: list[str], rows: list[list[str]], left: int) -> None:
+    """Columns aligned by their widest cell, the first `left` to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], confusion: list[list[int]]) -> None:
+    """Accuracy of each class, and the class it is most often taken for."""
+    rows = []
+    for label, name in enumerate(classes):
+        others = [(count, predicted) for predicted, count in enumerate(confusion[label]) if predicted != label]
+        count, predicted = max(others, default=(0, label))
+        share = accuracy[label]
+        taken = f"{classes[predicted]} ({count})" if count else "-"
+        rows.append([name, "no images" if share is None else f"{share:.2%}", f"{sum(confusion[label]):,}", taken])
+    _print_table(["class", "accuracy", "images", "most often taken for"], rows, left=1)
+
+
+def main() -> None:
+    """Entry point of the `fastres` command."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except Interrupted as stop:
+        _fail(str(stop), 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"fastres: {message}", file=sys.stderr)
+    sys.exit(code)

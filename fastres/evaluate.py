@@ -1,0 +1,146 @@
+"""Accuracy, loss, calibration and predictions of a network on a part of a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.augment import Augment
+from fastres.compiling import Compiled
+from fastres.data.loaders import ResidentLoader
+from fastres.errors import UserError
+from fastres.step import autocast
+
+
+class Evaluator:
+    """Logits of `network` for the batches of a loader, compiled once.
+
+    The last batch is filled up with its own first row, and the surplus cut off again: one shape, one graph.
+    """
+
+    def __init__(
+        self, network: nn.Module, augment: Augment, precision: str, device: torch.device, *, compile: bool
+    ) -> None:
+        self.network, self.augment, self.precision, self.device = network, augment, precision, device
+        self._logits = Compiled(self._forward, enabled=compile)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with autocast(self.precision, self.device):
+            return self.network(images).float()
+
+    @torch.no_grad()
+    def logits(self, loader: ResidentLoader) -> Tensor:
+        """float32 [N, classes] on the CPU, in the loader's order."""
+        self.network.eval()
+        found = []
+        for batch in loader.batches():
+            count = len(batch.rows)
+            rows = torch.cat([batch.rows, batch.rows[:1].expand(loader.batch_size - count)])
+            found.append(self._logits(self.augment.plain(batch.source, rows))[:count])
+        return torch.cat(found).cpu()
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How good predictions are."""
+
+    loss: float
+    """Mean cross-entropy, in nats."""
+    accuracy: float
+    """Share of correct predictions."""
+    class_accuracy: list[float | None]
+    """The same for each class; None for a class without images."""
+    confusion: list[list[int]]
+    """confusion[true][predicted] counts images."""
+    expected_calibration_error: float
+    """Mean distance of confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, section 2)."""
+    images: int
+    """How many were measured."""
+
+
+def measure(logits: Tensor, labels: Tensor) -> Measures:
+    """Measures of float logits [N, classes] against int64 labels [N], computed in fp64."""
+    logits = logits.double()
+    classes = logits.shape[1]
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = (predicted == labels).double()
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    counts = confusion.sum(1).tolist()
+    # Bins are (i/15, (i+1)/15]; a confidence is never 0.
+    bins = (confidence * 15).ceil().long().clamp(1, 15) - 1
+    gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, confidence - correct)
+    return Measures(
+        loss=F.cross_entropy(logits, labels).item(),
+        accuracy=correct.mean().item(),
+        class_accuracy=[
+            hits / count if count else None for hits, count in zip(confusion.diag().tolist(), counts, strict=True)
+        ],
+        confusion=confusion.tolist(),
+        expected_calibration_error=(gaps.abs().sum() / len(labels)).item(),
+        images=len(labels),
+    )
+
+
+def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...], Measures]:
+    """Class names, and measures of the kept network of `run` on its recipe's test images in the recipe's precision.
+
+    Raises UserError where the run is not finished or its data cannot be opened.
+    """
+    from fastres.data import open_dataset
+    from fastres.runs import Kept
+
+    kept = Kept.load(Path(run), device)
+    data = kept.recipe.data
+    dataset = open_dataset(data.source, image_size=data.image_size, root=data.root)
+    if dataset.test is None or dataset.test.labels is None:
+        raise UserError(f"{data.source} has no test images with labels to evaluate on")
+    if dataset.classes != kept.classes:
+        raise UserError(
+            f"{data.source} has other classes than those that {run} was trained on: restore the data it had"
+        )
+    labels = dataset.test.labels[: data.test_images]
+    logits = kept.logits(dataset.test.images[: data.test_images])
+    return kept.classes, measure(logits, torch.from_numpy(np.array(labels)))
+
+
+def predict(run: str | Path, source: str, out: str | Path, *, device: str = "auto") -> int:
+    """Write the predicted class of each image of `source` to a CSV file with the header `ID,Labels`; returns how many.
+
+    Unlabelled images are taken where the source has some, its test images otherwise. An ID is the source's own where
+    it has ids, else the position, counted from 0. Raises UserError where images and network do not fit.
+    """
+    from fastres.data import open_dataset
+    from fastres.files import write_text
+    from fastres.runs import Kept
+
+    kept = Kept.load(Path(run), device)
+    dataset = open_dataset(source, image_size=kept.image_size, root=kept.recipe.data.root)
+    part = dataset.unlabelled or dataset.test
+    if part is None:
+        raise UserError(f"{source} has neither unlabelled nor test images to predict")
+    if dataset.image_size != kept.image_size:
+        raise UserError(f"{source} has {dataset.image_size}-pixel images, and {run} was trained on {kept.image_size}")
+    predicted = kept.logits(part.images).argmax(1).tolist()
+    ids: list[Any] = part.ids.tolist() if part.ids is not None else list(range(len(predicted)))
+    write_text(
+        Path(out),
+        "".join(["ID,Labels\n", *(f"{_cell(name)},{label}\n" for name, label in zip(ids, predicted, strict=True))]),
+    )
+    return len(predicted)
+
+
+def _cell(value: Any) -> str:
+    """A CSV cell: quoted where a file's name holds a comma, a quote or a line break."""
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def everything(images: NDArray[np.uint8], batch_size: int, device: torch.device) -> ResidentLoader:
+    """A loader over all of `images` in order, without labels."""
+    count = len(images)
+    return ResidentLoader(images, np.zeros(count, np.int64), np.arange(count), min(batch_size, count), device=device)

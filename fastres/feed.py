@@ -1,0 +1,115 @@
+"""The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastres.augment import Augment
+from fastres.data import Dataset, info, open_dataset
+from fastres.data.loaders import ResidentLoader
+from fastres.data.order import split
+from fastres.errors import UserError
+from fastres.recipe import Data, Recipe
+from fastres.step import DTYPES
+
+
+@dataclass(frozen=True)
+class Feed:
+    """All images and labels that a run meets."""
+
+    dataset: Dataset
+    train_images: NDArray[np.uint8]
+    """[M, H, W, 3]: training and validation images."""
+    train_labels: NDArray[np.int64]
+    """[M]."""
+    train: ResidentLoader
+    """Shuffled each epoch."""
+    validation: ResidentLoader | None
+    """In the order of the set."""
+    test: ResidentLoader
+    """In the order of the set."""
+    augment: Augment
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the source does."""
+        return str(self.dataset.manifest["fingerprint"])
+
+    @property
+    def about(self) -> dict[str, object]:
+        """What weights need besides the recipe to be used on new images."""
+        dataset = self.dataset
+        return {
+            "classes": list(dataset.classes),
+            "image_size": dataset.image_size,
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+        }
+
+
+def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> Feed:
+    """Open the recipe's data, preparing the store where there is none yet.
+
+    Raises UserError where the source cannot be used, or does not fit batch size, split or augmentation.
+    """
+    data, options = recipe.data, recipe.train
+    dataset = open_dataset(data.source, image_size=data.image_size, root=data.root, quiet=quiet)
+    images, labels = _labelled(dataset, "train", data.train_images)
+    test_images, test_labels = _labelled(dataset, "test", data.test_images)
+    chosen, held = split(data, len(images), options.seed)
+    if options.batch_size > len(chosen):
+        raise UserError(
+            f"train.batch_size = {options.batch_size} is larger than the {len(chosen)} images to train on: "
+            f"set it to at most {len(chosen)}"
+        )
+    augment = Augment(
+        recipe.augment,
+        dataset.mean,
+        dataset.std,
+        seed=options.seed,
+        dtype=DTYPES[options.precision],
+        channels_last=options.channels_last,
+    )
+    augment.draw(torch.zeros(1, dtype=torch.int64), 0, images.shape[1:3])  # an impossible policy fails before the loop
+
+    def measured(images: NDArray[np.uint8], labels: NDArray[np.int64], subset: NDArray[np.int64]) -> ResidentLoader:
+        return ResidentLoader(images, labels, subset, min(recipe.eval.batch_size, len(subset)), device=device)
+
+    return Feed(
+        dataset=dataset,
+        train_images=images,
+        train_labels=labels,
+        train=ResidentLoader(
+            images, labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last, device=device
+        ),
+        validation=measured(images, labels, held) if len(held) else None,
+        test=measured(test_images, test_labels, np.arange(len(test_images))),
+        augment=augment,
+    )
+
+
+def shape_of(data: Data) -> tuple[int, int, bool]:
+    """Number of classes, image size in pixels, and whether the classes are known without decoding anything.
+
+    A source that was never prepared, and is none of the named ones, is taken to have ten classes.
+    """
+    facts = info(data.source, image_size=data.image_size, root=data.root)
+    named = {"shapes10": 10, "cifar10": 10, "cifar100": 100}.get(data.source)
+    classes = len(facts["classes"]) if facts["prepared"] else named
+    return classes or 10, facts["image_size"], classes is not None
+
+
+def labels_of(loader: ResidentLoader) -> Tensor:
+    """int64 [N] on the CPU, in the order in which the loader delivers an unshuffled epoch."""
+    return loader.labels.cpu()[torch.from_numpy(loader.subset)]
+
+
+def _labelled(dataset: Dataset, name: str, limit: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels of a part, at most `limit` of them."""
+    part = dataset.train if name == "train" else dataset.test
+    if part is None or part.labels is None:
+        raise UserError(f"{dataset.source} has no {name} images with labels: give a source with train and test parts")
+    return part.images[:limit], np.array(part.labels[:limit])

@@ -1,0 +1,75 @@
+"""How far a run has come: what a checkpoint holds besides weights and optimizer."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Position:
+    """Finished epochs and steps, the best checkpoint so far, and times summed over all interruptions."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    step: int = 0
+    """Finished steps of the epoch that is under way."""
+    best: dict[str, Any] | None = None
+    """metric, epoch (counted from 1) and value of the best checkpoint, where `train.best` is set."""
+    seconds: float = 0.0
+    """Wall time until the last checkpoint."""
+    cold_seconds: float = 0.0
+    """Wall time to the end of the first step, compilation included."""
+    images: int = 0
+    """Images of all timed steps: all but the first of each process, which compiles."""
+    images_seconds: float = 0.0
+    """Seconds of those steps."""
+    epoch_seconds: float = 0.0
+    """Seconds of all steps of this epoch."""
+    epoch_images: int = 0
+    """Images of this epoch's timed steps."""
+    epoch_images_seconds: float = 0.0
+    """Seconds of those steps."""
+
+    def time_step(self, images: int, seconds: float, *, timed: bool) -> None:
+        """Count one step of `images` images."""
+        self.epoch_seconds += seconds
+        if timed:
+            self.images, self.images_seconds = self.images + images, self.images_seconds + seconds
+            self.epoch_images += images
+            self.epoch_images_seconds += seconds
+
+    def next_epoch(self) -> None:
+        """The epoch is over."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_seconds, self.epoch_images, self.epoch_images_seconds = 0.0, 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, from which Position(**state) makes the same position."""
+        return asdict(self)
+
+
+class Tally:
+    """Sums over the steps of an epoch that stay on the device until somebody reads them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, step: int, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Take in a batch: `step` counted from 1 over the run, its mean loss, its correct predictions."""
+        loss = loss.double()
+        self.sums[0] += loss * images
+        self.sums[1] += correct
+        self.sums[2] += images
+        # The first step with a non-finite loss; 0 while there is none.
+        self.sums[3] = torch.where((self.sums[3] == 0) & ~torch.isfinite(loss), float(step), self.sums[3])
+
+    def read(self) -> tuple[float, float, int]:
+        """Mean loss, accuracy, and the first step whose loss was not finite (0: none). Waits for the device."""
+        total, correct, images, bad = self.sums.tolist()
+        return total / images, correct / images, int(bad)
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.sums.zero_()

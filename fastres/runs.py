@@ -1,0 +1,111 @@
+"""Run directories: making one, and reading the network that one kept."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastres import checkpoint
+from fastres.augment import Augment
+from fastres.errors import UserError, disk_errors_are_the_users
+from fastres.files import write_text
+from fastres.models import build
+from fastres.recipe import Recipe
+from fastres.step import DTYPES
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UserError for `cuda` without one and for unknown names."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; `fastres doctor` says more")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
+    """A new run directory that holds the resolved recipe: `out`, or runs/<name>-<time>.
+
+    Raises UserError where something is in the way or nothing can be written; no folder is left behind then.
+    """
+    run = _new_folder(out, name)
+    try:
+        write_text(run / "recipe.toml", recipe.to_toml())
+    except UserError:
+        run.rmdir()
+        raise
+    return run
+
+
+def _new_folder(out: str | Path | None, name: str) -> Path:
+    stem = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [Path(out)] if out is not None else [stem, *(Path(f"{stem}-{number}") for number in range(2, 100))]
+    for run in candidates:
+        with disk_errors_are_the_users(run):
+            try:
+                run.mkdir(parents=True)
+                return run
+            except FileExistsError:
+                if out is not None and run.is_dir() and not any(run.iterdir()):
+                    return run
+    if out is None:
+        raise UserError(f"{stem} exists already, and so do its next names: give --out")
+    resume = f", or go on with --resume {out}" if (Path(out) / "recipe.toml").is_file() else ""
+    raise UserError(f"{out} exists and is not an empty folder: give another --out{resume}")
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The resolved recipe of a run. Raises UserError where `run` is none."""
+    if not (run / "recipe.toml").is_file():
+        raise UserError(f"{run} is not a run directory: it has no recipe.toml; give a folder that `fastres train` made")
+    return Recipe.load(run / "recipe.toml")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The network that a finished run kept, ready for images."""
+
+    recipe: Recipe
+    network: nn.Module
+    classes: tuple[str, ...]
+    image_size: int
+    augment: Augment
+    device: torch.device
+
+    @classmethod
+    def load(cls, run: Path, device: str = "auto") -> "Kept":
+        """Read checkpoints/final.safetensors. Raises UserError where the run has none yet."""
+        recipe, where = read_recipe(run), choose_device(device)
+        path = run / checkpoint.FINAL
+        if not path.is_file():
+            raise UserError(f"{run} is not finished: complete it with `fastres train --resume {run}`")
+        weights, about = checkpoint.load_weights(path)
+        network = build(recipe.model, len(about["classes"]), about["image_size"])
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
+        if recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        augment = Augment(
+            recipe.augment,
+            about["mean"],
+            about["std"],
+            dtype=DTYPES[recipe.train.precision],
+            channels_last=recipe.train.channels_last,
+        )
+        return cls(recipe, network.to(where).eval(), tuple(about["classes"]), about["image_size"], augment, where)
+
+    def logits(self, images: NDArray[np.uint8]) -> Tensor:
+        """float32 [N, classes] for uint8 images [N, H, W, 3], compiled as in training, so that the same bits come
+        out."""
+        from fastres.evaluate import Evaluator, everything
+
+        evaluator = Evaluator(
+            self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
+        )
+        return evaluator.logits(everything(images, self.recipe.eval.batch_size, self.device))

@@ -1,0 +1,95 @@
+"""One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.compiling import Compiled
+from fastres.optim import Ema, build_optimizer, factor
+from fastres.recipe import Recipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Step:
+    """Everything that changes from step to step, and the change.
+
+    Weights, BN statistics, loss and optimizer stay in fp32; under bf16 and fp16 autocast runs convolutions and what
+    lies between them in that type. `seed` and the step number decide all randomness (dropout), so there is no
+    generator to save.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
+        options = recipe.train
+        self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
+        self.optimizer = build_optimizer(recipe.optimizer, network)
+        self.ema = Ema(network, options.ema) if options.ema else None
+        # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to evaluate and to keep: the moving average where there is one."""
+        return self.network if self.ema is None else self.ema.network
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that step `step` (counted from 0) uses."""
+        schedule, epochs = self.recipe.schedule, self.recipe.train.epochs
+        return self.recipe.optimizer.lr * factor(schedule, step, self.steps_per_epoch, epochs)
+
+    def __call__(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on one batch: [B, 3, H, W] and int64 [B]. Returns the mean loss before the step (fp32) and the number
+        of correct predictions (int64), both still on the device."""
+        options = self.recipe.train
+        if self.recipe.model.dropout:
+            torch.manual_seed((options.seed << 32) + step)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = self.loss_and_correct(images, labels)
+        self.scaler.scale(loss).backward()
+        if options.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip, foreach=True)
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.network)
+        return loss.detach(), correct
+
+    def _loss_and_correct(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with autocast(self.recipe.train.precision, self.device):
+            logits = self.network(images)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.train.label_smoothing)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+    def state(self) -> dict[str, Any]:
+        """What an exact resume needs, as tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None
+            if self.ema is None
+            else {"network": self.ema.network.state_dict(), "updates": self.ema.updates},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave. Weights are copied into place, so that their memory layout stays."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state["ema"]["network"])
+            self.ema.updates = state["ema"]["updates"]
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Autocast to `precision` on `device`; off for fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

@@ -1,0 +1,341 @@
+"""One run from top to bottom."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastres import checkpoint, runs
+from fastres.errors import Interrupted, UserError
+from fastres.evaluate import Evaluator, Measures, measure
+from fastres.feed import labels_of, open_feed
+from fastres.files import write_json
+from fastres.interrupt import Interrupt
+from fastres.models import Layer, build, count_parameters, layers
+from fastres.position import Position, Tally
+from fastres.recipe import Recipe
+from fastres.record import Progress, Recorder, environment
+from fastres.step import Step
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    run: Path
+    """The run directory."""
+    summary: dict[str, Any]
+    """What summary.json holds."""
+
+    @property
+    def test_accuracy(self) -> float:
+        """Share of the test images that the kept network gets right."""
+        return self.summary["test_accuracy"]
+
+
+def train(
+    recipe: Recipe, *, out: str | Path | None = None, device: str = "auto", quiet: bool = False, name: str = "run"
+) -> RunResult:
+    """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
+
+    Raises UserError for what the user can put right, Interrupted after SIGINT or SIGTERM, when a checkpoint has been
+    saved.
+    """
+    run = _Run(recipe, device, quiet)
+    return run.execute(runs.create(out, recipe.record.name or name, recipe), [])
+
+
+def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> RunResult:
+    """Complete an interrupted run from its last checkpoint, to the same bits as if nothing had happened.
+
+    A run that was interrupted before its first checkpoint starts again. Raises as `train` does.
+    """
+    folder = Path(run)
+    recipe = runs.read_recipe(folder)
+    if (folder / "summary.json").is_file():
+        raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
+    resumed = _Run(recipe, device, quiet)
+    return resumed.execute(folder, resumed.restore(folder))
+
+
+class _Run:
+    """Data, network and loop of one run; a class so that each phase is a short method."""
+
+    def __init__(self, recipe: Recipe, device: str, quiet: bool) -> None:
+        self.began = time.perf_counter()
+        self.recipe, self.quiet, self.device = recipe, quiet, runs.choose_device(device)
+        options = recipe.train
+        if options.deterministic and self.device.type == "cuda":
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+
+        # ---------------------------------------------------------------------------------------- data and network
+        self.feed = open_feed(recipe, self.device, quiet=quiet)
+        dataset = self.feed.dataset
+        torch.manual_seed(options.seed)
+        network: nn.Module = build(recipe.model, len(dataset.classes), dataset.image_size)
+        self.layers, self.parameters = layers(network, dataset.image_size), count_parameters(network)
+        _check_statistics(self.layers, recipe, len(self.feed.train.subset))
+        if options.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.step = Step(network.to(self.device), recipe, len(self.feed.train), self.device)
+        self.evaluator = Evaluator(
+            self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
+        )
+        self.at, self.tally = Position(), Tally(self.device)
+        self.first = True  # the next step is this process's first: it compiles and is not timed
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def execute(self, run: Path, rows: list[dict[str, Any]]) -> RunResult:
+        """Train from the current position to the end; `rows` are those of the finished epochs."""
+        options, steps = self.recipe.train, len(self.feed.train)
+        self.run = run
+        self.environment = {**environment(), "device": str(self.device), "threads": torch.get_num_threads()}
+        write_json(run / "environment.json", self.environment)
+        self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
+        self.progress = Progress(
+            epochs=options.epochs,
+            steps_per_epoch=steps,
+            batch_size=options.batch_size,
+            first_step=self.at.epoch * steps + self.at.step,
+            quiet=self.quiet,
+        )
+        self.saved = time.perf_counter()
+        try:
+            with self.progress, Interrupt() as self.interrupt:
+                self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
+                stopped = "completed"
+                while self.at.epoch < options.epochs:
+                    if self._out_of_patience():
+                        stopped = "early stopping"
+                        break
+                    self._epoch()
+                summary = self._finish(stopped)
+        finally:
+            self.recorder.close()
+        return RunResult(run, summary)
+
+    def _epoch(self) -> None:
+        at, epoch = self.at, self.at.epoch
+        steps_before = epoch * len(self.feed.train)
+        for batch in self.feed.train.batches(epoch, at.step):
+            started = time.perf_counter()
+            images = self.feed.augment(batch.source, batch.indices, epoch, batch.rows)
+            loss, correct = self.step(steps_before + at.step, images, batch.labels)
+            at.step += 1
+            self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
+            self._show(steps_before + at.step, len(batch.rows))
+            at.time_step(len(batch.rows), time.perf_counter() - started, timed=not self.first)
+            if self.first:
+                self._first_step_is_done()
+            if self.interrupt.requested:
+                self._save()
+                raise Interrupted(
+                    f"{self.interrupt.requested}: saved after step {steps_before + at.step}; go on with "
+                    f"`fastres train --resume {self.run}`"
+                )
+            if time.perf_counter() - self.saved >= self.recipe.train.checkpoint_seconds:
+                self._save()
+        row = self._row()
+        at.next_epoch()
+        self.tally.clear()
+        self._keep_if_best(row)
+        self.recorder.log(row)
+        self.progress.epoch(row)
+        self._save()
+
+    def _show(self, step: int, images: int) -> None:
+        """On a CPU, where reading costs nothing, show loss and accuracy and look for a non-finite loss after each
+        step."""
+        if self.device.type == "cpu":
+            loss, accuracy = self._read_tally()
+            self.progress.step(step, images, loss, accuracy)
+        else:
+            self.progress.step(step, images)
+
+    def _first_step_is_done(self) -> None:
+        self.first = False
+        self.at.cold_seconds = self.at.cold_seconds or time.perf_counter() - self.began
+        if self.recipe.train.compile and not self.step.loss_and_correct.active:
+            self.progress.message(f"running without compilation: {self.step.loss_and_correct.note}")
+
+    def _read_tally(self) -> tuple[float, float]:
+        """Mean loss and accuracy of this epoch so far; a non-finite loss ends the run."""
+        loss, accuracy, bad = self.tally.read()
+        if bad:
+            last = self.run / checkpoint.LAST
+            kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
+            raise UserError(
+                f"the loss is not finite at step {bad} (epoch {(bad - 1) // len(self.feed.train) + 1}), learning rate "
+                f"{self.step.learning_rate(bad - 1):.4g}; {kept}.\n"
+                "Lower optimizer.lr or set train.grad_clip, and train again."
+            )
+        return loss, accuracy
+
+    def _row(self) -> dict[str, Any]:
+        """The finished epoch's line of metrics.jsonl."""
+        at, step = self.at, (self.at.epoch + 1) * len(self.feed.train)
+        waited = time.perf_counter()
+        loss, accuracy = self._read_tally()
+        at.time_step(0, time.perf_counter() - waited, timed=True)
+        row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
+        row |= {"train_loss": loss, "train_accuracy": accuracy}
+        if self.feed.validation is not None:
+            measured = measure(self.evaluator.logits(self.feed.validation), labels_of(self.feed.validation))
+            row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+        every = self.recipe.eval.test_every
+        if every and (at.epoch + 1) % every == 0:
+            measured = self._test()[0]
+            row |= {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
+        speed = at.epoch_images / at.epoch_images_seconds if at.epoch_images else None
+        return row | {"seconds": at.epoch_seconds, "images_per_second": speed}
+
+    # ------------------------------------------------------------------------------------------------ best and last
+
+    def _keep_if_best(self, row: dict[str, Any]) -> None:
+        metric, best = self.recipe.train.best, self.at.best
+        if metric is None:
+            return
+        value, sign = row[metric], 1 if metric.endswith("loss") else -1
+        if math.isfinite(value) and (best is None or sign * value < sign * best["value"]):
+            self.at.best = {"metric": metric, "epoch": row["epoch"], "value": value}
+            checkpoint.save_weights(self.run / checkpoint.BEST, self.step.averaged, self.feed.about)
+
+    def _out_of_patience(self) -> bool:
+        patience, best = self.recipe.train.early_stopping, self.at.best
+        if not patience or best is None or self.at.epoch - best["epoch"] < patience:
+            return False
+        self.progress.message(f"no better {best['metric']} in {patience} epochs: stopped early")
+        return True
+
+    def _save(self) -> None:
+        if self.at.step:
+            self._read_tally()  # never replace a good checkpoint by one after a non-finite loss
+        now = time.perf_counter()
+        self.at.seconds, self.began = self.at.seconds + now - self.began, now
+        state = {
+            "recipe": self.recipe.hash(),
+            "data": self.feed.fingerprint,
+            "position": self.at.state(),
+            "tally": self.tally.sums.cpu(),
+            "rows": self.recorder.rows,
+            "step": self.step.state(),
+        }
+        checkpoint.save(self.run / checkpoint.LAST, state)
+        self.saved = time.perf_counter()
+
+    def restore(self, run: Path) -> list[dict[str, Any]]:
+        """Go back to the last checkpoint of `run`, if it has one; returns the rows of the finished epochs."""
+        path = run / checkpoint.LAST
+        if not path.is_file():
+            return []
+        state = checkpoint.load(path)
+        if state.get("recipe") != self.recipe.hash():
+            raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
+        if state["data"] != self.feed.fingerprint:
+            raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
+        self.at = Position(**state["position"])
+        self.tally.sums.copy_(state["tally"])
+        self.step.load_state(state["step"])
+        return state["rows"]
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _test(self) -> tuple[Measures, Tensor]:
+        logits = self.evaluator.logits(self.feed.test)
+        return measure(logits, labels_of(self.feed.test)), logits
+
+    def _finish(self, stopped: str) -> dict[str, Any]:
+        """Test what is kept; write weights, page and summary."""
+        if self.at.best is not None:
+            weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
+            self.step.averaged.load_state_dict(weights)
+        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
+        measured, logits = self._test()
+        summary = self._summary(stopped, measured)
+        if self.recipe.record.report:
+            self.progress.message(f"report: {self._report(summary, logits.softmax(1).numpy())}")
+        write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
+        return summary
+
+    def _summary(self, stopped: str, measured: Measures) -> dict[str, Any]:
+        at, compiled = self.at, self.step.loss_and_correct
+        return {
+            "name": self.run.name,
+            "recipe_hash": self.recipe.hash(),
+            "source": self.recipe.data.source,
+            "split": self.recipe.data.split,
+            "test_accuracy": measured.accuracy,
+            "test_loss": measured.loss,
+            "test_images": measured.images,
+            "expected_calibration_error": measured.expected_calibration_error,
+            "best": at.best,
+            "parameters": self.parameters,
+            "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
+            "epochs": at.epoch,
+            "steps": at.epoch * len(self.feed.train),
+            "stopped": stopped,
+            "images_per_second": at.images / at.images_seconds if at.images else None,
+            "seconds": at.seconds + time.perf_counter() - self.began,
+            "cold_seconds": at.cold_seconds,
+            "precision": self.recipe.train.precision,
+            "compiled": compiled.active,
+            "compile_note": compiled.note,
+            "device": self.environment.get("gpu_name")
+            if self.device.type == "cuda"
+            else self.environment.get("cpu_model"),
+            "peak_memory_bytes": _peak_memory(self.device),
+        }
+
+    def _report(self, summary: dict[str, Any], probabilities: np.ndarray) -> Path:
+        from fastres.report import Exhibits, write_report
+
+        feed, shown = self.feed, self.feed.train.subset[:40]
+        rows = torch.from_numpy(shown).to(self.device)
+        augmented = feed.augment.restore(feed.augment(feed.train.source, rows, 0, rows))
+        exhibits = Exhibits(
+            classes=feed.dataset.classes,
+            train_labels=feed.train_labels[feed.train.subset],
+            val_labels=None if feed.validation is None else feed.train_labels[feed.validation.subset],
+            samples=feed.train_images[shown],
+            sample_labels=feed.train_labels[shown],
+            augmented=augmented.numpy(),
+            test_images=feed.test.source.cpu().numpy(),
+            test_labels=labels_of(feed.test).numpy(),
+            test_probabilities=probabilities,
+        )
+        return write_report(
+            self.run,
+            recipe=self.recipe,
+            rows=self.recorder.rows,
+            summary=summary,
+            environment=self.environment,
+            exhibits=exhibits,
+        )
+
+
+def _check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
+    """BN has no variance of a single value: say so now, not at the end of the first epoch."""
+    options = recipe.train
+    smallest = min(layer.output[-1] for layer in found if layer.kind == "BN")
+    rest = 0 if options.drop_last else images % options.batch_size
+    if smallest == 1 and 1 in (options.batch_size, rest):
+        raise UserError(
+            f"a batch of one image meets a BN of 1×1 maps, which has no variance ({images} images in batches of "
+            f"{options.batch_size}): set train.drop_last = true or another train.batch_size"
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most memory that this process has held, in bytes: of the GPU on CUDA, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
