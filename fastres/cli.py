@@ -184,11 +184,11 @@ def doctor(root: Root = None, as_json: Json = False) -> None:
 
 @data_app.command()
 def prepare(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
-    """Decode a source into a store that opens at once."""
+    """Decode a source into a store that opens at once; a damaged store is built anew."""
     from fastres.data import info as describe_store
-    from fastres.data import open_dataset
+    from fastres.data import prepare as build_store
 
-    dataset = open_dataset(source, image_size=image_size, root=root)
+    dataset = build_store(source, image_size=image_size, root=root)
     if as_json:
         _print_json(describe_store(source, image_size=image_size, root=root))
         return

@@ -1,6 +1,9 @@
 """Run directories: making one, and reading the network that one kept."""
 
 import datetime
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +59,22 @@ def _new_folder(out: str | Path | None, name: str) -> Path:
         raise UserError(f"{stem} exists already, and so do its next names: give --out")
     resume = f", or go on with --resume {out}" if (Path(out) / "recipe.toml").is_file() else ""
     raise UserError(f"{out} exists and is not an empty folder: give another --out{resume}")
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Keep other processes from training `run` meanwhile; the claim ends with the process, however that ends.
+
+    Clears away the temporary files of a killed process. Raises UserError where another process has the claim.
+    """
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training {run}: wait for it, or stop it first") from None
+        for leftover in run.rglob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        yield
 
 
 def read_recipe(run: Path) -> Recipe:

@@ -47,7 +47,9 @@ def train(
     saved.
     """
     run = _Run(recipe, device, quiet)
-    return run.execute(runs.create(out, recipe.record.name or name, recipe), [])
+    folder = runs.create(out, recipe.record.name or name, recipe)
+    with runs.claimed(folder):
+        return run.execute(folder, [])
 
 
 def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> RunResult:
@@ -59,8 +61,9 @@ def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> Run
     recipe = runs.read_recipe(folder)
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    resumed = _Run(recipe, device, quiet)
-    return resumed.execute(folder, resumed.restore(folder))
+    with runs.claimed(folder):
+        resumed = _Run(recipe, device, quiet)
+        return resumed.execute(folder, resumed.restore(folder))
 
 
 class _Run:

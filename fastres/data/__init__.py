@@ -1,0 +1,93 @@
+"""Data: from a source, as the user names it, to a memory-mapped store that every loader reads.
+
+sources.py tells what a source is; cifar.py, images.py and shapes10.py read or draw it; archives.py and unpickle.py
+keep hostile files harmless; store.py writes, opens and checks the store.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastres.data.sources import data_root, resolve
+from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
+from fastres.errors import UserError
+
+__all__ = ["Dataset", "Part", "data_root", "info", "open_dataset", "prepare", "verify"]
+
+
+def open_dataset(
+    source: str, *, image_size: int | None = None, root: str | Path | None = None, quiet: bool = False
+) -> Dataset:
+    """Open the store of `source`, prepared first if there is none.
+
+    `source` is "shapes10", "cifar10", "cifar100", or the path of a CIFAR archive or folder, of a folder or tar of
+    images, or of a pickle. Folders and tars of images are brought to `image_size` pixels (default 32). `root` is the
+    folder of downloads and stores; see `data_root`. Progress goes to standard error unless `quiet`.
+
+    Opening a prepared store reads headers and labels only. Raises UserError for a source that is missing, damaged or
+    hostile, for a full disk, and for a damaged store; nothing half-written is left.
+    """
+    found = resolve(source, image_size=image_size, root=root)
+    if not found.store.exists():
+        return prepare(source, image_size=image_size, root=root, quiet=quiet)
+    return open_store(found.store, source)
+
+
+def prepare(
+    source: str, *, image_size: int | None = None, root: str | Path | None = None, quiet: bool = False
+) -> Dataset:
+    """As `open_dataset`, but a store that does not open is built again instead of refused."""
+    found = resolve(source, image_size=image_size, root=root)
+    with building(found.store, quiet=quiet, rebuild=True) as folder:
+        if folder is not None:
+            classes = found.build(Writer(folder), quiet)
+            if resolve(source, image_size=image_size, root=root).store != found.store:
+                raise UserError(f"{source} changed while it was read: start again")
+            write_manifest(folder, name=found.name, source=source, classes=classes, image_size=found.image_size)
+    return open_store(found.store, source)
+
+
+def info(source: str, *, image_size: int | None = None, root: str | Path | None = None) -> dict[str, Any]:
+    """What is known of `source`, ready for JSON; reads no image, downloads and prepares nothing.
+
+    Keys: source, name, image_size, path (of the store), prepared; and if it is prepared: classes, mean, std, bytes,
+    fingerprint, and parts: for each part its number of images and, where labelled, the images of each class.
+    """
+    found = resolve(source, image_size=image_size, root=root)
+    facts: dict[str, Any] = {
+        "source": source,
+        "name": found.name,
+        "image_size": found.image_size,
+        "path": str(found.store),
+        "prepared": found.store.exists(),
+    }
+    if not facts["prepared"]:
+        return facts
+    dataset = open_store(found.store, source)
+    parts: dict[str, dict[str, Any]] = {}
+    for name, part in (("train", dataset.train), ("test", dataset.test), ("unlabelled", dataset.unlabelled)):
+        if part is not None:
+            parts[name] = {"images": len(part.images)}
+            if part.labels is not None:
+                counts = np.bincount(part.labels, minlength=len(dataset.classes)).tolist()
+                parts[name]["classes"] = dict(zip(dataset.classes, counts, strict=True))
+    return facts | {
+        "classes": list(dataset.classes),
+        "parts": parts,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "bytes": sum(entry["bytes"] for entry in dataset.manifest["files"].values()),
+        "fingerprint": dataset.manifest["fingerprint"],
+    }
+
+
+def verify(source: str, *, image_size: int | None = None, root: str | Path | None = None) -> list[str]:
+    """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums.
+
+    An empty list means that it is sound. Raises UserError if it was never prepared.
+    """
+    found = resolve(source, image_size=image_size, root=root)
+    if not found.store.exists():
+        raise UserError(f"{source} is not prepared: run `fastres data prepare {source}`")
+    return verify_store(found.store)

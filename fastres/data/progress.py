@@ -1,0 +1,49 @@
+"""Progress of long preparations, on standard error: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more of `total` (None: unknown) are done. `quiet` shows nothing."""
+    if quiet:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
+    else:
+        with _lines(what, total) as advance:
+            yield advance
+
+
+@contextmanager
+def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    start = said = time.monotonic()
+    done = 0
+    of = f" of {total:,}" if total is not None else ""
+
+    def advance(count: int) -> None:
+        nonlocal done, said
+        done += count
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            say(f"{what}: {done:,}{of}, {now - start:.0f} s")
+
+    yield advance
+    say(f"{what}: {done:,}{of}, done in {time.monotonic() - start:.1f} s")
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""What a user names as the source: where it lies, what identifies it, and how to build its store."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fastres.data import archives, cifar, shapes10
+from fastres.data.images import build_from_images
+from fastres.data.progress import progress
+from fastres.data.store import FORMAT, Writer
+from fastres.errors import UserError
+
+NAMED = ("shapes10", "cifar10", "cifar100")
+DEFAULT_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source whose contents have not been read yet."""
+
+    text: str
+    """As the user named it."""
+    name: str
+    image_size: int
+    store: Path
+    """Folder of its store, whether prepared or not."""
+    build: Callable[[Writer, bool], tuple[str, ...]]
+    """Write the arrays with the writer, quietly or not, and return the classes."""
+
+
+def data_root(root: str | Path | None) -> Path:
+    """Folder of downloads and stores: `root`, else `$FASTRES_DATA`, else `~/.cache/fastres`."""
+    chosen = root or os.environ.get("FASTRES_DATA") or Path.home() / ".cache" / "fastres"
+    return Path(chosen).expanduser().resolve()
+
+
+def resolve(text: str, *, image_size: int | None = None, root: str | Path | None = None) -> Source:
+    """Find the source `text`: a name of `NAMED`, else a path. Costs a few stats, and reads no image.
+
+    Raises UserError for a path that does not exist, and for an `image_size` that the source cannot have.
+    """
+    place = data_root(root)
+    if image_size is not None and not 4 <= image_size <= 1024:
+        raise UserError(f"data.image_size is {image_size}: choose 4 to 1024 pixels")
+    size = image_size or DEFAULT_SIZE
+    if text in NAMED:
+        if size != DEFAULT_SIZE:
+            raise UserError(f"{text} has images of 32 pixels, not {size}: leave data.image_size out")
+        identity, name = f"{text} {shapes10.VERSION if text == 'shapes10' else ''}", text
+        build = _draw if text == "shapes10" else partial(_fetch, cifar.KINDS[text], place / "downloads")
+    else:
+        path = _existing(text)
+        identity, name = _identity(path), path.name
+        build = partial(_read, path, size)
+    key = hashlib.sha256(json.dumps([FORMAT, identity, size]).encode()).hexdigest()[:12]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.tar)?\.(gz|xz|tar|tgz|txz|pkl|pickle)$", "", name))
+    return Source(text, name, size, place / "stores" / f"{stem.strip('-')[:40] or 'data'}-{size}-{key}", build)
+
+
+def _existing(text: str) -> Path:
+    try:
+        return Path(text).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        near = difflib.get_close_matches(re.sub(r"[\s_-]", "", text.lower()), NAMED, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"give a path that exists, or one of {', '.join(NAMED)}"
+        raise UserError(f"there is no file or folder {text}: {hint}") from error
+
+
+def _identity(path: Path) -> str:
+    """Text that changes when the file or folder does.
+
+    A folder is told by the times of itself and of the folders two levels below it, and by the files directly in it if
+    they are few. That notices what comes, goes or is renamed, in milliseconds for any number of images, but not an
+    image that is overwritten in place: delete the store then.
+    """
+    try:
+        status = path.stat()
+        facts: list[tuple[str, int, int]] = [(str(path), 0 if path.is_dir() else status.st_size, status.st_mtime_ns)]
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+            for entry in listed:
+                if entry.is_dir():
+                    facts.append((entry.name, 0, entry.stat().st_mtime_ns))
+                    with os.scandir(entry) as below:
+                        facts += sorted(
+                            (f"{entry.name}/{inner.name}", 0, inner.stat().st_mtime_ns)
+                            for inner in below
+                            if inner.is_dir()
+                        )
+                elif len(listed) <= 64:
+                    facts.append((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    return json.dumps(facts)
+
+
+def _draw(writer: Writer, quiet: bool) -> tuple[str, ...]:
+    counts = {"train": shapes10.TRAIN, "test": shapes10.TEST}
+    with progress("drawing shapes10", sum(counts.values()), quiet=quiet) as advance:
+        for part, count in counts.items():
+            images, labels = shapes10.draw(count, part=part, progress=advance)
+            with writer.images(part, count, shapes10.SIDE) as file:
+                file.write(0, images)
+            writer.array(f"{part}_labels", labels)
+    return shapes10.CLASSES
+
+
+def _fetch(kind: cifar.Kind, downloads: Path, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    path = cifar.find_or_download(kind, downloads, quiet=quiet)
+    cifar.check_md5(path, kind)
+    return cifar.build_from_cifar(path, kind, writer, quiet=quiet)
+
+
+def _read(path: Path, size: int, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    """Tell by its contents what `path` is, and read it."""
+    try:
+        packed = path.is_file() and archives.is_archive(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    kind = None
+    if packed or path.is_dir():
+        cifar.check_md5(path, cifar.kind_of_folder(path) if path.is_dir() else None)
+        kind = cifar.kind_of_folder(path) if path.is_dir() else cifar.kind_of_archive(path)
+    if kind is not None:
+        if size != cifar.SIDE:
+            raise UserError(f"{path} is {kind.name}, whose images have 32 pixels: leave data.image_size out")
+        return cifar.build_from_cifar(path, kind, writer, quiet=quiet)
+    if packed or path.is_dir():
+        return build_from_images(path, size, writer, quiet=quiet)
+    if path.is_file():
+        return cifar.build_from_pickle(path, size, writer, quiet=quiet)
+    raise UserError(f"{path} is neither a file nor a folder: name an archive, a pickle or a folder of images")

@@ -1,0 +1,304 @@
+"""The store: decoded images as memory-mapped `.npy` files with a manifest.
+
+A store is one folder, `<root>/stores/<name>-<size>-<key>/`, with `<part>_images.npy` for the parts train, test and
+unlabelled, `<part>_labels.npy` or `<part>_ids.npy`, and `manifest.json`. It is built in a folder beside it under a
+lock, synced and renamed, so that it is complete or absent at any instant, whoever else prepares the same one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from fastres._version import __version__
+from fastres.data.progress import say
+from fastres.errors import UserError, disk_errors_are_the_users
+from fastres.files import sync_folder, write_json
+
+FORMAT = 1  # version of the layout; part of every key, so that another version never meets this one's stores
+PARTS = ("train", "test", "unlabelled")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a store."""
+
+    images: np.ndarray
+    """uint8 [N, H, W, 3], a read-only memory map."""
+    labels: np.ndarray | None
+    """int64 [N], or None for unlabelled images."""
+    ids: np.ndarray | None
+    """int64 or text [N], the names of unlabelled images; else None."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened store."""
+
+    path: Path
+    """The store's folder."""
+    source: str
+    """The source as its user named it."""
+    name: str
+    """"cifar10", "cifar100", "shapes10", or the name of the file or folder."""
+    classes: tuple[str, ...]
+    """Class names in the order of labels; empty if nothing is labelled."""
+    image_size: int
+    """Side of the images in pixels."""
+    train: Part | None
+    test: Part | None
+    unlabelled: Part | None
+    mean: tuple[float, float, float]
+    """Mean of each channel over the training images (or the only part), in units of 1 = white. Exact."""
+    std: tuple[float, float, float]
+    """Standard deviation of the same pixels (divided by N), in units of 1 = white."""
+    manifest: dict[str, Any]
+    """`manifest.json`: format, fastres version, source, classes, and each file's shape, dtype, bytes and sha256."""
+
+
+class Writer:
+    """Writes the arrays of a store into its temporary folder.
+
+    Arrays are written, never mapped: on a full disk a write returns an error, where a mapped page would kill the
+    process with SIGBUS.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def images(self, part: str, count: int, size: int) -> "ImageRows":
+        """Reserve uint8 [count, size, size, 3]. Raises OSError where the disk has no room for it."""
+        return ImageRows(self._folder / f"{part}_images.npy", (count, size, size, 3))
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        """Write a small array, such as `train_labels`."""
+        with (self._folder / f"{name}.npy").open("wb") as file:
+            _write_header(file, values.dtype, values.shape)
+            file.write(np.ascontiguousarray(values).tobytes())  # ndarray.tofile loses the error number of a full disk
+
+
+class ImageRows:
+    """A reserved file of images, whose rows arrive in any order and from any thread."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
+        self._bytes_a_row = shape[1] * shape[2] * shape[3]
+        with path.open("xb") as file:
+            _write_header(file, np.dtype(np.uint8), shape)
+            self._start = file.tell()
+        self._descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.posix_fallocate(self._descriptor, 0, self._start + shape[0] * self._bytes_a_row)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> "ImageRows":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def write(self, row: int, images: np.ndarray) -> None:
+        """Write uint8 [n, H, W, 3] (or one [H, W, 3]) at `row`."""
+        data = memoryview(np.ascontiguousarray(images).data).cast("B")
+        offset = self._start + row * self._bytes_a_row
+        while data:
+            written = os.pwrite(self._descriptor, data, offset)
+            data, offset = data[written:], offset + written
+
+
+def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+@contextmanager
+def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]:
+    """Yield a temporary folder that becomes the store `path` when the block ends; None if another process made it.
+
+    One process builds at a time; a second one waits, and says so unless `quiet`. With `rebuild`, a store that does
+    not open is replaced. Raises UserError where the disk is full or not writable; nothing is then left behind.
+    """
+    with disk_errors_are_the_users(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path, quiet):
+            _remove_leftovers(path.parent)
+            if path.exists() and not (rebuild and not _opens(path)):
+                yield None
+                return
+            temporary = _temporary(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                temporary.mkdir()
+                yield temporary
+                for file in temporary.iterdir():
+                    descriptor = os.open(file, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+                sync_folder(temporary)
+                if path.exists():
+                    shutil.rmtree(path)
+                temporary.rename(path)
+                sync_folder(path.parent)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def _lock(path: Path, quiet: bool) -> Iterator[None]:
+    with path.with_name(f".{path.name}.lock").open("wb") as file:  # never deleted: a waiting process has it open
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not quiet:
+                say(f"waiting: another process is preparing {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_leftovers(stores: Path) -> None:
+    """Remove the temporary folders of processes that died: those whose lock nobody holds."""
+    for folder in stores.glob(".*.tmp"):
+        lock = folder.with_name(folder.name.removesuffix(".tmp") + ".lock")
+        with suppress(OSError), lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opens(path: Path) -> bool:
+    try:
+        open_store(path, "")
+    except UserError:
+        return False
+    return True
+
+
+def write_manifest(folder: Path, *, name: str, source: str, classes: tuple[str, ...], image_size: int) -> None:
+    """Measure the arrays in `folder` and write its manifest."""
+    files = {}
+    for path in sorted(folder.glob("*.npy")):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {
+            "shape": list(array.shape),
+            "dtype": array.dtype.str,
+            "bytes": path.stat().st_size,
+            "sha256": digest,
+        }
+    measured = next(part for part in PARTS if f"{part}_images.npy" in files)
+    mean, std = _statistics(np.load(folder / f"{measured}_images.npy", mmap_mode="r", allow_pickle=False))
+    manifest = {
+        "format": FORMAT,
+        "fastres": __version__,
+        "name": name,
+        "source": source,
+        "classes": list(classes),
+        "image_size": image_size,
+        "fingerprint": hashlib.sha256("".join(file["sha256"] for file in files.values()).encode()).hexdigest()[:16],
+        "mean": mean,
+        "std": std,
+        "files": files,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from sums of integers: exact until the last division."""
+    total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), images[..., 0].size
+    step = max(1, (1 << 22) // images[0].size)
+    for start in range(0, len(images), step):
+        pixels = images[start : start + step].reshape(-1, 3).astype(np.int64)
+        total += pixels.sum(axis=0)
+        squares += np.square(pixels).sum(axis=0)
+    sums = [(int(first), int(second)) for first, second in zip(total, squares, strict=True)]
+    mean = [first / (255 * count) for first, _ in sums]
+    std = [float(np.sqrt((count * second - first * first) / count**2)) / 255 for first, second in sums]
+    return mean, std
+
+
+def open_store(path: Path, source: str) -> Dataset:
+    """Open the store at `path` without reading its images. Raises UserError if it is damaged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}")
+        files = manifest["files"]
+        arrays = {name: _open_array(path / name, entry) for name, entry in files.items()}
+        parts = {part: _part(arrays, part) for part in PARTS if f"{part}_images.npy" in arrays}
+        if not parts:
+            raise ValueError("it has no images")
+        return Dataset(
+            path=path,
+            source=source,
+            name=str(manifest["name"]),
+            classes=tuple(str(name) for name in manifest["classes"]),
+            image_size=int(manifest["image_size"]),
+            train=parts.get("train"),
+            test=parts.get("test"),
+            unlabelled=parts.get("unlabelled"),
+            mean=_three(manifest["mean"]),
+            std=_three(manifest["std"]),
+            manifest=manifest,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError) as error:
+        detail = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise UserError(
+            f"the prepared store {path} is damaged ({detail}):\ndelete it, or run `fastres data prepare` to rebuild it"
+        ) from error
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _open_array(path: Path, entry: dict[str, Any]) -> np.ndarray:
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+    images = path.name.endswith("_images.npy")
+    array = np.load(path, mmap_mode="r" if images else None, allow_pickle=False)
+    if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
+        raise ValueError(f"{path.name} has another shape or type than its manifest says")
+    return array
+
+
+def _part(arrays: dict[str, np.ndarray], part: str) -> Part:
+    images = arrays[f"{part}_images.npy"]
+    labels, ids = arrays.get(f"{part}_labels.npy"), arrays.get(f"{part}_ids.npy")
+    if images.dtype != np.uint8 or images.ndim != 4 or (labels is None) != (part == "unlabelled"):
+        raise ValueError(f"{part} is incomplete")
+    if any(other is not None and other.shape != images.shape[:1] for other in (labels, ids)):
+        raise ValueError(f"{part} has arrays of different lengths")
+    return Part(images, labels, ids)
+
+
+def verify_store(path: Path) -> list[str]:
+    """Read every byte of the store at `path` and list what differs from its manifest."""
+    try:
+        files = open_store(path, "").manifest["files"]
+    except UserError as error:
+        return [str(error)]
+    problems = []
+    for name, entry in files.items():
+        with (path / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                problems.append(f"{path / name} was changed: its sha256 is not the manifest's")
+    return problems

@@ -1,0 +1,307 @@
+"""What `fastres doctor` says: what this machine has, and what is missing with the line that puts it right."""
+
+import os
+import re
+import shlex
+import shutil
+import sysconfig
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fastres.errors import UserError
+from fastres.machine import environment, installed_version, nvidia_gpus, run_quietly
+
+# Distributions without which some command fails; those that the command line needs to start at all are left out.
+NEEDED = ("torch", "torchvision", "triton", "numba", "numpy", "matplotlib", "pillow", "safetensors")
+TORCH = ((2, 11), (2, 14))  # from, and below
+TORCH_FIX = "'torch>=2.11,<2.14' torchvision"
+# Name, distributions any of which is enough, what it is, and the line that installs it.
+EXTRAS = (
+    ("tensorboard", ("tensorboard",), "curves beside metrics.jsonl", "pip install 'fastres[tensorboard]'"),
+    (
+        "ffcv",
+        ("ffcv",),
+        "fast loader, built from source",
+        "apt-get install libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv",
+    ),
+    (
+        "nvidia-dali",
+        ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
+        "fast JPEG decoding",
+        "pip install nvidia-dali-cuda130",
+    ),
+    ("wandb", ("wandb",), "tracker", "pip install wandb"),
+)
+ENOUGH_DISK = 2 << 30  # bytes: CIFAR-10's archive, its store and a run's checkpoints take about 0.5 GiB
+COMPILER_FIX = "apt-get install g++ python3-dev"
+
+
+def examine(root: str | Path | None = None) -> dict[str, Any]:
+    """Look at this machine; `root` is the folder of downloads and stores, as for `fastres.data.open_dataset`.
+
+    Returns facts ready for JSON: environment (as in environment.json), devices (names that torch can use), compilers
+    (path and version, or None), extras (name, what, version or None, install), data (root, writable, free_bytes,
+    downloads, stores), caches (name, path, bytes, complete) and problems (what, fix). Never raises for what is missing,
+    changes nothing, and takes about 3 s.
+    """
+    facts = environment()
+    compilers = {"c++": _compiler("CXX", "g++", "clang++", "c++"), "c": _compiler("CC", "gcc", "clang", "cc")}
+    data, problems = _data(root)
+    return {
+        "environment": facts,
+        "devices": [
+            *(f"cuda:{index} {gpu['name']}" for index, gpu in enumerate(facts["gpus"])),
+            f"cpu {facts['cpu_model']}",
+        ],
+        "compilers": compilers,
+        "extras": [
+            {"name": name, "what": what, "version": _first_version(distributions), "install": install}
+            for name, distributions, what, install in EXTRAS
+        ],
+        "data": data,
+        "caches": _caches(),
+        "problems": _software_problems(facts) + _gpu_problems(facts) + _compiler_problems(facts, compilers) + problems,
+    }
+
+
+def _first_version(distributions: tuple[str, ...]) -> str | None:
+    return next((version for name in distributions if (version := installed_version(name))), None)
+
+
+def _compiler(variable: str, *names: str) -> dict[str, str | None] | None:
+    for name in (os.environ.get(variable), *names):
+        path = shutil.which(name) if name else None
+        if path:
+            told = run_quietly([path, "--version"]) or ""
+            return {"path": path, "version": told.splitlines()[0] if told else None}
+    return None
+
+
+def _software_problems(facts: dict[str, Any]) -> list[dict[str, str]]:
+    problems = []
+    for name in NEEDED:
+        if installed_version(name) is None and not (name == "triton" and not facts["platform"].startswith("Linux")):
+            problems.append({"what": f"{name} is not installed", "fix": f"pip install {name}"})
+    low, high = (".".join(map(str, version)) for version in TORCH)
+    found = re.match(r"(\d+)\.(\d+)", facts["torch"] or "")
+    if found and not TORCH[0] <= (int(found[1]), int(found[2])) < TORCH[1]:
+        what = f"torch {facts['torch']} is not one that fastres is tested with ({low} up to, not including, {high})"
+        problems.append({"what": what, "fix": f"pip install {TORCH_FIX}"})
+    if facts["torch"] and facts["threads"] is None:
+        fix = "python -c 'import torch' says why; pip install --force-reinstall torch torchvision"
+        problems.append({"what": f"torch {facts['torch']} is installed but cannot be imported", "fix": fix})
+    limits = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
+    if limits and facts["threads"] is not None and facts["threads"] < facts["usable_cores"]:
+        what = f"{limits[0]} keeps torch to {facts['threads']} of {facts['usable_cores']} cores"
+        problems.append({"what": what, "fix": f"unset {' '.join(limits)}"})
+    return problems
+
+
+def _gpu_problems(facts: dict[str, Any]) -> list[dict[str, str]]:
+    if facts["gpus"]:
+        return []
+    seen = nvidia_gpus()
+    if not seen:
+        return []
+    if facts["cuda"] is None:
+        what = f"there is a GPU ({seen[0]['name']}), but torch {facts['torch']} is built without CUDA"
+        return [{"what": what, "fix": f"pip install --force-reinstall {TORCH_FIX}"}]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [{"what": "CUDA_VISIBLE_DEVICES hides the GPU", "fix": "unset CUDA_VISIBLE_DEVICES"}]
+    what = f"torch cannot use the GPU ({seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts['cuda']})"
+    return [{"what": what, "fix": f"install a driver for CUDA {facts['cuda']} or later"}]
+
+
+def _compiler_problems(facts: dict[str, Any], compilers: dict[str, Any]) -> list[dict[str, str]]:
+    problems = []
+    if compilers["c++"] is None:
+        what = "there is no C++ compiler: training on the CPU goes uncompiled, which is slower"
+        problems.append({"what": what, "fix": COMPILER_FIX})
+    elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
+        what = "Python.h is missing, which TorchInductor's and Triton's code includes: training goes uncompiled"
+        problems.append({"what": what, "fix": COMPILER_FIX})
+    if facts["gpus"] and compilers["c"] is None:
+        problems.append({"what": "there is no C compiler, which Triton launches with", "fix": "apt-get install gcc"})
+    return problems
+
+
+def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The folder of downloads and stores, and what is wrong with it."""
+    facts: dict[str, Any] = {"root": None, "writable": None, "free_bytes": None, "downloads": [], "stores": []}
+    problems = []
+    elsewhere = "set FASTRES_DATA, or data.root in the recipe, to another folder"
+    try:
+        from fastres.data import data_root
+        from fastres.data.store import open_store
+
+        place = data_root(root)
+        facts["root"] = str(place)
+        # The nearest folder that exists says whether the rest could be made.
+        standing = next(folder for folder in (place, *place.parents) if folder.exists())
+        facts["writable"] = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
+        facts["free_bytes"] = shutil.disk_usage(standing).free
+        if not facts["writable"]:
+            problems.append({"what": f"{place} cannot be written", "fix": elsewhere})
+        if facts["free_bytes"] < ENOUGH_DISK:
+            what = f"only {_size(facts['free_bytes'])} are free at {place}"
+            problems.append({"what": what, "fix": f"free some space, or {elsewhere}"})
+        facts["downloads"] = [{"name": path.name, "bytes": _bytes(path)[0]} for path in _listed(place / "downloads")]
+        for path in _listed(place / "stores"):
+            if not path.is_dir():
+                continue
+            entry: dict[str, Any] = {"folder": path.name, "bytes": _bytes(path)[0], "sound": True}
+            try:
+                store = open_store(path, "")
+            except UserError:
+                entry["sound"] = False
+                problems.append(
+                    {"what": f"the prepared store {path} is damaged", "fix": f"rm -r {shlex.quote(str(path))}"}
+                )
+            else:
+                parts = {"train": store.train, "test": store.test, "unlabelled": store.unlabelled}
+                entry |= {"name": store.name, "image_size": store.image_size, "classes": len(store.classes)}
+                entry["images"] = {name: len(part.images) for name, part in parts.items() if part is not None}
+            facts["stores"].append(entry)
+    except (ImportError, OSError, RuntimeError) as error:
+        problems.append({"what": f"the data folder cannot be looked at: {error}", "fix": elsewhere})
+    return facts, problems
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted; hidden names are locks and unfinished work."""
+    with suppress(OSError):
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return []
+
+
+def _bytes(path: Path, pattern: str = "*", seconds: float = 1.0) -> tuple[int, bool]:
+    """Bytes of a file, or of the files below a folder that match; and whether `seconds` were enough to see them all."""
+    with suppress(OSError):
+        if path.is_file():
+            return path.stat().st_size, True
+        total, deadline = 0, time.monotonic() + seconds
+        for file in path.rglob(pattern):
+            with suppress(OSError):  # it went away
+                total += file.lstat().st_size if not file.is_dir() else 0
+            if time.monotonic() > deadline:  # TorchInductor leaves hundreds of thousands of files
+                return total, False
+        return total, True
+    return 0, True
+
+
+def _caches() -> list[dict[str, Any]]:
+    """Compiled code that later runs start faster with: where it lies and how much of it."""
+    places: list[tuple[str, Path, str]] = []
+    inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    with suppress(Exception):  # torch's own rule, in a private place that may move
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        inductor = inductor or default_cache_dir()
+    if inductor:
+        places.append(("TorchInductor", Path(inductor), "*"))
+    with suppress(RuntimeError):  # there is no home folder
+        home = Path(os.environ.get("TRITON_HOME") or Path.home())
+        places.append(("Triton", Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache"), "*"))
+    numba = os.environ.get("NUMBA_CACHE_DIR")
+    places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parent, "*.nb[ci]"))
+    caches = []
+    for name, path, pattern in places:
+        size, complete = _bytes(path, pattern)
+        caches.append({"name": name, "path": str(path), "bytes": size, "complete": complete})
+    return caches
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    for unit, bits in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << bits:
+            return f"{count / (1 << bits):,.1f} {unit}"
+    return f"{count} bytes"
+
+
+def render(facts: dict[str, Any], console: Console | None = None) -> None:
+    """Print what `examine` returned, on standard output unless told otherwise; problems come last."""
+    console = console or Console(highlight=False)
+    machine, data = facts["environment"], facts["data"]
+    commit = (
+        f", commit {machine['commit'][:12]}{' with changes' if machine['dirty'] else ''}" if machine["commit"] else ""
+    )
+    cores = f"{machine['usable_cores']} of {machine['cores']} cores, {machine['threads']} threads"
+    gpus = [
+        (
+            name.split()[0],
+            f"{gpu['name']}, {_size(gpu['memory_bytes'])}, capability {gpu['capability']}, driver {gpu['driver']}",
+        )
+        for name, gpu in zip(facts["devices"], machine["gpus"], strict=False)
+    ]
+    _section(
+        console,
+        "Machine",
+        [
+            *(gpus or [("GPU", "none that torch can use")]),
+            ("CPU", f"{machine['cpu_model']}, {cores}"),
+            ("instructions", ", ".join(machine["isa"]) or "unknown"),
+            ("memory", _size(machine["memory_bytes"])),
+            ("system", f"{machine['platform']}, Python {machine['python']}"),
+        ],
+    )
+    versions = [(name, machine[name] or "missing") for name in ("torch", "torchvision", "triton", "numba", "numpy")]
+    tools = [
+        (name, f"{tool['path']}: {tool['version']}" if tool else "missing") for name, tool in facts["compilers"].items()
+    ]
+    _section(console, "Software", [("fastres", machine["fastres"] + commit), *versions, *tools])
+    _section(
+        console,
+        "Extras, all optional",
+        [
+            (extra["name"], extra["version"] or f"absent ({extra['what']}): {extra['install']}")
+            for extra in facts["extras"]
+        ],
+    )
+    stores = [(store["folder"], _store(store)) for store in data["stores"]]
+    downloads = [(download["name"], f"downloaded, {_size(download['bytes'])}") for download in data["downloads"]]
+    folder = f"{data['root']}, {_size(data['free_bytes'])} free"
+    _section(console, "Data", [("folder", folder), *downloads, *(stores or [("stores", "none prepared yet")])])
+    _section(
+        console,
+        "Caches of compiled code",
+        [
+            (cache["name"], f"{'' if cache['complete'] else 'over '}{_size(cache['bytes'])} in {cache['path']}")
+            for cache in facts["caches"]
+        ],
+    )
+    if not facts["problems"]:
+        console.print(Text("Nothing needed is missing.", style="bold green"))
+        return
+    console.print(Text("Problems", style="bold red"))
+    for problem in facts["problems"]:
+        _line(console, "", f"  {problem['what']}")
+        _line(console, "    fix: ", problem["fix"])
+
+
+def _store(store: dict[str, Any]) -> str:
+    if not store["sound"]:
+        return f"damaged, {_size(store['bytes'])}"
+    counts = ", ".join(f"{count:,} {name}" for name, count in store["images"].items())
+    return f"{counts} images of {store['image_size']} px, {store['classes']} classes, {_size(store['bytes'])}"
+
+
+def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None:
+    console.print(Text(title, style="bold"))
+    wide = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        _line(console, f"  {name:<{wide}}  ", value)
+    console.print()
+
+
+def _line(console: Console, dim: str, plain: str) -> None:
+    """Print a line that is never broken, since it may be there to be copied. Names of files are hostile: what does not
+    print is replaced, and brackets are no markup."""
+    parts = ("".join(letter if letter.isprintable() else "?" for letter in part) for part in (dim, plain))
+    console.print(Text.assemble((next(parts), "dim"), next(parts)), soft_wrap=True)

@@ -1,0 +1,291 @@
+"""The figures of a run's page: one function a figure, from arrays or rows of metrics.jsonl to a matplotlib Figure.
+
+Figures are built as objects, without pyplot: nothing global changes, and threads may draw at once. All are 7 inches
+wide, so that text of 9 to 10 points stays readable where a page shows them 700 pixels wide. Class names are hostile:
+they are shortened, stripped of what does not print, and never read as TeX.
+"""
+
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+WIDTH = 7.0  # inches
+DPI = 160  # 1120 pixels wide: sharp at 700 CSS pixels on screens of up to 1.6 pixels each
+SMALL, TEXT = 8.5, 10.0  # points
+# The report's Figure 4 has blue training and red validation curves; line style tells them apart without colour.
+BLUE, RED, BLACK, GREY = "#0b5cad", "#d62728", "#111111", "#666666"
+# Beyond the report's pair: Okabe and Ito's palette, made for colour-blind readers.
+SKY, ORANGE, GREEN = "#56b4e9", "#d55e00", "#007a5a"
+LEAKY = "leaky validation"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, free of time stamps and versions: the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes; the page's tables have it in full.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def short(name: str, limit: int) -> str:
+    """A class name that fits a figure: at most `limit` characters, none of which breaks the line."""
+    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def sure(probability: float) -> str:
+    """A probability as a percentage that says 100% only where it is 1."""
+    text = f"{probability:.0%}"
+    return ">99%" if text == "100%" and probability < 1 else text
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_facecolor("white")
+    axes.tick_params(labelsize=TEXT, color=GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _tiles(
+    images: np.ndarray, captions: list[str], *, columns: int, empty: str, after: np.ndarray | None = None
+) -> Figure:
+    """A grid of `images` [n, H, W, 3], each under its caption; with `after`, that image below it in the same cell."""
+    count, columns = len(images), max(1, columns)
+    if count == 0:
+        figure = Figure(figsize=(WIDTH, 1.0), facecolor="white")
+        figure.text(0.5, 0.5, empty, ha="center", va="center", fontsize=TEXT)
+        return figure
+    stacked = 1 if after is None else 2
+    rows = math.ceil(count / columns)
+    gap = 0.06  # inches between tiles
+    line = SMALL / 72 * 1.25  # inches that a line of a caption takes
+    header = line * (1 + max(caption.count("\n") for caption in captions)) + 0.06
+    side = WIDTH / columns - gap
+    high = side * images.shape[1] / images.shape[2]
+    cell = header + stacked * high + (stacked - 1) * 0.03 + gap
+    height = rows * cell
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
+    # A letter is 0.6 of the font size wide, roughly: longer captions get smaller letters before they would overlap.
+    longest = max(len(part) for caption in captions for part in caption.split("\n"))
+    size = max(6.0, min(SMALL, side * 72 / (0.6 * max(1, longest))))
+    # Axes placed by hand: a layout engine takes seconds for a grid of this many.
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = (index % columns) * (side + gap) + gap / 2
+        top = height - (index // columns) * cell - header
+        text: dict[str, Any] = {"fontsize": size, "parse_math": False, "linespacing": 1.1}
+        figure.text((left + side / 2) / WIDTH, (top + 0.03) / height, caption, ha="center", va="bottom", **text)
+        for place, shown in enumerate([image] if after is None else [image, after[index]]):
+            bottom = top - high - place * (high + 0.03)
+            axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, high / height))
+            axes.imshow(np.clip(shown, 0, 1) if shown.dtype.kind == "f" else shown, aspect="auto")
+            axes.set_axis_off()
+    return figure
+
+
+def samples(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Up to 32 training images, uint8 [n, H, W, 3], under the names of their classes."""
+    images, labels = images[:32], labels[:32]
+    captions = [short(classes[label], 16) for label in labels]
+    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty="There is no training image to show.")
+
+
+def augmented(images: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Up to 16 images, uint8 [n, H, W, 3], above themselves after augmentation, float32 [n, H, W, 3] in 0 to 1."""
+    images, after = images[:16], after[:16]
+    captions = [short(classes[label], 16) for label in labels[:16]]
+    empty = "There is no training image to show."
+    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty=empty, after=after)
+
+
+def class_counts(
+    train_labels: np.ndarray, val_labels: np.ndarray | None, classes: tuple[str, ...], *, leak: bool = False
+) -> Figure:
+    """Images of each class, int64 labels [N]: a bar for training and, where there is one, for validation."""
+    parts = [("training", train_labels, BLUE)]
+    if val_labels is not None:
+        parts.append((LEAKY if leak else "validation", val_labels, RED))
+    number = len(classes)
+    named = number <= 30
+    # Names are read on a vertical axis; of 100 classes, numbers on a horizontal one.
+    figure, axes = _axes(max(2.2, 0.34 * number + 0.9) if named else 3.2)
+    thick = 0.8 / len(parts)
+    for place, (name, labels, colour) in enumerate(parts):
+        counts = np.bincount(labels, minlength=number)[:number]
+        at = np.arange(number) + (place - (len(parts) - 1) / 2) * thick
+        hatch = "//" if place else None
+        # An edge in white keeps hatched bars apart from plain ones without colour.
+        style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
+        if named:
+            bars = axes.barh(at, counts, thick, **style)
+            axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=SMALL, padding=3)
+        else:
+            axes.bar(at, counts, thick, **style)
+    if named:
+        axes.set_yticks(range(number), [short(name, 24) for name in classes], parse_math=False)
+        axes.set_ylim(number - 0.4, -0.6)
+        axes.set_xlabel("images", fontsize=TEXT)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    else:
+        axes.set_xlabel("class (label)", fontsize=TEXT)
+        axes.set_ylabel("images", fontsize=TEXT)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlim(-1, number)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    return figure
+
+
+def _curve(axes: Axes, rows: list[dict[str, Any]], key: str, *, scale: float = 1.0, **style: Any) -> np.ndarray:
+    """Draw `key` of the rows that have it, by epoch; returns the values."""
+    points = [(row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None]
+    if points:
+        # Markers while they can be told apart; a single epoch is seen by its marker alone.
+        size = 4.0 if len(points) <= 40 else 0.0
+        axes.plot(*zip(*points, strict=True), **{"marker": "o", "markersize": size, "linewidth": 1.8, **style})
+    return np.array([value for _, value in points])
+
+
+def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+    """The axis of epochs, whole numbers only, with a mark at the epoch whose weights were chosen."""
+    last = max((row["epoch"] for row in rows), default=1)
+    axes.set_xlim(0.5, last + max(0.5, 0.02 * last))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.set_xlabel("epoch", fontsize=TEXT)
+    if best:
+        label = f"epoch {best['epoch']}, the chosen one"
+        axes.axvline(best["epoch"], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
+    if axes.get_legend_handles_labels()[1]:
+        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+
+
+def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak: bool = False) -> Figure:
+    """Training loss in blue and validation loss in red by epoch: the report's Figure 4.
+
+    `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
+    table of the chosen epoch.
+    """
+    figure, axes = _axes(3.9)
+    name = f"{LEAKY}: mostly images trained on" if leak else "validation"
+    train = _curve(axes, rows, "train_loss", color=BLUE, label="training")
+    val = _curve(axes, rows, "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=name)
+    test = _curve(axes, rows, "test_loss", color=BLACK, linestyle=":", marker="s", label="test")
+    highest = max([0.0, *train, *val, *test])
+    axes.set_ylim(0, highest * 1.06 if highest > 0 else 1)
+    axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=TEXT)
+    _epochs(axes, rows, best)
+    return figure
+
+
+def accuracy(
+    rows: list[dict[str, Any]],
+    *,
+    best: dict[str, Any] | None = None,
+    leak: bool = False,
+    test_accuracy: float | None = None,
+) -> Figure:
+    """Accuracy in percent by epoch; `test_accuracy` (0 to 1) of the final weights is a level line."""
+    figure, axes = _axes(3.9)
+    name = LEAKY if leak else "validation"
+    values = [
+        _curve(axes, rows, "train_accuracy", scale=100, color=SKY, label="training"),
+        _curve(axes, rows, "val_accuracy", scale=100, color=ORANGE, linestyle=(0, (5, 1.5)), label=name),
+        _curve(axes, rows, "test_accuracy", scale=100, color=BLACK, linestyle=":", marker="s", label="test"),
+    ]
+    if test_accuracy is not None:
+        label = f"test at the end, {test_accuracy:.2%}"
+        axes.axhline(100 * test_accuracy, color=GREEN, linewidth=1.5, linestyle="-.", label=label)
+        values.append(np.array([100 * test_accuracy]))
+    seen = np.concatenate(values)
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 100.0)
+    room = max(1.0, 0.06 * (high - low))
+    axes.set_ylim(max(0.0, low - room), min(100.5, high + room))
+    axes.set_ylabel("accuracy (%)", fontsize=TEXT)
+    _epochs(axes, rows, best)
+    return figure
+
+
+def learning_rate(rows: list[dict[str, Any]]) -> Figure:
+    """Learning rate as each row of metrics.jsonl has it, by epoch."""
+    figure, axes = _axes(2.6)
+    values = _curve(axes, rows, "lr", color=GREEN)
+    axes.set_ylim(0, float(values.max()) * 1.06 if len(values) and values.max() > 0 else 1)
+    axes.set_ylabel("learning rate", fontsize=TEXT)
+    _epochs(axes, rows, None)
+    return figure
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Of each true class (rows), the share in percent that was given each class (columns); labels are int64 [N].
+
+    Up to 10 classes have percentages and counts in the cells, up to 20 percentages; more have neither names nor
+    numbers. The colour scale follows the square root, so that a share of 1% can be seen beside 95%.
+    """
+    number = len(classes)
+    counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
+    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    named = number <= 20
+    figure, axes = _axes(5.7)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    norm = PowerNorm(0.5, 0, 100)
+    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    bar.set_label("share of the true class (%)", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    if named:
+        names = [short(name, 16) for name in classes]
+        flat = number > 3 or max(map(len, names)) > 10
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if flat else {}
+        axes.set_xticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False, **turned)
+        axes.set_yticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False)
+        axes.tick_params(length=0)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            percent = share[row, column]
+            text = f"{percent:.1f}" if number <= 10 else f"{percent:.0f}"
+            if number <= 10:
+                text += f"\n({counts[row, column]:,})"
+            colour = "white" if norm(percent) > 0.6 else BLACK
+            size = TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.1)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    order = "" if named else " (label)"
+    axes.set_xlabel(f"predicted class{order}", fontsize=TEXT)
+    axes.set_ylabel(f"true class{order}", fontsize=TEXT)
+    return figure
+
+
+def worst_mistakes(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]
+) -> Figure:
+    """The 15 test images, uint8 [N, H, W, 3], that were given a wrong class with the highest probability.
+
+    `probabilities` are float32 [N, classes]; the caption is "true → predicted, probability".
+    """
+    known = np.nan_to_num(probabilities)  # a run that diverged has none
+    predicted = known.argmax(axis=1)
+    certain = known.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-certain[wrong], kind="stable")][:15]
+    captions = [
+        f"{short(classes[labels[one]], 20)} →\n{short(classes[predicted[one]], 15)}, {sure(float(certain[one]))}"
+        for one in worst
+    ]
+    return _tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")

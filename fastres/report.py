@@ -1,0 +1,359 @@
+"""The page of a run: `figures/` and `report.html`, one file that needs no network, no script and no other file."""
+
+import base64
+import json
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fastres import figures
+from fastres.files import write_bytes
+from fastres.recipe import Recipe
+
+# Text at 16 px in at most 46 rem keeps lines near 80 characters and figures near 700 px wide. Figures stay on white.
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5a5a5a; --line: #d8d8d8; --back: #fff; --card: #f5f6f8;
+  --link: #0b5cad; --warn: #fff3d6; --warn-line: #c98a00; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #a8a8a8; --line: #3a3a3a; --back: #16181b;
+  --card: #22252a; --link: #7fb8f0; --warn: #3a2f12; --warn-line: #d9a43a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 46rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
+.soft, figcaption { color: var(--soft); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
+  margin: 1.25rem 0; padding: 0; }
+.tiles div { background: var(--card); border-radius: .5rem; padding: .75rem; }
+.tiles dt { font-size: .85rem; color: var(--soft); }
+.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 650; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.tiles dd small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft); white-space: normal; }
+.warning { background: var(--warn); border-left: .25rem solid var(--warn-line); padding: .6rem 1rem; }
+pre { background: var(--card); padding: .75rem 1rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem;
+  overflow-wrap: normal; }
+figure { margin: 1.75rem 0; }
+figure img { width: 100%; height: auto; display: block; background: #fff; border: 1px solid var(--line);
+  border-radius: .5rem; padding: .5rem; }
+figcaption { font-size: .92rem; margin-top: .4rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child, .facts td { text-align: left; white-space: normal; min-width: 7rem; }
+thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; color: var(--link); font-weight: 600; }
+"""
+
+
+@dataclass(frozen=True)
+class Exhibits:
+    """What the page shows of the data and of the network's answers; arrays on the CPU."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
+    train_labels: np.ndarray
+    """int64 [n]: labels of all images that are trained on."""
+    val_labels: np.ndarray | None
+    """int64 [n]: labels of the validation images, if there are any."""
+    samples: np.ndarray
+    """uint8 [n, H, W, 3]: some training images."""
+    sample_labels: np.ndarray
+    """int64 [n]: their labels."""
+    augmented: np.ndarray
+    """float32 [n, H, W, 3] in 0 to 1: the same images after augmentation, before normalisation."""
+    test_images: np.ndarray
+    """uint8 [N, H, W, 3]: all test images."""
+    test_labels: np.ndarray
+    """int64 [N]: their labels."""
+    test_probabilities: np.ndarray
+    """float32 [N, classes]: what the network makes of them."""
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share of `correct` in `total` (Wilson 1927); z = 1.96 gives 95%.
+
+    It covers the choice of the test images alone. Unlike the normal approximation it stays within 0 to 1 and is not
+    empty where all or none are correct. Without any image it is (0, 1).
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, square = correct / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    reach = z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
+    # The share lies within by definition; rounding may put it 1e-16 outside where all or none are correct.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
+
+
+def write_report(
+    run: Path,
+    *,
+    recipe: Recipe,
+    rows: list[dict[str, Any]],
+    summary: dict[str, Any],
+    environment: dict[str, Any],
+    exhibits: Exhibits,
+) -> Path:
+    """Draw `figures/*.png` into the run directory and write `report.html` with them inside; returns the page's path.
+
+    `rows` are those of metrics.jsonl. Raises UserError where the run directory cannot be written.
+    """
+    leak = summary["split"] == "report"
+    pictures = []
+    for name, figure, caption in _figures(rows, summary, exhibits, leak=leak):
+        data = figures.png(figure)
+        write_bytes(run / "figures" / f"{name}.png", data)
+        pictures.append(_picture(name, data, caption))
+    title = escape(str(summary["name"]))
+    what = f"A {recipe.model.name} for {_plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="soft">{escape(what)}</p>',
+        _headline(summary, exhibits),
+        *_notes(summary, leak=leak),
+        "<h2>How it was made</h2>",
+        _made(summary, environment, exhibits),
+        "<h2>Figures</h2>",
+        *pictures,
+        "<h2>Accuracy by class</h2>",
+        _by_class(exhibits),
+        "<h2>Details</h2>",
+        _details("Every epoch", _epochs(rows, leak=leak)),
+        _details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
+        _details("Environment", f"<pre>{escape(json.dumps(environment, indent=2, ensure_ascii=False))}</pre>"),
+    ]
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        # Whatever slipped through the escaping could neither run nor load anything.
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}: fastres</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+    path = run / "report.html"
+    # Names of files that are not UTF-8 arrive as lone surrogates, which UTF-8 cannot hold.
+    write_bytes(path, page.encode(errors="replace"))
+    return path
+
+
+def _figures(
+    rows: list[dict[str, Any]], summary: dict[str, Any], shown: Exhibits, *, leak: bool
+) -> list[tuple[str, Figure, str]]:
+    """(file name, figure, caption) of each figure, in the order of the page."""
+    best, classes, predicted = summary["best"], shown.classes, _predicted(shown)
+    leaking = (
+        " The validation images are the first of the training images, while training draws from all of them: most are "
+        "trained on, so this curve is no estimate for new images."
+        if leak
+        else ""
+    )
+    chosen = " The vertical line is the epoch whose weights were tested." if best else ""
+    val = ""
+    if shown.val_labels is not None:
+        val = f", and {figures.LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
+    mistakes = int((predicted != shown.test_labels).sum())
+    return [
+        (
+            "samples",
+            figures.samples(shown.samples, shown.sample_labels, classes),
+            "Training images as stored, under the names of their classes.",
+        ),
+        (
+            "class_counts",
+            figures.class_counts(shown.train_labels, shown.val_labels, classes, leak=leak),
+            f"Images of each class: {len(shown.train_labels):,} for training (blue)"
+            + ("." if shown.val_labels is None else f", {len(shown.val_labels):,} for validation (red, hatched).")
+            + (" Most of the latter are among the former." if leak else ""),
+        ),
+        (
+            "augmented",
+            figures.augmented(shown.samples, shown.augmented, shown.sample_labels, classes),
+            "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
+            "before mixing and normalisation.",
+        ),
+        (
+            "loss",
+            figures.loss(rows, best=best, leak=leak),
+            f"Loss by epoch: training (blue), on augmented images while the weights move{val}." + leaking + chosen,
+        ),
+        (
+            "accuracy",
+            figures.accuracy(rows, best=best, leak=leak, test_accuracy=summary["test_accuracy"]),
+            "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
+            + leaking
+            + chosen,
+        ),
+        ("learning_rate", figures.learning_rate(rows), "Learning rate at the last step of each epoch."),
+        (
+            "confusion",
+            figures.confusion(shown.test_labels, predicted, classes),
+            "Each row is a true class and adds up to 100%: the share of its test images given to each class"
+            + (", with their number in brackets." if len(classes) <= 10 else ".")
+            + " The colour follows the square root, so that rare confusions show.",
+        ),
+        (
+            "worst_mistakes",
+            figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, classes),
+            f"Of {_plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
+            "probability: true class → predicted class, probability."
+            if mistakes
+            else "Every test image was given its true class.",
+        ),
+    ]
+
+
+def _predicted(shown: Exhibits) -> np.ndarray:
+    return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
+
+
+def _picture(name: str, data: bytes, caption: str) -> str:
+    encoded = base64.b64encode(data).decode()
+    alt = escape(f"Figure: {name.replace('_', ' ')}")
+    return (
+        f'<figure id="{name}"><img src="data:image/png;base64,{encoded}" alt="{alt}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    if value < 600:
+        return f"{value:.1f} s"
+    hours, rest = divmod(round(value / 60), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"
+
+
+def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
+    total = len(shown.test_labels)
+    low, high = wilson(round(summary["test_accuracy"] * total), total)
+    speed = summary["images_per_second"]
+    tiles = [
+        ("Test accuracy", f"{summary['test_accuracy']:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
+        (
+            "Parameters",
+            f"{summary['parameters']:,}",
+            f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
+        ),
+        ("Training speed", "–" if speed is None else f"{speed:,.0f}", "images a second, first step left out"),
+        ("Whole run", _seconds(summary["seconds"]), f"first step after {_seconds(summary['cold_seconds'])}"),
+    ]
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
+    return (
+        f'<dl class="tiles">{cells}</dl>\n'
+        f"<p>The interval (Wilson, {_plural(total, 'test image', 'test images')}) covers the choice of the test images "
+        "only. Another seed gives another network and another accuracy, by an amount that one run cannot show.</p>"
+    )
+
+
+def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
+    notes = []
+    if leak:
+        notes.append(
+            '<strong>Leaky validation.</strong> With <code>data.split = "report"</code> most validation images are '
+            "trained on. Their loss and accuracy say nothing about new images; weights chosen by them are chosen by "
+            'training data. <code>data.split = "holdout"</code> is the honest split.'
+        )
+    best = summary["best"]
+    if best and best["metric"].startswith("test_"):
+        notes.append(
+            "<strong>Chosen on the test images.</strong> The tested weights are those of the epoch with the best "
+            f"{escape(best['metric'].replace('_', ' '))}, so the test accuracy above is optimistic."
+        )
+    if summary["stopped"] != "completed":
+        notes.append(f"Stopped after {_plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
+    return [f'<p class="warning">{note}</p>' for note in notes]
+
+
+def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits) -> str:
+    commit = environment.get("commit")
+    version = str(environment.get("fastres"))
+    if commit:
+        version += f", commit {commit[:12]}" + (" with changes" if environment.get("dirty") else "")
+    best = summary["best"]
+    kept = f"epoch {best['epoch']}, by {best['metric']} = {best['value']:.5g}" if best else "those of the last step"
+    compiled = "yes" if summary["compiled"] else f"no: {summary['compile_note']}"
+    calibration, memory = summary["expected_calibration_error"], summary["peak_memory_bytes"]
+    facts = {
+        "Images": f"{summary['source']}, split “{summary['split']}”: {len(shown.train_labels):,} to train on, "
+        + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
+        + f", {len(shown.test_labels):,} to test on",
+        "Length": f"{_plural(summary['epochs'], 'epoch', 'epochs')}, {_plural(summary['steps'], 'step', 'steps')}",
+        "Weights tested": kept,
+        "Test loss": f"{summary['test_loss']:.4f} nats an image",
+        "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
+        "Precision": str(summary["precision"]),
+        "Compiled": compiled,
+        "Device": str(summary["device"] or "unknown"),
+        "Peak memory": "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        "Software": f"fastres {version}; torch {environment.get('torch')}; Python {environment.get('python')}",
+        "Recipe hash": str(summary["recipe_hash"]),
+    }
+    lines = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
+    return (
+        "<p>The resolved recipe lies beside this page, and is printed below; this trains it again:</p>\n"
+        "<pre>fastres train recipe.toml</pre>\n"
+        f'<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>'
+    )
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    """A table of plain text; everything is escaped here."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _by_class(shown: Exhibits) -> str:
+    predicted = _predicted(shown)
+    lines = []
+    for label, name in enumerate(shown.classes):
+        answers = predicted[shown.test_labels == label]
+        correct = int((answers == label).sum())
+        low, high = wilson(correct, len(answers))
+        counts = np.bincount(answers[answers != label], minlength=len(shown.classes))
+        rival = int(counts.argmax())
+        taken = f"{shown.classes[rival]} ({counts[rival]:,})" if counts[rival] else "–"
+        share = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else ["–", "–"]
+        lines.append([name, str(label), f"{len(answers):,}", f"{correct:,}", *share, taken])
+    return _table(
+        ["Class", "Label", "Test images", "Correct", "Accuracy", "95% interval", "Most often taken for"], lines
+    )
+
+
+def _epochs(rows: list[dict[str, Any]], *, leak: bool) -> str:
+    """The rows of metrics.jsonl; a column for each key that any of them has."""
+    val = figures.LEAKY if leak else "validation"
+    columns = {
+        "epoch": ("Epoch", "d"),
+        "step": ("Step", ",d"),
+        "lr": ("Learning rate", ".4g"),
+        "train_loss": ("Training loss", ".4f"),
+        "train_accuracy": ("Training accuracy", ".2%"),
+        "val_loss": (f"{val.capitalize()} loss", ".4f"),
+        "val_accuracy": (f"{val.capitalize()} accuracy", ".2%"),
+        "test_loss": ("Test loss", ".4f"),
+        "test_accuracy": ("Test accuracy", ".2%"),
+        "images_per_second": ("Images/s", ",.0f"),
+        "seconds": ("Seconds", ".1f"),
+    }
+    used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
+    lines = [
+        ["–" if row.get(key) is None else format(row[key], form) for key, (_, form) in used.items()] for row in rows
+    ]
+    return _table([name for name, _ in used.values()], lines)
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"

@@ -1,0 +1,188 @@
+"""Folders and tars of images: layout, order, decoding, and what is refused."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fastres.data import open_dataset
+from fastres.data.images import decode, plan
+from fastres.errors import UserError
+
+Files = dict[str, bytes]
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def check(root: Path, source: Path) -> None:
+    """The images of `image_files` at size 8, which is their own: nothing is resampled."""
+    dataset = open_dataset(str(source), image_size=8, root=root, quiet=True)
+    assert dataset.classes == ("ant", "bee")
+    assert dataset.image_size == 8
+    assert dataset.train is not None and dataset.test is not None and dataset.unlabelled is None
+    assert dataset.train.labels is not None and dataset.test.labels is not None
+    assert dataset.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert dataset.test.labels.tolist() == [0, 1, 0, 1]
+    right_half = dataset.train.images[:, 0, -1].tolist()
+    assert right_half == [[40 * index + 40, 200 * label, 0] for index in range(3) for label in range(2)]
+    assert dataset.test.images[:, 0, 0].tolist() == [[20 * i + 20, 100 * c, 127] for i in range(2) for c in range(2)]
+    expected = dataset.train.images.reshape(-1, 3) / 255
+    # fp64 over 384 pixels: rounding stays below 1e-14.
+    np.testing.assert_allclose(dataset.mean, expected.mean(axis=0), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(dataset.std, expected.std(axis=0), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.xz"])
+@pytest.mark.parametrize("top", ["", "./", "pictures/"])
+def test_tars(tmp_path: Path, image_files: Files, write_tar: Callable[..., Path], name: str, top: str) -> None:
+    shuffled = dict(sorted(image_files.items(), key=lambda item: hash(item[0][::-1])))
+    files = {top + member: data for member, data in shuffled.items()}
+    check(tmp_path, write_tar(tmp_path / name, files | {top + "README.txt": b"hello", top + "train/.x.png": b"?"}))
+
+
+def test_a_folder(tmp_path: Path, image_files: Files, write_folder: Callable[..., Path]) -> None:
+    check(tmp_path / "root", write_folder(tmp_path / "in", image_files | {"train/ant/notes.txt": b""}))
+
+
+def test_valid_stands_in_for_test(tmp_path: Path, image_files: Files, write_folder: Callable[..., Path]) -> None:
+    files = {name.replace("test/", "valid/").replace(".png", ".PNG"): data for name, data in image_files.items()}
+    check(tmp_path / "root", write_folder(tmp_path / "in", files))
+
+
+def test_a_flat_folder_is_unlabelled(tmp_path: Path, picture: Callable, write_folder: Callable[..., Path]) -> None:
+    files = {f"{name}.jpg": picture((10 * index, 0, 0), kind="JPEG") for index, name in enumerate("cab")}
+    dataset = open_dataset(str(write_folder(tmp_path / "in", files)), image_size=8, root=tmp_path / "r", quiet=True)
+    assert dataset.classes == () and dataset.train is None and dataset.test is None
+    assert dataset.unlabelled is not None and dataset.unlabelled.labels is None
+    assert dataset.unlabelled.ids is not None and dataset.unlabelled.ids.tolist() == ["a", "b", "c"]
+    # a, b, c have red 10, 20, 0; JPEG moves a value by a few levels at most.
+    np.testing.assert_allclose(dataset.unlabelled.images[:, 4, 7, 0], [10, 20, 0], atol=4)
+
+
+names = st.sets(
+    st.builds(
+        "{}/{}/{}.jpg".format, st.sampled_from(["train", "test"]), st.sampled_from("abc"), st.integers(0, 30).map(str)
+    ),
+    min_size=1,
+)
+
+
+@given(names, st.randoms())
+def test_any_first_part_of_a_store_is_balanced(names: set[str], random: object) -> None:
+    # Every class in both parts, so that the layout is valid.
+    full = sorted(names | {f"{part}/{label}/x.jpg" for part in ("train", "test") for label in "abc"})
+    layout = plan(full, "here")
+    random.shuffle(full)  # type: ignore[attr-defined]
+    assert plan(full, "here").rows == layout.rows
+    assert layout.classes == ("a", "b", "c")
+    for part in ("train", "test"):
+        inside = {row: name for name, (where, row) in layout.rows.items() if where == part}
+        assert sorted(inside) == list(range(layout.counts[part]))
+        labels = ["abc".index(inside[row].split("/")[1]) for row in sorted(inside)]
+        assert labels == layout.labels[part].tolist()
+        totals = np.bincount(labels, minlength=3)
+        for row in range(len(labels)):
+            seen = np.bincount(labels[: row + 1], minlength=3)
+            unfinished = seen[seen < totals]  # a class that has run out cannot keep up
+            assert not len(unfinished) or seen.max() - unfinished.min() <= 1
+
+
+BAD: dict[str, tuple[Callable[[Files], Files], str]] = {
+    "no image": (lambda files: {"readme.txt": b""}, "holds no images: expected train/<class>"),
+    "no class": (lambda files: {"train/a.png": b"", "test/b.png": b""}, "lies in no class folder"),
+    "no parts": (lambda files: {"ant/a.png": b"", "bee/b.png": b""}, "holds no train or test folder"),
+    "other classes": (
+        lambda files: {name: data for name, data in files.items() if "test/bee" not in name},
+        "test has no class folder 'bee'",
+    ),
+    "text": (lambda files: files | {"train/bee/7.png": b"hello"}, "train/bee/7.png is no JPEG or PNG image"),
+    "empty": (lambda files: files | {"train/bee/7.jpg": b""}, "train/bee/7.jpg is no JPEG or PNG image"),
+    "a GIF": (
+        lambda files: files | {"test/ant/7.png": encode(Image.new("RGB", (8, 8)), "GIF")},
+        "test/ant/7.png is no JPEG or PNG image",
+    ),
+    "cut": (
+        lambda files: files | {"test/ant/7.png": files["test/ant/0.png"][:-26]},
+        "test/ant/7.png is a damaged image",
+    ),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("what", BAD)
+def test_bad_images_and_layouts(
+    tmp_path: Path, what: str, packed: bool, image_files: Files, write_tar: Callable, write_folder: Callable
+) -> None:
+    change, message = BAD[what]
+    files = change(image_files)
+    path = write_tar(tmp_path / "x.tar.gz", files) if packed else write_folder(tmp_path / "x", files)
+    with pytest.raises(UserError, match=message):
+        open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+    assert not [*(tmp_path / "root/stores").glob("[!.]*"), *(tmp_path / "root/stores").glob(".*.tmp")]
+
+
+def test_a_member_twice_is_refused(tmp_path: Path, picture: Callable, write_tar: Callable) -> None:
+    path = write_tar(tmp_path / "x.tar", {"train/a/1.png": picture(), "./train/a/1.png": picture()})
+    with pytest.raises(UserError, match=r"holds train/a/1\.png twice"):
+        open_dataset(str(path), root=tmp_path, quiet=True)
+
+
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=4))
+def test_damaged_images_are_an_error_or_an_image(position: int, noise: bytes) -> None:
+    gradient = np.arange(16 * 16 * 3, dtype=np.uint32).reshape(16, 16, 3).astype(np.uint8)
+    for kind in ("PNG", "JPEG"):
+        data = bytearray(encode(Image.fromarray(gradient), kind))
+        start = position % len(data)
+        data[start : start + len(noise)] = noise
+        try:
+            assert decode(bytes(data), 16).shape == (16, 16, 3)
+        except UserError as error:
+            assert "image" in str(error) or "pixels" in str(error)
+
+
+def test_colour_modes() -> None:
+    grey = Image.new("L", (8, 8), 77)
+    assert decode(encode(grey), 8).tolist() == [[[77] * 3] * 8] * 8
+    assert (decode(encode(Image.fromarray(np.full((8, 8), 77 << 8, np.uint16))), 8) == 77).all()
+    assert (decode(encode(Image.new("1", (8, 8), 1)), 8) == 255).all()
+    assert (decode(encode(Image.new("RGB", (8, 8), (1, 2, 3)).quantize(4)), 8) == [1, 2, 3]).all()
+    # Alpha 51 of 255 on black leaves a fifth of the colour; compositing rounds to within one level.
+    clear = decode(encode(Image.new("RGBA", (8, 8), (200, 100, 50, 51))), 8)
+    np.testing.assert_allclose(clear[0, 0], [40, 20, 10], atol=1)
+    assert (decode(encode(Image.new("LA", (8, 8), (200, 0))), 8) == 0).all()
+    assert (decode(encode(grey.convert("P"), transparency=77), 8) == 0).all()
+    assert decode(encode(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), 8).min() >= 250  # JPEG: not quite white
+
+
+@pytest.mark.parametrize("width, height", [(64, 40), (40, 64), (20, 20), (4000, 40), (33, 32)])
+def test_the_centred_square_is_resized(width: int, height: int) -> None:
+    side = min(width, height)
+    pixels = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - side) // 2, (width - side) // 2
+    pixels[top : top + side, left : left + side] = (10, 200, 90)
+    image = decode(encode(Image.fromarray(pixels)), 32)
+    assert image.shape == (32, 32, 3)
+    # The inside of the square has one colour, which bicubic resampling keeps; (33, 32) cuts through half pixels.
+    assert (image[2:-2, 2:-2] == (10, 200, 90)).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    checks = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    # Averaged over 4×4 pixels a chessboard is grey; without antialiasing it would be black and white. Edges ring.
+    np.testing.assert_allclose(decode(encode(Image.fromarray(checks)), 32)[4:-4, 4:-4], 127.5, atol=3)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
+    bomb = encode(Image.new("1", (9000, 9000)))
+    assert len(bomb) < 100_000
+    with pytest.raises(UserError, match="has 9000×9000 pixels"):
+        decode(bomb, 32)

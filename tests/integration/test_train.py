@@ -1,0 +1,205 @@
+"""Whole runs: what they leave behind, what ends them, what can be done with them."""
+
+import csv
+import json
+import pickle
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fastres as library
+from fastres import checkpoint
+from fastres.recipe import Recipe
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_from_top_to_bottom(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["record.report=true", "record.tensorboard=true", "eval.test_every=2"]
+    code, out, err = fastres("train", tiny, "--out", run, *(part for option in options for part in ("--set", option)))
+    assert code == 0, err
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"test accuracy {summary['test_accuracy']:.2%}" in out
+    assert "epoch  1/2" in err.replace("epoch 1/2", "epoch  1/2")
+
+    assert (summary["epochs"], summary["steps"], summary["test_images"]) == (2, 12, 100)
+    assert summary["stopped"] == "completed"
+    assert summary["images_per_second"] > 0
+    assert 0 < summary["cold_seconds"] < summary["seconds"]
+    assert summary["parameters"] == sum(
+        tensor.numel()
+        for name, tensor in checkpoint.load_weights(run / checkpoint.FINAL)[0].items()
+        if "running" not in name and "tracked" not in name
+    )
+    first, second = rows_of(run)
+    assert (first["epoch"], first["step"], second["step"]) == (1, 6, 12)
+    assert set(second) - set(first) == {"test_loss", "test_accuracy"}
+    assert second["test_accuracy"] == summary["test_accuracy"]
+
+    resolved = Recipe.load(run / "recipe.toml")
+    assert resolved == Recipe.load(tiny, options)
+    assert "torch" in json.dumps(json.loads((run / "environment.json").read_text()))
+    assert (run / "report.html").stat().st_size > 100_000
+    assert {file.stem for file in (run / "figures").iterdir()} >= {
+        "samples",
+        "class_counts",
+        "augmented",
+        "loss",
+        "accuracy",
+        "learning_rate",
+        "confusion",
+        "worst_mistakes",
+    }
+    assert list((run / "tensorboard").glob("events*"))
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_resolved_recipe_reproduces_the_run_to_the_bit(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    for out, recipe in (("one", tiny), ("two", tmp_path / "one" / "recipe.toml")):
+        assert fastres("train", recipe, "--out", tmp_path / out, "--quiet")[0] == 0
+    one, two = ((tmp_path / run / checkpoint.FINAL).read_bytes() for run in ("one", "two"))
+    assert one == two
+    assert fastres("train", tiny, "--out", tmp_path / "three", "--set", "train.seed=1", "--quiet")[0] == 0
+    assert (tmp_path / "three" / checkpoint.FINAL).read_bytes() != one
+
+
+def test_json_is_alone_on_standard_output(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    code, out, err = fastres("train", tiny, "--out", tmp_path / "run", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["run"] == str(tmp_path / "run")
+    assert found["test_accuracy"] == json.loads((tmp_path / "run" / "summary.json").read_text())["test_accuracy"]
+    assert "epoch" in err
+    assert fastres("train", tiny, "--out", tmp_path / "quiet", "--json", "--quiet")[2] == ""
+
+
+@pytest.mark.parametrize("extra", [[], ["train.ema=0.8"], ["train.precision=fp16"], ["train.channels_last=false"]])
+def test_eval_finds_what_training_found(fastres: Any, tiny: Path, tmp_path: Path, extra: list[str]) -> None:
+    run = tmp_path / "run"
+    settings = [part for option in extra for part in ("--set", option)]
+    assert fastres("train", tiny, "--out", run, "--quiet", *settings)[0] == 0
+    summary = json.loads((run / "summary.json").read_text())
+    code, out, _ = fastres("eval", run, "--json")
+    assert code == 0
+    measured = json.loads(out)
+    # The same code on the same weights: the same bits.
+    assert measured["accuracy"] == summary["test_accuracy"]
+    assert measured["loss"] == summary["test_loss"]
+    assert measured["expected_calibration_error"] == summary["expected_calibration_error"]
+    assert np.array(measured["confusion"]).sum() == 100
+    code, out, _ = fastres("eval", run)
+    assert code == 0
+    for name in measured["classes"]:
+        assert name in out
+
+
+def test_predictions_of_a_pickle_without_labels(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fastres("train", tiny, "--out", run, "--quiet")[0] == 0
+    test = library.data.open_dataset("shapes10").test
+    images = test.images[:50]
+    flat = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(50, -1)
+    ids = np.arange(50)[::-1] + 7
+    (tmp_path / "unlabelled.pkl").write_bytes(pickle.dumps({b"data": flat, b"ids": ids}))
+    out = tmp_path / "submission.csv"
+    assert fastres("predict", run, tmp_path / "unlabelled.pkl", "--out", out)[0] == 0
+    with out.open(newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["ID", "Labels"]
+    assert [int(line[0]) for line in lines] == ids.tolist()
+    from fastres.runs import Kept
+
+    assert [int(line[1]) for line in lines] == Kept.load(run).logits(images).argmax(1).tolist()
+
+
+def test_the_best_checkpoint_is_the_one_that_is_kept(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # From the fourth epoch on the rate is a hundred times what it should be, so that an earlier epoch is the best.
+    options = ["train.best=test_loss", "eval.test_every=1", "train.epochs=5", "optimizer.lr=0.03"]
+    options += ["schedule.name=step", "schedule.milestones=[3]", "schedule.gamma=100.0"]
+    assert fastres("train", tiny, "--out", run, "--quiet", *(p for o in options for p in ("--set", o)))[0] == 0
+    rows, summary = rows_of(run), json.loads((run / "summary.json").read_text())
+    best = min(rows, key=lambda row: row["test_loss"])
+    assert best["epoch"] < 5
+    assert summary["best"] == {"metric": "test_loss", "epoch": best["epoch"], "value": best["test_loss"]}
+    assert summary["test_loss"] == best["test_loss"]
+
+
+def test_early_stopping_counts_epochs_without_a_better_value(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # A rate this small changes no prediction, so that the accuracy of the first epoch stays the best.
+    options = ["train.best=val_accuracy", "train.early_stopping=3", "train.epochs=50", "optimizer.lr=1e-12"]
+    assert fastres("train", tiny, "--out", run, "--quiet", *(p for o in options for p in ("--set", o)))[0] == 0
+    rows, summary = rows_of(run), json.loads((run / "summary.json").read_text())
+    assert summary["stopped"] == "early stopping"
+    assert len(rows) == summary["best"]["epoch"] + 3
+    assert summary["epochs"] == len(rows)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["optimizer.lr=1e12", "train.checkpoint_seconds=0.0", "schedule.name=constant", "train.precision=fp32"]
+    code, _, err = fastres("train", tiny, "--out", run, *(p for o in options for p in ("--set", o)))
+    assert code == 2
+    assert "the loss is not finite at step" in err
+    assert "learning rate 1e+12" in err
+    assert "checkpoints/last.pt" in err
+    assert "Traceback" not in err
+    state = checkpoint.load(run / checkpoint.LAST)
+    assert np.isfinite(state["tally"][0].item()), "the checkpoint is from before the accident"
+    assert not (run / "summary.json").exists()
+
+
+def test_the_reports_split_and_no_split(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    for split in ("report", "none"):
+        run = tmp_path / split
+        assert fastres("train", tiny, "--out", run, "--quiet", "--set", f"data.split={split}")[0] == 0
+        assert ("val_loss" in rows_of(run)[0]) == (split == "report")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "one_cycle", "step"])
+def test_every_optimizer_and_schedule_trains(name: str, schedule: str, tiny: Path, tmp_path: Path) -> None:
+    overrides = [f"optimizer.name={name}", f"schedule.name={schedule}", "train.epochs=1", "optimizer.lr=0.01"]
+    overrides += ["schedule.milestones=[0.5]"] if schedule == "step" else []
+    result = library.train(Recipe.load(tiny, overrides), out=tmp_path / "run", quiet=True)
+    assert 0 <= result.test_accuracy <= 1
+    assert result.summary["epochs"] == 1
+
+
+def test_a_run_resumes_only_what_it_was(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fastres("train", tiny, "--out", run, "--quiet")[0] == 0
+    assert "complete" in fastres("train", "--resume", run)[2]
+    (run / "summary.json").unlink()
+    text = (run / "recipe.toml").read_text()
+    assert tomllib.loads(text)["optimizer"]["lr"] == 0.05
+    (run / "recipe.toml").write_text(text.replace("lr = 0.05", "lr = 0.06"))
+    code, _, err = fastres("train", "--resume", run)
+    assert code == 2
+    assert "is not the recipe that" in err
+    (run / "recipe.toml").write_text(text)
+    assert fastres("train", "--resume", run, "--quiet")[0] == 0
+    assert (run / "summary.json").exists()
+
+
+def test_real_images(real_images: Path, fastres: Any, tmp_path: Path) -> None:
+    """CIFAR-10 (JPEG): a small network on 5,000 images learns something that chance (10%) does not explain."""
+    recipe = tmp_path / "real.toml"
+    recipe.write_text(
+        f'[data]\nsource = "{real_images}"\ntrain_images = 5000\ntest_images = 2000\n'
+        "[model]\nblocks = [1, 1, 1]\nchannels = [16, 32, 64]\nstrides = [1, 2, 2]\nkernels = [3, 3, 3]\n"
+        "skip_kernels = [1, 1, 1]\n[train]\nepochs = 4\nbatch_size = 50\ncompile = false\n[optimizer]\nlr = 0.05\n"
+    )
+    code, out, err = fastres("train", recipe, "--out", tmp_path / "run", "--json")
+    assert code == 0, err
+    # One standard deviation of chance is 0.7 points on 2,000 images.
+    assert json.loads(out)["test_accuracy"] > 0.30
+    assert torch.load(tmp_path / "run" / checkpoint.LAST, weights_only=True)["position"]["epoch"] == 4

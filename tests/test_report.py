@@ -1,0 +1,447 @@
+"""The page of a run and its figures."""
+
+import html
+import io
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+import fastres
+from fastres import figures
+from fastres.recipe import Recipe
+from fastres.report import Exhibits, wilson, write_report
+
+NAMES = ["samples", "class_counts", "augmented", "loss", "accuracy", "learning_rate", "confusion", "worst_mistakes"]
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=http://example.org/x onerror=alert(1)>',
+    "$\\frac{$ & </table>",
+    "a very long name " * 20,
+    "line\nbreak\ttab\x00nul\x1besc",
+    "猫 \u202e lone \udc80",
+    "",
+)
+
+
+def exhibits(
+    classes: tuple[str, ...], *, side: int = 8, test: int = 60, wrong: int = 7, val: bool = True, seed: int = 0
+) -> Exhibits:
+    """Noise as images; the first `wrong` test images are given the next class, all others their own."""
+    random = np.random.default_rng(seed)
+    number = len(classes)
+    labels = np.arange(test) % number
+    predicted = np.where(np.arange(test) < wrong, (labels + 1) % number, labels)
+    probabilities = np.full((test, number), 0.01, np.float32)
+    probabilities[np.arange(test), predicted] = np.linspace(0.6, 0.99, test, dtype=np.float32)
+    samples = random.integers(0, 256, (40, side, side, 3), dtype=np.uint8)
+    return Exhibits(
+        classes=classes,
+        train_labels=random.integers(0, number, 500),
+        val_labels=random.integers(0, number, 50) if val else None,
+        samples=samples,
+        sample_labels=random.integers(0, number, 40),
+        augmented=samples[:, :, ::-1].astype(np.float32) / 255,
+        test_images=random.integers(0, 256, (test, side, side, 3), dtype=np.uint8),
+        test_labels=labels,
+        test_probabilities=probabilities,
+    )
+
+
+def metrics(epochs: int, *, val: bool = True) -> list[dict[str, Any]]:
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1 / epoch, "train_loss": 2 / epoch, "train_accuracy": 0.5}
+        row |= {"val_loss": 2.5 / epoch, "val_accuracy": 0.45} if val else {}
+        rows.append(row | {"seconds": 1.5, "images_per_second": 1000.0})
+    return rows
+
+
+SUMMARY: dict[str, Any] = {
+    "name": "a run",
+    "recipe_hash": "0123456789ab",
+    "source": "cifar10",
+    "split": "holdout",
+    "test_accuracy": 53 / 60,
+    "test_loss": 0.4,
+    "best": {"metric": "val_loss", "epoch": 3, "value": 0.8},
+    "parameters": 4_903_242,
+    "multiply_adds": 253_000_000,
+    "epochs": 3,
+    "steps": 30,
+    "images_per_second": 1234.5,
+    "seconds": 4000.0,
+    "cold_seconds": 41.0,
+    "precision": "bf16",
+    "compiled": False,
+    "compile_note": "no C++ compiler found",
+    "device": "a processor",
+    "peak_memory_bytes": 2**30,
+    "expected_calibration_error": 0.021,
+    "stopped": "completed",
+}
+MACHINE = {"fastres": "0.1.0", "commit": "c" * 40, "dirty": True, "torch": "2.13.0", "python": "3.11.7"}
+
+
+class Page(HTMLParser):
+    """A strict reader: every tag that opens must close, in order."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def images(self) -> list[str]:
+        return [str(attributes["src"]) for tag, attributes in self.tags if tag == "img"]
+
+
+def write(run: Path, shown: Exhibits, rows: list[dict[str, Any]], **changes: Any) -> tuple[str, Page]:
+    path = write_report(run, recipe=Recipe(), rows=rows, summary=SUMMARY | changes, environment=MACHINE, exhibits=shown)
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """The figure as a file would hold it; the size on the page is 1120 pixels wide."""
+    image = Image.open(io.BytesIO(figures.png(figure)))
+    image.load()
+    # One pixel may be lost where 7 inches of 160 pixels are rounded.
+    assert abs(image.width - 1120) <= 1 and 100 <= image.height <= 3000
+    return image
+
+
+# ---------------------------------------------------------------------------------------------------- Wilson
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Table I, method 3: four decimals.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_is_newcombes_method_3(correct: int, total: int, low: float, high: float) -> None:
+    # Half a unit of the fourth decimal, which is printed.
+    assert wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_of_the_reports_early_result_by_hand() -> None:
+    # p = 0.918, n = 10,000, z² = 3.841459: centre (0.918 + 0.0001920729) / 1.0003841459 = 0.9178395,
+    # reach 1.959964 √(0.918·0.082 / 10,000 + 3.841459 / 4e8) / 1.0003841459 = 0.0053788. Seven decimals by hand.
+    assert wilson(9180, 10_000) == pytest.approx((0.9124607, 0.9232183), abs=1e-7)
+
+
+@given(st.integers(1, 10**6).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_bounds_solve_the_score_equation(pair: tuple[int, int]) -> None:
+    correct, total = pair
+    share = correct / total
+    low, high = wilson(correct, total)
+    assert 0 <= low <= share <= high <= 1
+    for bound in (low, high):
+        # (p - x)² n = z² x (1 - x), the definition; both sides are below 4 and lose at most some 1e-16 · n of that.
+        assert (share - bound) ** 2 * total == pytest.approx(1.959964**2 * bound * (1 - bound), rel=1e-6, abs=1e-9)
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+
+
+def test_the_page_holds_all_and_needs_nothing_else(tmp_path: Path) -> None:
+    text, page = write(tmp_path, exhibits(("cat", "dog", "bird")), metrics(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html"]
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == sorted(NAMES)
+    assert len(page.images()) == len(NAMES)
+    assert all(source.startswith("data:image/png;base64,") for source in page.images())
+    assert not {"script", "link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.tags}
+    assert "http://" not in text and "https://" not in text and "url(" not in text and "@import" not in text
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    words = " ".join(page.text)
+    low, high = wilson(53, 60)
+    for expected in (
+        "88.33%",
+        f"95% interval {low:.2%} to {high:.2%}",
+        "covers the choice of the test images only",
+        "4,903,242",
+        "1 h 7 min",
+        "fastres train recipe.toml",
+        "commit cccccccccccc with changes",
+        "no: no C++ compiler found",
+        "epoch 3, by val_loss = 0.8",
+        'split = "holdout"',
+    ):
+        assert expected in words
+    assert "Leaky" not in words
+    # Three rows of epochs, three classes, one header each, and eleven facts.
+    assert [tag for tag, _ in page.tags].count("tr") == 3 + 3 + 2 + 11
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    shown = exhibits(("cat", "dog"))
+    assert write(tmp_path / "a", shown, metrics(2))[0] == write(tmp_path / "b", shown, metrics(2))[0]
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    evil = "<script>alert(2)</script>"
+    # Where the font lacks a script the figure has boxes, without a warning: warnings are errors here.
+    text, page = write(
+        tmp_path, exhibits(HOSTILE), metrics(1), name=evil, source=evil, compile_note=evil, device=evil, stopped=evil
+    )
+    assert "<script" not in text and "<img src=http" not in text
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert len(page.images()) == len(NAMES)
+    cells = "".join(page.text)
+    for name in (*HOSTILE[:4], evil):
+        assert name in cells
+        assert html.escape(name) in text
+
+
+def test_the_leak_is_said_wherever_validation_is_shown(tmp_path: Path) -> None:
+    _, page = write(tmp_path, exhibits(("cat", "dog")), metrics(2), split="report")
+    words = " ".join(page.text)
+    assert "Leaky validation." in words and "Leaky validation loss" in words
+    assert words.count("no estimate for new images") == 2  # under the loss and under the accuracy
+
+
+def test_a_choice_by_the_test_images_is_said(tmp_path: Path) -> None:
+    best = {"metric": "test_accuracy", "epoch": 1, "value": 0.9}
+    _, page = write(tmp_path, exhibits(("cat", "dog")), metrics(1), best=best)
+    assert "optimistic" in " ".join(page.text)
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "epochs", "val", "wrong"),
+    [(2, 4, 1, False, 0), (100, 33, 1, False, 7), (21, 224, 2, True, 60)],
+    ids=["tiny and perfect", "hundred classes", "large and all wrong"],
+)
+def test_unusual_runs_have_a_page(tmp_path: Path, classes: int, side: int, epochs: int, val: bool, wrong: int) -> None:
+    shown = exhibits(tuple(f"class {label}" for label in range(classes)), side=side, val=val, wrong=wrong)
+    accuracy = 1 - wrong / 60
+    _, page = write(
+        tmp_path,
+        shown,
+        metrics(epochs, val=val),
+        test_accuracy=accuracy,
+        best=None,
+        images_per_second=None,
+        peak_memory_bytes=None,
+        device=None,
+        split="holdout" if val else "none",
+    )
+    words = " ".join(page.text)
+    assert f"{accuracy:.2%}" in words
+    assert ("no validation" in words) == (not val)
+    for name in NAMES:
+        with Image.open(tmp_path / "figures" / f"{name}.png") as image:
+            assert abs(image.width - 1120) <= 1 and 100 <= image.height <= 3000
+
+
+def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
+    shown = exhibits(("cat", "dog"))
+    shown = replace(shown, test_probabilities=np.full_like(shown.test_probabilities, np.nan))
+    rows = [row | {"train_loss": None, "val_loss": None} for row in metrics(2)]
+    _, page = write(tmp_path, shown, rows, test_accuracy=0.5, test_loss=float("nan"), best=None)
+    assert "nan nats an image" in " ".join(page.text)
+
+
+def test_drawing_touches_nothing_global() -> None:
+    # Reading rcParams["backend"] imports pyplot by itself.
+    what = (
+        "import sys, matplotlib as m, fastres.figures as f\n"
+        "read = lambda: {key: m.rcParams[key] for key in m.rcParams if key != 'backend'}\n"
+        "before = read(); f.png(f.loss([{'epoch': 1, 'train_loss': 1.0}]))\n"
+        "assert read() == before and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", what], cwd=Path(fastres.__file__).parent.parent, check=True)
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else []
+
+
+def visible_ticks(figure: Figure) -> list[float]:
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    return [tick for tick in axes.get_xticks() if low <= tick <= high]
+
+
+def test_the_loss_is_the_reports_figure_4() -> None:
+    figure = figures.loss(metrics(7), best={"metric": "val_loss", "epoch": 5, "value": 0.5})
+    drawn(figure)
+    axes = figure.axes[0]
+    train, val, mark = axes.get_lines()
+    red, green, blue = to_rgb(train.get_color())
+    assert blue > 2 * max(red, green * 0.9)
+    red, green, blue = to_rgb(val.get_color())
+    assert red > 2 * max(green, blue)
+    assert train.get_linestyle() != val.get_linestyle()  # told apart without colour too
+    np.testing.assert_array_equal(train.get_xdata(), range(1, 8))
+    np.testing.assert_array_equal(val.get_ydata(), [2.5 / epoch for epoch in range(1, 8)])
+    assert set(mark.get_xdata()) == {5}
+    assert legend(figure) == ["training", "validation", "epoch 5, the chosen one"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "cross-entropy loss (nats an image)")
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 2.5
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 9, 50, 200])
+def test_epochs_are_whole_numbers_from_one(epochs: int) -> None:
+    for figure in (figures.loss(metrics(epochs)), figures.learning_rate(metrics(epochs))):
+        FigureCanvasAgg(figure).draw()
+        ticks = visible_ticks(figure)
+        assert ticks and all(tick == round(tick) and tick >= 1 for tick in ticks)
+        assert len(ticks) <= 12
+
+
+def test_a_leak_has_its_own_name_in_the_figures() -> None:
+    rows = metrics(2)
+    for figure in (
+        figures.loss(rows, leak=True),
+        figures.accuracy(rows, leak=True),
+        figures.class_counts(np.array([0, 1]), np.array([1]), ("a", "b"), leak=True),
+    ):
+        assert any("leaky validation" in name for name in legend(figure)) and "validation" not in legend(figure)
+    assert "trained on" in legend(figures.loss(rows, leak=True))[1]
+
+
+def test_a_single_epoch_can_be_seen() -> None:
+    for figure in (figures.loss(metrics(1)), figures.accuracy(metrics(1)), figures.learning_rate(metrics(1))):
+        assert all(line.get_marker() == "o" and line.get_markersize() > 0 for line in figure.axes[0].get_lines())
+
+
+def test_figures_without_any_number_are_empty_but_there() -> None:
+    rows = [{"epoch": 1, "lr": None, "train_loss": None, "train_accuracy": None}]
+    for figure in (figures.loss(rows), figures.accuracy(rows), figures.learning_rate(rows), figures.loss([])):
+        drawn(figure)
+        assert figure.axes[0].get_xlabel() == "epoch"
+
+
+def test_accuracy_is_in_percent_and_shows_the_data() -> None:
+    rows = [{"epoch": epoch, "train_accuracy": 0.9 + epoch / 100} for epoch in range(1, 6)]
+    figure = figures.accuracy(rows, test_accuracy=0.93)
+    low, high = figure.axes[0].get_ylim()
+    assert 88 <= low <= 91 and 95 <= high <= 97  # the data run from 91 to 95
+    assert figure.axes[0].get_ylabel() == "accuracy (%)"
+    assert legend(figure) == ["training", "test at the end, 93.00%"]
+
+
+def test_class_counts_are_written_out() -> None:
+    figure = figures.class_counts(np.array([0, 0, 1]), np.array([1, 1, 1, 1]), ("cat", "$dog$"))
+    drawn(figure)
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [2, 1, 0, 4]
+    assert [text.get_text() for text in axes.texts] == ["2", "1", "0", "4"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "$dog$"]
+    assert legend(figure) == ["training", "validation"]
+    many = figures.class_counts(np.arange(100), None, tuple(map(str, range(100))))
+    assert drawn(many).height < 800 and len(many.axes[0].patches) == 100 and not many.axes[0].texts
+
+
+def test_the_confusion_matrix_is_normalised_by_row() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    predicted = np.array([0, 0, 0, 1, 1, 1])
+    figure = figures.confusion(labels, predicted, ("cat", "dog", "never seen"))
+    drawn(figure)
+    axes = figure.axes[0]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[75, 25, 0], [0, 100, 0], [0, 0, 0]])
+    assert {text.get_text() for text in axes.texts} == {"75.0\n(3)", "25.0\n(1)", "100.0\n(2)"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "never seen"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert figure.axes[1].get_ylabel() == "share of the true class (%)"
+
+
+@pytest.mark.parametrize(("number", "texts"), [(10, 10), (20, 20), (21, 0), (100, 0)])
+def test_the_confusion_matrix_has_numbers_while_they_fit(number: int, texts: int) -> None:
+    labels = np.arange(number)
+    figure = figures.confusion(labels, labels, tuple(f"class {label}" for label in labels))
+    drawn(figure)
+    assert len(figure.axes[0].texts) == texts
+
+
+def test_names_in_cells_do_not_overlap() -> None:
+    names = ("automobile", "airplane", "aquarium_fish", "pickup_truck", "sweet_pepper", "palm_tree", "cat", "dog")
+    images = np.zeros((8, 32, 32, 3), np.uint8)
+    figure = figures.samples(images, np.arange(8), names)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.texts]
+    assert len(boxes) == 8
+    assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+    assert boxes[0].x0 >= 0 and boxes[-1].x1 <= figure.bbox.width
+
+
+def test_the_worst_mistakes_come_first_and_say_what_they_are() -> None:
+    shown = exhibits(("cat", "dog", "bird"), test=60, wrong=20)
+    figure = figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
+    drawn(figure)
+    captions = [text.get_text() for text in figure.texts]
+    assert len(captions) == len(figure.axes) == 15
+    # Certainty rises with the index: the 20 mistakes end at index 19, true class 19 % 3 = 1, and 0.6 + 0.39·19/59.
+    assert captions[0] == "dog →\nbird, 73%"
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), shown.test_images[19])
+    assert captions[1] == "cat →\ndog, 72%"
+
+
+def test_without_a_mistake_the_figure_says_so() -> None:
+    shown = exhibits(("cat", "dog"), wrong=0)
+    figure = figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
+    drawn(figure)
+    assert [text.get_text() for text in figure.texts] == ["No test image was given a wrong class."]
+
+
+def test_augmented_images_stand_below_their_originals() -> None:
+    shown = exhibits(("cat", "dog"), side=4)
+    figure = figures.augmented(shown.samples, shown.augmented, shown.sample_labels, shown.classes)
+    drawn(figure)
+    assert len(figure.axes) == 32  # sixteen pairs
+    before, after = figure.axes[:2]
+    np.testing.assert_array_equal(before.images[0].get_array(), shown.samples[0])
+    np.testing.assert_array_equal(after.images[0].get_array(), shown.augmented[0])
+    above, below = before.get_position(), after.get_position()
+    assert above.x0 == below.x0 and below.y1 < above.y0
+
+
+@given(st.text(max_size=60), st.integers(1, 30))
+def test_short_names_fit_and_print(name: str, limit: int) -> None:
+    result = figures.short(name, limit)
+    assert len(result) <= limit and all(letter.isprintable() for letter in result)
+    if name.isprintable() and len(name) <= limit:
+        assert result == name
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.0, "100%"), (0.9999, ">99%"), (0.994, "99%"), (0.5, "50%")])
+def test_only_certainty_is_100_percent(value: float, text: str) -> None:
+    assert figures.sure(value) == text
