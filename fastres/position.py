@@ -22,7 +22,7 @@ class Position:
     cold_seconds: float = 0.0
     """Wall time to the end of the first step, compilation included."""
     images: int = 0
-    """Images of all timed steps: all but the first of each process, which compiles."""
+    """Images of all timed steps: all but a process's first of each batch size, which compiles."""
     images_seconds: float = 0.0
     """Seconds of those steps."""
     epoch_seconds: float = 0.0

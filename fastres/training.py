@@ -91,7 +91,7 @@ class _Run:
             self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
         )
         self.at, self.tally = Position(), Tally(self.device)
-        self.first = True  # the next step is this process's first: it compiles and is not timed
+        self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -134,9 +134,10 @@ class _Run:
             at.step += 1
             self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
             self._show(steps_before + at.step, len(batch.rows))
-            at.time_step(len(batch.rows), time.perf_counter() - started, timed=not self.first)
-            if self.first:
-                self._first_step_is_done()
+            known = len(batch.rows) in self.sizes
+            at.time_step(len(batch.rows), time.perf_counter() - started, timed=known)
+            if not known:
+                self._note_compilation(len(batch.rows))
             if self.interrupt.requested:
                 self._save()
                 raise Interrupted(
@@ -162,10 +163,10 @@ class _Run:
         else:
             self.progress.step(step, images)
 
-    def _first_step_is_done(self) -> None:
-        self.first = False
+    def _note_compilation(self, images: int) -> None:
+        self.sizes.add(images)
         self.at.cold_seconds = self.at.cold_seconds or time.perf_counter() - self.began
-        if self.recipe.train.compile and not self.step.loss_and_correct.active:
+        if len(self.sizes) == 1 and self.recipe.train.compile and not self.step.loss_and_correct.active:
             self.progress.message(f"running without compilation: {self.step.loss_and_correct.note}")
 
     def _read_tally(self) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A place for stores that lives as long as the tests: shapes10 is drawn once, and nothing of the user's is touched."""
+    """A place for stores that lives as long as the tests: shapes10 is drawn once, the user's own are not touched."""
     root = tmp_path_factory.mktemp("data")
     before = os.environ.get("FASTRES_DATA")
     os.environ["FASTRES_DATA"] = str(root)

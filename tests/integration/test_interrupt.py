@@ -1,8 +1,6 @@
 """Signals and kills: whatever ends a process, the resumed run ends with the bits of an undisturbed one."""
 
-import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -49,8 +47,8 @@ def wait_for(run: Path, process: subprocess.Popen[str], steps: int) -> None:
 def same(run: Path, other: Path) -> None:
     """The two runs kept the same bits and logged the same numbers."""
     assert (run / checkpoint.FINAL).read_bytes() == (other / checkpoint.FINAL).read_bytes()
-    rows = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, other)]
-    for row, twin in zip(*rows, strict=True):
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (run, other)]
+    for row, twin in zip(*(map(json.loads, part) for part in lines), strict=True):
         for name in ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"):
             assert row[name] == twin[name]
 
@@ -112,9 +110,7 @@ def kill_often(recipe: Path, tmp_path: Path, kills: int, overrides: list[str], s
         process = start("train", "--resume", run)
     assert done == kills, "the run was over before all kills: give it more epochs"
     same(run, straight)
-    with contextlib.suppress(FileNotFoundError):
-        leftovers = [name for name in os.listdir(run / "checkpoints") if name.endswith(".tmp")]
-        assert len(leftovers) <= 1, "a resumed run cleans up what a kill left behind"
+    assert not list(run.rglob(".*.tmp")), "a resumed run cleans up what a kill left behind"
     return run
 
 
