@@ -1,5 +1,6 @@
 """Checkpoints: an atomic save, an exact restore, nothing executable inside."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import UserError
-from fastres.files import atomic_file, write_bytes
+from fastres.files import write_bytes
 
 LAST, BEST, FINAL = "checkpoints/last.pt", "checkpoints/best.safetensors", "checkpoints/final.safetensors"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) so that `path` holds the old or the new checkpoint, never half of
-    one."""
-    with atomic_file(path) as file:
-        torch.save(state, file)
+    """Write `state` (tensors and plain values) so that `path` holds the old or the new checkpoint, never half of one.
+
+    Serialised in memory first: torch.save to a file on a full disk ends in an error of its own that hides the disk's.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

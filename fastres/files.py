@@ -42,7 +42,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data`, atomically."""
     with atomic_file(path) as file:
         file.write(data)
