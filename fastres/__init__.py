@@ -9,23 +9,40 @@ from typing import TYPE_CHECKING, Any
 from fastres._version import __version__
 
 if TYPE_CHECKING:
+    from fastres import augment, data, kernels, models, optim
     from fastres.errors import UserError
     from fastres.recipe import Recipe
-    from fastres.training import RunResult, train
+    from fastres.training import RunResult, resume, train
 
-__all__ = ["Recipe", "RunResult", "UserError", "__version__", "train"]
+__all__ = [
+    "Recipe",
+    "RunResult",
+    "UserError",
+    "__version__",
+    "augment",
+    "data",
+    "kernels",
+    "models",
+    "optim",
+    "resume",
+    "train",
+]
 
 _HOMES = {
     "Recipe": "fastres.recipe",
     "RunResult": "fastres.training",
     "UserError": "fastres.errors",
+    "resume": "fastres.training",
     "train": "fastres.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fastres' has no attribute '{name}'")
+    """Import a part when it is first asked for."""
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"fastres.{name}")
+    raise AttributeError(f"module 'fastres' has no attribute '{name}'")

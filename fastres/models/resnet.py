@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.errors import UserError
+from fastres.models.convolution import Conv2d
 
 
 class BasicBlock(nn.Module):
@@ -20,14 +21,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel: int = 3, skip_kernel: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
+        self.conv1 = Conv2d(in_channels, channels, kernel, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, kernel, 1, kernel // 2, bias=False)
+        self.conv2 = Conv2d(channels, channels, kernel)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, skip_kernel, stride, skip_kernel // 2, bias=False),
+                Conv2d(in_channels, channels, skip_kernel, stride),
                 nn.BatchNorm2d(channels),
             )
 
@@ -65,10 +66,10 @@ class ResNet(nn.Module):
         self.stem, self.pool, self.stages = stem, pool, len(blocks)
         width = channels[0]
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+            self.conv1 = Conv2d(3, width, 7, 2)
             side = _halved(_halved(image_size))
         else:
-            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+            self.conv1 = Conv2d(3, width, 3)
             side = image_size
         self.bn1 = nn.BatchNorm2d(width)
         for stage in range(self.stages):

@@ -37,6 +37,21 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         assert command in done.stdout
 
 
+def test_the_parts_are_reached_from_the_package(tmp_path: Path) -> None:
+    code = (
+        "import fastres\n"
+        "assert callable(fastres.train) and callable(fastres.resume) and callable(fastres.data.open_dataset)\n"
+        "import fastres.training\n"
+        "assert callable(fastres.train), 'a submodule must not hide the function'\n"
+        "for name in fastres.__all__: getattr(fastres, name)\n"
+        "try: fastres.nothing\n"
+        "except AttributeError as error: assert 'nothing' in str(error)\n"
+        "else: raise SystemExit(1)\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version(tmp_path: Path) -> None:
     from fastres import __version__
 
