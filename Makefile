@@ -14,7 +14,7 @@ train: $(VENV)/.train
 	$(BIN)/fastres train $(RECIPE) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest tests -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

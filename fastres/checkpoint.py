@@ -27,7 +27,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read what `save` wrote, onto the CPU. Raises UserError where the file is damaged or holds anything but data."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError("a checkpoint is a dictionary")
+        return state
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the folder of a run that has saved a checkpoint") from None
     except Exception as error:

@@ -1,20 +1,50 @@
 """The command line: parse, call one function, print. Nothing heavy is imported before a command runs.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0 done; 2 an error of the user's, in
-one or two lines that name the fix; 130 interrupted after a checkpoint was saved.
+one or two lines that name the fix; 130 interrupted, in training after a checkpoint was saved.
 """
 
+import io
 import json
-import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from fastres.errors import Interrupted, UserError
+from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
+from fastres.terminal import flushed, printable, quiet_thread
+
+
+class _Group(TyperGroup):
+    """Names what ends a command before Typer sees it: Typer (and Click, on which its older releases stand) ends Ctrl-C
+    without a word or with 'Aborted!', and any broken pipe with status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+        except BrokenPipeError as error:
+            if not flushed(sys.stderr):  # of work that now ends halfway: no success
+                raise UserError("the reader of the progress has gone: keep it, or write to a file") from error
+            if not flushed(sys.stdout):  # head, or less, has read enough of the result
+                sys.exit(0)
+            raise RuntimeError("a pipe to another process is broken") from error
+        except Exception as error:
+            if not out_of_gpu_memory(error):
+                raise
+            fix = "lower train.batch_size (or eval.batch_size, if it was testing)"
+            if ctx.invoked_subcommand in ("eval", "predict"):
+                fix = "lower eval.batch_size in the run's recipe.toml"
+            raise UserError(f"the GPU has too little free memory: {fix}, or choose --device cpu") from error
+
 
 app = typer.Typer(
+    cls=_Group,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -192,9 +222,8 @@ def prepare(source: Source, image_size: Size = None, root: Root = None, as_json:
     if as_json:
         _print_json(describe_store(source, image_size=image_size, root=root))
         return
-    print(
-        f"{dataset.name}: {len(dataset.classes)} classes, {dataset.image_size}×{dataset.image_size}, in {dataset.path}"
-    )
+    size = f"{dataset.image_size}×{dataset.image_size}"
+    print(printable(f"{dataset.name}: {len(dataset.classes)} classes, {size}, in {dataset.path}"))
 
 
 @data_app.command()
@@ -207,9 +236,8 @@ def info(source: Source, image_size: Size = None, root: Root = None, as_json: Js
         _print_json(facts)
         return
     for key, value in facts.items():
-        print(
-            f"{key + ':':<14}{value if not isinstance(value, (dict, list)) else json.dumps(value, ensure_ascii=False)}"
-        )
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+        print(f"{key + ':':<14}{printable(text)}")
 
 
 @data_app.command()
@@ -234,6 +262,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def _print_table(header: list[str], rows: list[list[str]], left: int) -> None:
     """Columns aligned by their widest cell, the first `left` to the left, the others to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         cells = [
@@ -257,20 +286,41 @@ def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], conf
 
 def main() -> None:
     """Entry point of the `fastres` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that are not UTF-8, a terminal that knows no ×
+            stream.reconfigure(errors="replace")
+    threading.excepthook = quiet_thread
+    # SIGTERM ends a command as Ctrl-C does, so that it cleans up; who starts us with SIGTERM ignored has a reason.
+    before = signal.getsignal(signal.SIGTERM)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
+        sys.exit(_run())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run() -> int:
+    """Run the command of sys.argv, say on standard error what stopped it, and return the exit status."""
+    try:
+        try:
+            app()
+        except SystemExit as stop:  # the way in which Typer always ends
+            # rich, which prints help and `doctor`, makes status 1 of a reader that has gone.
+            code = 0 if isinstance(stop.__context__, BrokenPipeError) and stop.code == 1 else int(stop.code or 0)
+        flushed(sys.stdout)
+        return code
     except UserError as error:
-        _fail(str(error), 2)
+        return _say(str(error), 2)
     except Interrupted as stop:
-        _fail(str(stop), 130)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone: not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return _say(str(stop), 130)
+    except OSError as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        return _say(fault, 2)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"fastres: {message}", file=sys.stderr)
-    sys.exit(code)
+def _say(message: str, code: int) -> int:
+    print("fastres: " + "\n".join(printable(line) for line in message.split("\n")), file=sys.stderr)
+    return code

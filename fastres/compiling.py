@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from fastres.interrupt import signals_wait
+
 
 def missing_compiler() -> str | None:
     """What TorchInductor lacks on this machine, with the line that installs it; None when nothing."""
@@ -31,20 +33,27 @@ class Compiled:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.note = missing_compiler()
         self._compiled = torch.compile(function, dynamic=False, fullgraph=True) if self.note is None else None
+        self._shapes: set[tuple[torch.Size, ...]] = set()  # those that are compiled
 
     @property
     def active(self) -> bool:
         """Whether calls run compiled code."""
         return self._compiled is not None
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: torch.Tensor) -> Any:
         if self._compiled is None:
             return self._eager(*arguments)
+        shapes = tuple(argument.shape for argument in arguments)
+        if shapes in self._shapes:
+            return self._compiled(*arguments)
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
         try:
-            return self._compiled(*arguments)
+            with signals_wait():
+                result = self._compiled(*arguments)
+            self._shapes.add(shapes)
+            return result
         except (TorchDynamoException, InductorError) as error:
             # "backend='inductor' raised:", then what happened, then pages of advice.
             self.note, self._compiled = f"compilation failed: {' '.join(str(error).split(chr(10))[:2])}", None

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fastres.errors import UserError
 from fastres.machine import environment, installed_version, nvidia_gpus, run_quietly
+from fastres.terminal import printable
 
 # Distributions without which some command fails; those that the command line needs to start at all are left out.
 NEEDED = ("torch", "torchvision", "triton", "numba", "numpy", "matplotlib", "pillow", "safetensors")
@@ -301,7 +302,5 @@ def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None
 
 
 def _line(console: Console, dim: str, plain: str) -> None:
-    """Print a line that is never broken, since it may be there to be copied. Names of files are hostile: what does not
-    print is replaced, and brackets are no markup."""
-    parts = ("".join(letter if letter.isprintable() else "?" for letter in part) for part in (dim, plain))
-    console.print(Text.assemble((next(parts), "dim"), next(parts)), soft_wrap=True)
+    """Print a line that is never broken, since it may be there to be copied. Brackets in names are no markup."""
+    console.print(Text.assemble((printable(dim), "dim"), printable(plain)), soft_wrap=True)

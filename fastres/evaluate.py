@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastres.augment import Augment
 from fastres.compiling import Compiled
-from fastres.data.loaders import ResidentLoader
+from fastres.data.loaders import ResidentLoader, on_device
 from fastres.errors import UserError
 from fastres.step import autocast
 
@@ -112,10 +112,11 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     """Write the predicted class of each image of `source` to a CSV file with the header `ID,Labels`; returns how many.
 
     Unlabelled images are taken where the source has some, its test images otherwise. An ID is the source's own where
-    it has ids, else the position, counted from 0. Raises UserError where images and network do not fit.
+    it has ids, else the position, counted from 0; a file's name keeps its bytes, UTF-8 or not. Raises UserError where
+    images and network do not fit or `out` cannot be written, both before predicting.
     """
     from fastres.data import open_dataset
-    from fastres.files import write_text
+    from fastres.files import check_writable, write_bytes
     from fastres.runs import Kept
 
     kept = Kept.load(Path(run), device)
@@ -125,22 +126,28 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
         raise UserError(f"{source} has neither unlabelled nor test images to predict")
     if dataset.image_size != kept.image_size:
         raise UserError(f"{source} has {dataset.image_size}-pixel images, and {run} was trained on {kept.image_size}")
+    check_writable(Path(out))
     predicted = kept.logits(part.images).argmax(1).tolist()
     ids: list[Any] = part.ids.tolist() if part.ids is not None else list(range(len(predicted)))
-    write_text(
-        Path(out),
-        "".join(["ID,Labels\n", *(f"{_cell(name)},{label}\n" for name, label in zip(ids, predicted, strict=True))]),
-    )
+    rows = (_cell(name) + b",%d\n" % label for name, label in zip(ids, predicted, strict=True))
+    write_bytes(Path(out), b"".join([b"ID,Labels\n", *rows]))
     return len(predicted)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> bytes:
     """A CSV cell: quoted where a file's name holds a comma, a quote or a line break."""
     text = str(value)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+    if any(mark in text for mark in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # a pickle's ids may hold surrogates that stand for no byte
+        return text.encode(errors="replace")
 
 
 def everything(images: NDArray[np.uint8], batch_size: int, device: torch.device) -> ResidentLoader:
     """A loader over all of `images` in order, without labels."""
     count = len(images)
-    return ResidentLoader(images, np.zeros(count, np.int64), np.arange(count), min(batch_size, count), device=device)
+    return ResidentLoader(
+        on_device(images, device), np.zeros(count, np.int64), np.arange(count), min(batch_size, count)
+    )

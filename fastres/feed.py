@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.data import Dataset, info, open_dataset
-from fastres.data.loaders import ResidentLoader
+from fastres.data.loaders import ResidentLoader, on_device
 from fastres.data.order import split
 from fastres.errors import UserError
 from fastres.recipe import Data, Recipe
@@ -75,18 +75,19 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     )
     augment.draw(torch.zeros(1, dtype=torch.int64), 0, images.shape[1:3])  # an impossible policy fails before the loop
 
-    def measured(images: NDArray[np.uint8], labels: NDArray[np.int64], subset: NDArray[np.int64]) -> ResidentLoader:
-        return ResidentLoader(images, labels, subset, min(recipe.eval.batch_size, len(subset)), device=device)
+    def measured(source: Tensor, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> ResidentLoader:
+        return ResidentLoader(source, labels, subset, min(recipe.eval.batch_size, len(subset)))
 
+    source = on_device(images, device)
     return Feed(
         dataset=dataset,
         train_images=images,
         train_labels=labels,
         train=ResidentLoader(
-            images, labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last, device=device
+            source, labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last
         ),
-        validation=measured(images, labels, held) if len(held) else None,
-        test=measured(test_images, test_labels, np.arange(len(test_images))),
+        validation=measured(source, labels, held) if len(held) else None,
+        test=measured(on_device(test_images, device), test_labels, np.arange(len(test_images))),
         augment=augment,
     )
 

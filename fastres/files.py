@@ -1,5 +1,6 @@
 """Files that are complete or absent at any instant: write beside, fsync, rename."""
 
+import errno
 import json
 import os
 import secrets
@@ -8,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from fastres.errors import disk_errors_are_the_users
+from fastres.errors import UserError, disk_errors_are_the_users
 
 
 def sync_folder(path: Path) -> None:
@@ -24,10 +25,13 @@ def sync_folder(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends, and vanishes when the block raises.
 
-    Raises UserError where the disk is full or not writable; `path` then still holds what it held before.
+    Raises UserError where the disk is full or not writable or `path` is a folder; a file that stood at `path` is then
+    as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with disk_errors_are_the_users(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
@@ -42,6 +46,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
+class _Writable(Exception):
+    """Ends a trial."""
+
+
+def check_writable(path: Path) -> None:
+    """Raise the UserError that writing `path` would, before the work whose result it is to hold. A temporary file is
+    made and taken away again; folders on the way to `path` stay."""
+    with suppress(_Writable), atomic_file(path):
+        raise _Writable
+
+
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data`, atomically."""
     with atomic_file(path) as file:
@@ -49,8 +64,17 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, atomically."""
-    write_bytes(path, text.encode())
+    """Replace `path` by `text` in UTF-8, atomically.
+
+    Raises UserError for a name in it whose bytes are no UTF-8, which Python's str holds as surrogates.
+    """
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        name = text[max(0, error.start - 40) : error.end].splitlines()[-1]
+        message = f"cannot write {path}: a name that goes into it is not UTF-8 (up to {name!r}): rename that file"
+        raise UserError(message) from error
+    write_bytes(path, data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,7 +1,10 @@
 """SIGINT and SIGTERM as a flag that the training loop reads between two steps."""
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -24,6 +27,8 @@ class Interrupt:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         self._restore()
+        # A handler may interrupt a print: only a bare write is safe here.
+        os.write(2, f"\n{self.requested}: saving after this step; once more to stop at once\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -32,3 +37,17 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block ends, here and in processes that the block starts.
+
+    Ctrl-C in a terminal goes to every process of the group. A compiler that it kills looks like a failed compilation,
+    after which the step would run eagerly, with other bits than the run had before.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastres.errors import UserError
+from fastres.recipe import PRESETS
 
 Origins = dict[tuple[str, ...], str]
 
@@ -44,6 +45,8 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str,
         raise UserError(f"{path}: not a file; give the path of a TOML recipe") from None
     except PermissionError:
         raise UserError(f"{path}: no right to read it; change its permissions") from None
+    except OSError as error:  # a name too long, links in a circle, a failing disk
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
     parent = layer.pop("extends", None)
@@ -100,6 +103,9 @@ def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: dict[str, Any],
     for table, content in layer.items():
         if not isinstance(content, dict) or not isinstance(values.get(table), dict):
             continue
+        # A preset that is asked for later than the keys it stands for replaces them.
+        for key in PRESETS.get(str(content.get("preset")), {}) if table == "model" else ():
+            values[table].pop(key, None)
         kind = _kinds(recipe.model_fields.get(table)).get(str(content.get("name")))
         if kind is not None:
             values[table] = {key: value for key, value in values[table].items() if key in kind.model_fields}

@@ -71,13 +71,13 @@ class Model(Table):
     blocks: Annotated[list[Positive], Field(min_length=1)] = [2, 2, 2, 2]
     """Residual blocks in each stage."""
     channels: Annotated[list[Positive], Field(min_length=1)] = [64, 128, 256, 512]
-    """Channels of each stage (the report's C_i); the stem has those of the first."""
+    """Channels of each stage (the report's C_i); the stem has those of the first. By default 64, doubled each stage."""
     strides: list[Positive] = [1, 2, 2, 2]
-    """Stride of the first block of each stage."""
+    """Stride of the first block of each stage; by default 1, then 2."""
     kernels: list[Side] = [3, 3, 3, 3]
-    """Side of the 3×3 convolutions of each stage (the report's F_i); odd."""
+    """Side of the two convolutions of a block, for each stage (the report's F_i); odd, by default 3."""
     skip_kernels: list[Side] = [1, 1, 1, 1]
-    """Side of the convolution on the skip of each stage where the shape changes (the report's K_i); odd."""
+    """Side of the convolution on a skip that changes the shape, for each stage (the report's K_i); odd, usually 1."""
     pool: Annotated[int, Field(ge=0)] = 0
     """Side of the average pool before the classifier (the report's P); 0 pools the whole map."""
     stem: Literal["cifar", "imagenet"] = "cifar"
@@ -92,15 +92,27 @@ class Model(Table):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        preset = PRESETS.get(str(values.get("preset")), {}) if isinstance(values, dict) else {}
-        return {**preset, **values} if preset else values
+        """A preset's values, then lists as long as `blocks`, beneath what is given."""
+        if not isinstance(values, dict):
+            return values
+        values = {**PRESETS.get(str(values.get("preset")), {}), **values}
+        if isinstance(values.get("blocks"), list):
+            stages = len(values["blocks"])
+            usual = {
+                "channels": [64 * 2**stage for stage in range(stages)],
+                "strides": [1, *[2] * (stages - 1)],
+                "kernels": [3] * stages,
+                "skip_kernels": [1] * stages,
+            }
+            values = {**usual, **values}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         stages = len(self.blocks)
-        for key in ("channels", "strides", "kernels", "skip_kernels"):
-            if len(getattr(self, key)) != stages:
-                raise ValueError(f"{key} has {len(getattr(self, key))} entries and blocks has {stages}: one a stage")
+        wrong = [key for key in ("channels", "strides", "kernels", "skip_kernels") if len(getattr(self, key)) != stages]
+        if wrong:
+            raise ValueError(f"blocks has {stages} entries, one a stage: {', '.join(wrong)} must have as many")
         for key in ("kernels", "skip_kernels"):
             if any(side % 2 == 0 for side in getattr(self, key)):
                 raise ValueError(f"{key} must be odd, so that a convolution keeps the map's size")
@@ -218,7 +230,8 @@ class Cosine(_Schedule):
 
 
 class OneCycle(_Schedule):
-    """Up and down again in half cosines (Smith and Topin 2018), as torch's OneCycleLR without the momentum cycle."""
+    """Up and down again in half cosines (Smith, Topin 2018): torch's OneCycleLR, which ends one step earlier, without
+    its momentum cycle."""
 
     name: Literal["one_cycle"] = "one_cycle"
     """The kind of schedule."""

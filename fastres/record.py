@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from fastres.errors import UserError
+from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
 from fastres.machine import environment
 
@@ -37,12 +37,14 @@ class Recorder:
     `rows` holds what the file holds, so a number that is not finite is None there. A resumed run gives the rows of the
     epochs it keeps; those of the epochs it repeats vanish from the file with the next `log`.
 
-    Raises UserError if `tensorboard` is set and TensorBoard is not installed.
+    Raises UserError if `tensorboard` is set and TensorBoard is not installed, and all methods where nothing can be
+    written. TensorBoard writes in a thread of its own, whose error the next call raises.
     """
 
     def __init__(self, run: Path, *, rows: list[dict[str, Any]] | None = None, tensorboard: bool = False) -> None:
         self.rows: list[dict[str, Any]] = list(rows or [])
         self._path = run / "metrics.jsonl"
+        self._events = run / "tensorboard"
         self._writer: Any = None
         if tensorboard:
             try:
@@ -54,14 +56,17 @@ class Recorder:
                 ) from error
             # TensorBoard hides the events from purge_step on that an interrupted run left behind.
             purge = len(self.rows) + 1 if self.rows else None
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=purge)
+            with disk_errors_are_the_users(self._events):
+                self._writer = SummaryWriter(str(self._events), purge_step=purge)
 
     def log(self, row: dict[str, Any]) -> None:
         """Add the metrics of one epoch and rewrite the file: an append could be cut off in the middle of a line."""
         row = {key: _plain(value) for key, value in row.items()}
         self.rows.append(row)
         write_text(self._path, "".join(json.dumps(kept, allow_nan=False) + "\n" for kept in self.rows))
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        with disk_errors_are_the_users(self._events):
             for key, value in row.items():
                 part, _, what = key.partition("_")
                 tag = f"{what}/{part}" if what in ("loss", "accuracy") else key
@@ -72,7 +77,8 @@ class Recorder:
     def close(self) -> None:
         """Close TensorBoard's file; metrics.jsonl needs no closing."""
         if self._writer is not None:
-            self._writer.close()
+            with disk_errors_are_the_users(self._events):
+                self._writer.close()
 
 
 class Pace:

@@ -3,7 +3,7 @@
 import datetime
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,21 +44,33 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
     return run
 
 
+def self_contained(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that it means the same data wherever it is run from."""
+    data, changes = recipe.data, {}
+    if Path(data.source).exists():
+        changes["source"] = str(Path(data.source).absolute())
+    if data.root is not None:
+        changes["root"] = str(Path(data.root).expanduser().absolute())
+    return recipe.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def check_free(out: str | Path | None) -> None:
+    """Raise UserError where `out` holds something already: before any work, not after it."""
+    if out is None or not Path(out).exists() or (Path(out).is_dir() and not any(Path(out).iterdir())):
+        return
+    resume = f", or go on with --resume {out}" if (Path(out) / "recipe.toml").is_file() else ""
+    raise UserError(f"{out} exists and is not an empty folder: give another --out{resume}")
+
+
 def _new_folder(out: str | Path | None, name: str) -> Path:
+    check_free(out)
     stem = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     candidates = [Path(out)] if out is not None else [stem, *(Path(f"{stem}-{number}") for number in range(2, 100))]
     for run in candidates:
-        with disk_errors_are_the_users(run):
-            try:
-                run.mkdir(parents=True)
-                return run
-            except FileExistsError:
-                if out is not None and run.is_dir() and not any(run.iterdir()):
-                    return run
-    if out is None:
-        raise UserError(f"{stem} exists already, and so do its next names: give --out")
-    resume = f", or go on with --resume {out}" if (Path(out) / "recipe.toml").is_file() else ""
-    raise UserError(f"{out} exists and is not an empty folder: give another --out{resume}")
+        with disk_errors_are_the_users(run), suppress(FileExistsError):
+            run.mkdir(parents=True, exist_ok=out is not None)
+            return run
+    raise UserError(f"{stem} exists already, and so do its next names: give --out")
 
 
 @contextmanager
@@ -67,7 +79,9 @@ def claimed(run: Path) -> Iterator[None]:
 
     Clears away the temporary files of a killed process. Raises UserError where another process has the claim.
     """
-    with (run / ".lock").open("w") as file:
+    with disk_errors_are_the_users(run):
+        file = (run / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,10 +117,10 @@ class Kept:
         if not path.is_file():
             raise UserError(f"{run} is not finished: complete it with `fastres train --resume {run}`")
         weights, about = checkpoint.load_weights(path)
-        network = build(recipe.model, len(about["classes"]), about["image_size"])
         try:
+            network = build(recipe.model, len(about["classes"]), about["image_size"])
             network.load_state_dict(weights)
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

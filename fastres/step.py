@@ -69,12 +69,19 @@ class Step:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.train.label_smoothing)
         return loss, (logits.detach().argmax(1) == labels).sum()
 
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are finite; waits for the device."""
+        networks = {self.network, self.averaged}
+        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
     def state(self) -> dict[str, Any]:
         """What an exact resume needs, as tensors and plain values."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "compiled": self.loss_and_correct.active,
             "ema": None
             if self.ema is None
             else {"network": self.ema.network.state_dict(), "updates": self.ema.updates},

@@ -1,12 +1,12 @@
 """One run from top to bottom."""
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,10 +16,12 @@ from fastres.evaluate import Evaluator, Measures, measure
 from fastres.feed import labels_of, open_feed
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
+from fastres.memory import keep_freed_memory
 from fastres.models import Layer, build, count_parameters, layers
 from fastres.position import Position, Tally
 from fastres.recipe import Recipe
 from fastres.record import Progress, Recorder, environment
+from fastres.results import draw_page, peak_memory, summarise
 from fastres.step import Step
 
 
@@ -46,6 +48,8 @@ def train(
     Raises UserError for what the user can put right, Interrupted after SIGINT or SIGTERM, when a checkpoint has been
     saved.
     """
+    recipe = runs.self_contained(recipe)
+    runs.check_free(out)
     run = _Run(recipe, device, quiet)
     folder = runs.create(out, recipe.record.name or name, recipe)
     with runs.claimed(folder):
@@ -73,7 +77,10 @@ class _Run:
         self.began = time.perf_counter()
         self.recipe, self.quiet, self.device = recipe, quiet, runs.choose_device(device)
         options = recipe.train
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if options.deterministic and self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats bits only with its own buffers
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
 
@@ -91,6 +98,7 @@ class _Run:
             self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
         )
         self.at, self.tally = Position(), Tally(self.device)
+        self.was_compiled: bool | None = None  # of a resumed run, before the interruption
         self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
 
     # ------------------------------------------------------------------------------------------------ the run
@@ -119,6 +127,7 @@ class _Run:
                         stopped = "early stopping"
                         break
                     self._epoch()
+                    self._stop_if_asked()
                 summary = self._finish(stopped)
         finally:
             self.recorder.close()
@@ -140,10 +149,7 @@ class _Run:
                 self._note_compilation(len(batch.rows))
             if self.interrupt.requested:
                 self._save()
-                raise Interrupted(
-                    f"{self.interrupt.requested}: saved after step {steps_before + at.step}; go on with "
-                    f"`fastres train --resume {self.run}`"
-                )
+                self._stop_if_asked()
             if time.perf_counter() - self.saved >= self.recipe.train.checkpoint_seconds:
                 self._save()
         row = self._row()
@@ -153,6 +159,13 @@ class _Run:
         self.recorder.log(row)
         self.progress.epoch(row)
         self._save()
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupt.requested:
+            step = self.at.epoch * len(self.feed.train) + self.at.step
+            raise Interrupted(
+                f"{self.interrupt.requested}: saved after step {step}; go on with `fastres train --resume {self.run}`"
+            )
 
     def _show(self, step: int, images: int) -> None:
         """On a CPU, where reading costs nothing, show loss and accuracy and look for a non-finite loss after each
@@ -166,21 +179,29 @@ class _Run:
     def _note_compilation(self, images: int) -> None:
         self.sizes.add(images)
         self.at.cold_seconds = self.at.cold_seconds or time.perf_counter() - self.began
-        if len(self.sizes) == 1 and self.recipe.train.compile and not self.step.loss_and_correct.active:
-            self.progress.message(f"running without compilation: {self.step.loss_and_correct.note}")
+        compiled = self.step.loss_and_correct
+        if len(self.sizes) == 1 and self.recipe.train.compile and not compiled.active:
+            self.progress.message(f"running without compilation: {compiled.note}")
+        if len(self.sizes) == 1 and self.was_compiled not in (None, compiled.active):
+            before = "compiled" if self.was_compiled else "not compiled"
+            self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
 
     def _read_tally(self) -> tuple[float, float]:
         """Mean loss and accuracy of this epoch so far; a non-finite loss ends the run."""
         loss, accuracy, bad = self.tally.read()
         if bad:
-            last = self.run / checkpoint.LAST
-            kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
-            raise UserError(
-                f"the loss is not finite at step {bad} (epoch {(bad - 1) // len(self.feed.train) + 1}), learning rate "
-                f"{self.step.learning_rate(bad - 1):.4g}; {kept}.\n"
-                "Lower optimizer.lr or set train.grad_clip, and train again."
-            )
+            raise self._not_finite("the loss is", bad)
         return loss, accuracy
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        """The error that ends a run whose numbers have left the reals at `step`, counted from 1."""
+        last = self.run / checkpoint.LAST
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
+        return UserError(
+            f"{what} not finite at step {step} (epoch {(step - 1) // len(self.feed.train) + 1}), learning rate "
+            f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
+            "Lower optimizer.lr or set train.grad_clip, and train again from the start."
+        )
 
     def _row(self) -> dict[str, Any]:
         """The finished epoch's line of metrics.jsonl."""
@@ -220,7 +241,9 @@ class _Run:
 
     def _save(self) -> None:
         if self.at.step:
-            self._read_tally()  # never replace a good checkpoint by one after a non-finite loss
+            self._read_tally()  # on CUDA nobody has looked since the epoch began
+        if not self.step.is_finite():  # never replace a good checkpoint by one that cannot go on
+            raise self._not_finite("weights are", self.at.epoch * len(self.feed.train) + self.at.step)
         now = time.perf_counter()
         self.at.seconds, self.began = self.at.seconds + now - self.began, now
         state = {
@@ -240,14 +263,18 @@ class _Run:
         if not path.is_file():
             return []
         state = checkpoint.load(path)
-        if state.get("recipe") != self.recipe.hash():
-            raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
-        if state["data"] != self.feed.fingerprint:
-            raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
-        self.at = Position(**state["position"])
-        self.tally.sums.copy_(state["tally"])
-        self.step.load_state(state["step"])
-        return state["rows"]
+        try:
+            if state["recipe"] != self.recipe.hash():
+                raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
+            if state["data"] != self.feed.fingerprint:
+                raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
+            self.at = Position(**state["position"])
+            self.tally.sums.copy_(state["tally"])
+            self.step.load_state(state["step"])
+            self.was_compiled = bool(state["step"]["compiled"])
+            return list(state["rows"])
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is not a checkpoint of this version of fastres: train again") from error
 
     # ------------------------------------------------------------------------------------------------ the end
 
@@ -260,68 +287,34 @@ class _Run:
         if self.at.best is not None:
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
-        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
         measured, logits = self._test()
-        summary = self._summary(stopped, measured)
-        if self.recipe.record.report:
-            self.progress.message(f"report: {self._report(summary, logits.softmax(1).numpy())}")
-        write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
-        return summary
-
-    def _summary(self, stopped: str, measured: Measures) -> dict[str, Any]:
-        at, compiled = self.at, self.step.loss_and_correct
-        return {
+        if not math.isfinite(measured.loss):
+            raise self._not_finite("the tested loss is", self.at.epoch * len(self.feed.train))
+        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
+        summary = {
             "name": self.run.name,
-            "recipe_hash": self.recipe.hash(),
-            "source": self.recipe.data.source,
-            "split": self.recipe.data.split,
-            "test_accuracy": measured.accuracy,
-            "test_loss": measured.loss,
-            "test_images": measured.images,
-            "expected_calibration_error": measured.expected_calibration_error,
-            "best": at.best,
+            "stopped": stopped,
             "parameters": self.parameters,
             "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
-            "epochs": at.epoch,
-            "steps": at.epoch * len(self.feed.train),
-            "stopped": stopped,
-            "images_per_second": at.images / at.images_seconds if at.images else None,
-            "seconds": at.seconds + time.perf_counter() - self.began,
-            "cold_seconds": at.cold_seconds,
-            "precision": self.recipe.train.precision,
-            "compiled": compiled.active,
-            "compile_note": compiled.note,
-            "device": self.environment.get("gpu_name")
-            if self.device.type == "cuda"
-            else self.environment.get("cpu_model"),
-            "peak_memory_bytes": _peak_memory(self.device),
+            "compiled": self.step.loss_and_correct.active,
+            "compile_note": self.step.loss_and_correct.note,
+            **summarise(self.recipe, self.at, measured, steps=self.at.epoch * len(self.feed.train)),
+            "seconds": self.at.seconds + time.perf_counter() - self.began,
+            "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
+            "peak_memory_bytes": peak_memory(self.device),
         }
-
-    def _report(self, summary: dict[str, Any], probabilities: np.ndarray) -> Path:
-        from fastres.report import Exhibits, write_report
-
-        feed, shown = self.feed, self.feed.train.subset[:40]
-        rows = torch.from_numpy(shown).to(self.device)
-        augmented = feed.augment.restore(feed.augment(feed.train.source, rows, 0, rows))
-        exhibits = Exhibits(
-            classes=feed.dataset.classes,
-            train_labels=feed.train_labels[feed.train.subset],
-            val_labels=None if feed.validation is None else feed.train_labels[feed.validation.subset],
-            samples=feed.train_images[shown],
-            sample_labels=feed.train_labels[shown],
-            augmented=augmented.numpy(),
-            test_images=feed.test.source.cpu().numpy(),
-            test_labels=labels_of(feed.test).numpy(),
-            test_probabilities=probabilities,
-        )
-        return write_report(
-            self.run,
-            recipe=self.recipe,
-            rows=self.recorder.rows,
-            summary=summary,
-            environment=self.environment,
-            exhibits=exhibits,
-        )
+        if self.recipe.record.report:
+            try:
+                page = draw_page(
+                    self.run, self.recipe, self.feed, self.recorder.rows, summary, self.environment, logits.softmax(1)
+                )
+                self.progress.message(f"report: {page}")
+            except UserError:
+                raise
+            except Exception as error:  # a figure that cannot be drawn must not cost the run its result
+                self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error})")
+        write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
+        return summary
 
 
 def _check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
@@ -334,12 +327,3 @@ def _check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
             f"a batch of one image meets a BN of 1×1 maps, which has no variance ({images} images in batches of "
             f"{options.batch_size}): set train.drop_last = true or another train.batch_size"
         )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most memory that this process has held, in bytes: of the GPU on CUDA, resident otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastres import recipe
 from fastres.augment import Augment
-from fastres.data.loaders import ResidentLoader
+from fastres.data.loaders import ResidentLoader, on_device
 from fastres.evaluate import Evaluator, measure
 from fastres.models import build
 
@@ -60,7 +60,7 @@ def test_the_filled_up_batch_changes_nothing(count: int) -> None:
     network = build(recipe.Model(blocks=[1], channels=[4], strides=[1], kernels=[3], skip_kernels=[1]), 3, 8)
     augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    loader = ResidentLoader(images, np.zeros(count, np.int64), np.arange(count), 8)
+    loader = ResidentLoader(on_device(images), np.zeros(count, np.int64), np.arange(count), 8)
     found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader)
     with torch.no_grad():
         expected = network.eval()(augment.plain(torch.from_numpy(images)))

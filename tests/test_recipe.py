@@ -148,7 +148,7 @@ def test_an_empty_override_returns_to_the_default(write: Any) -> None:
         ("optimizer.lr=nan", ["'optimizer.lr'"]),
         ("schedule.name=step", ["'schedule.milestones' is missing"]),
         ("train.precision=bf61", ["did you mean 'bf16'"]),
-        ("model.blocks=[1, 1]", ["channels has 4 entries and blocks has 2"]),
+        ("model.channels=[1, 2, 3]", ["blocks has 4 entries", "channels must have as many"]),
         ("model.kernels=[3, 4, 3, 3]", ["must be odd"]),
         ("train.best=val_los", ["train.best is 'val_los'", "val_loss"]),
         ("train.best=test_accuracy", ["eval.test_every"]),
@@ -193,8 +193,15 @@ def test_files_that_are_no_recipes(tmp_path: Path, write: Any) -> None:
 def test_presets_fill_in_and_given_keys_win(write: Any) -> None:
     model = Recipe.load(write('[model]\npreset = "resnet34-imagenet"\n')).model
     assert (model.blocks, model.stem) == ([3, 4, 6, 3], "imagenet")
-    model = Recipe.load(write('[model]\npreset = "resnet34"\nblocks = [1, 1, 1, 1]\n')).model
-    assert model.blocks == [1, 1, 1, 1]
+    path = write('[model]\npreset = "resnet34"\nblocks = [1, 1, 1, 1]\n')
+    assert Recipe.load(path).model.blocks == [1, 1, 1, 1]
+    # Asked for later, the preset wins over what a file had.
+    assert Recipe.load(path, ["model.preset=resnet18-imagenet"]).model.blocks == [2, 2, 2, 2]
+
+
+def test_lists_follow_the_number_of_stages(write: Any) -> None:
+    model = Recipe.load(write("[model]\nblocks = [1, 1]\n")).model
+    assert (model.channels, model.strides, model.kernels, model.skip_kernels) == ([64, 128], [1, 2], [3, 3], [1, 1])
 
 
 def test_the_hash_follows_what_changes_numbers_only(write: Any) -> None:

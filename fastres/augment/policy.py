@@ -44,6 +44,7 @@ class Augment:
         # A channel without any variation (a black set) would be divided by 0; 1 leaves it at 0 after centring.
         spread = torch.tensor(policy.std or tuple(std), dtype=torch.float64)
         self.std = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self._factors: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, images: Tensor, indices: Tensor, epoch: int, rows: Tensor | None = None) -> Tensor:
         """Augment for training.
@@ -97,8 +98,13 @@ class Augment:
 
     def _finish(self, pixels: Tensor) -> Tensor:
         """Normalise in fp32, round once to `dtype`, and turn the axes: [B, H, W, 3] → [B, 3, H, W]."""
-        scale = (1 / (255 * self.std)).float().to(pixels.device)
-        offset = (-self.mean / self.std).float().to(pixels.device)
+        device = pixels.device
+        if device not in self._factors:
+            self._factors[device] = (
+                (1 / (255 * self.std)).float().to(device),
+                (-self.mean / self.std).float().to(device),
+            )
+        scale, offset = self._factors[device]
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
 

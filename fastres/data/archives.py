@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fastres.data.outside import open_regular
 from fastres.errors import UserError
 
 MAX_MEMBERS = 5_000_000
@@ -21,8 +22,9 @@ _HEADERS = 4 << 20  # bytes that the headers of one member may take; long names 
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file at `path` starts like a tar, plain or packed by gzip or xz. Raises OSError."""
-    with path.open("rb") as file:
+    """Whether the file at `path` starts like a tar, plain or packed by gzip or xz. Raises OSError,
+    and UserError for what is no regular file."""
+    with open_regular(path) as file:
         start = file.read(512)
     return start[:2] == b"\x1f\x8b" or start[:6] == b"\xfd7zXZ\x00" or start[257:262] == b"ustar"
 
@@ -99,7 +101,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _unpacked(path: Path, stack: ExitStack) -> IO[bytes]:
-    file = stack.enter_context(path.open("rb"))
+    file = stack.enter_context(open_regular(path))
     start = file.read(6)
     file.seek(0)
     if start[:2] == b"\x1f\x8b":

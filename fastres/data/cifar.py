@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastres.data import archives, unpickle
+from fastres.data.outside import open_regular, printable
 from fastres.data.progress import progress, say
 from fastres.data.store import Writer
 from fastres.errors import UserError, disk_errors_are_the_users
@@ -66,10 +67,16 @@ KINDS = {
 
 
 def kind_of_folder(path: Path) -> Kind | None:
-    """Which of the two lies unpacked in the folder `path`; None for any other folder."""
+    """Which of the two lies unpacked in the folder `path`; None for any other folder.
+
+    Raises UserError for a folder of an official name that lacks the files which tell, unless it has folders for images.
+    """
     for kind in KINDS.values():
-        if (path / kind.meta).is_file() and (path / kind.test).is_file():
+        missing = [name for name in (kind.meta, kind.test) if not (path / name).is_file()]
+        if not missing:
             return kind
+        if path.name == kind.folder and not ((path / "train").is_dir() or (path / "test").is_dir()):
+            raise UserError(f"{path} lacks the file {missing[0]} of {kind.name}: fetch it again")
     return None
 
 
@@ -105,7 +112,7 @@ def _official(kind: Kind) -> Any:
 
 def _compare(path: Path, md5: str) -> None:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; fetch it again") from error
@@ -237,7 +244,10 @@ def build_from_pickle(path: Path, size: int, writer: Writer, *, quiet: bool) -> 
         raise UserError(f"{path} is one file of CIFAR: name its folder {path.parent} as the source")
     images = rows_to_images(content.get("data"), str(path))
     if images.shape[1] != size:
-        raise UserError(f"{path} holds images of {images.shape[1]} pixels, not {size}: set data.image_size to that")
+        found = images.shape[1]
+        raise UserError(
+            f"{path} holds images of {found} pixels, not the {size} asked for: make it again with images of {size}"
+        )
     with writer.images("unlabelled", len(images), size) as file:
         file.write(0, images)
     writer.array("unlabelled_ids", _ids(content.get("ids"), len(images), str(path)))
@@ -253,5 +263,6 @@ def _ids(values: Any, count: int, where: str) -> np.ndarray:
         if all(type(value) is int and abs(value) < 2**63 for value in values):
             return np.array(values, np.int64)
         if all(type(value) in (bytes, str) and len(value) <= 1000 for value in values):
-            return np.array([value.decode("utf-8", "replace") if type(value) is bytes else value for value in values])
+            texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+            return np.array([printable(text) for text in texts])
     raise UserError(f"{where}: 'ids' must be {count} whole numbers or short texts, one an image")

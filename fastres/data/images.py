@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastres.data import archives
-from fastres.data.progress import progress
+from fastres.data.outside import printable, read_regular
+from fastres.data.progress import progress, say
 from fastres.data.store import ImageRows, Writer
 from fastres.errors import UserError
 
@@ -44,10 +45,15 @@ class Layout:
     """Part → int64 labels; no entry for unlabelled images."""
     classes: tuple[str, ...] = ()
     ids: np.ndarray | None = None
+    note: str = ""
+    """What became of the validation folder, if there is one."""
 
 
 def build_from_images(path: Path, size: int, writer: Writer, *, quiet: bool) -> tuple[str, ...]:
     """Decode the folder or tar at `path` into `writer` as images of `size` × `size`; returns the classes.
+
+    Without a folder `test`, a folder `val` or `valid` becomes the part test; beside one it is left out. Either is said
+    on standard error unless `quiet`.
 
     Raises UserError for a layout without images or classes, for different classes in train and test, and for a file
     that is no image, is damaged, or is too large, naming it.
@@ -60,6 +66,8 @@ def build_from_images(path: Path, size: int, writer: Writer, *, quiet: bool) -> 
             if name.lower().endswith(_ENDINGS) and not PurePosixPath(name).name.startswith("."):
                 names.append(name)
     layout = plan(names, str(path))
+    if layout.note and not quiet:
+        say(f"{path}: {layout.note}")
     files = {part: writer.images(part, count, size) for part, count in layout.counts.items()}
     try:
         for part, labels in layout.labels.items():
@@ -99,12 +107,16 @@ def plan(names: list[str], where: str) -> Layout:
         if len(parts) < 3:
             raise UserError(f"{where}: {name} lies in no class folder: {_LAYOUT}")
         groups.setdefault(_PARTS[parts[0]], {}).setdefault(parts[1], []).append(name)
-    if "test" not in groups and "val" in groups:
-        groups["test"] = groups["val"]
-    groups.pop("val", None)
+    note = ""
+    if validation := groups.pop("val", None):
+        used = "/ and ".join(sorted({parts[0] for parts in paths.values()} & {"val", "valid"}))
+        note = f"{used}/ is left out: test/ is the test set" if "test" in groups else f"{used}/ becomes the test set"
+        groups.setdefault("test", validation)
     if not groups:
         raise UserError(f"{where} holds no train or test folder with images: {_LAYOUT}")
-    return _plan_labelled(groups, where)
+    layout = _plan_labelled(groups, where)
+    layout.note = note
+    return layout
 
 
 def _plan_unlabelled(names: list[str]) -> Layout:
@@ -113,7 +125,7 @@ def _plan_unlabelled(names: list[str]) -> Layout:
         stems = [PurePosixPath(name).name for name in names]
     order = sorted(range(len(names)), key=lambda index: stems[index])
     rows = {names[index]: ("unlabelled", row) for row, index in enumerate(order)}
-    return Layout(rows, {"unlabelled": len(names)}, ids=np.array([stems[index] for index in order]))
+    return Layout(rows, {"unlabelled": len(names)}, ids=np.array([printable(stems[index]) for index in order]))
 
 
 def _plan_labelled(groups: dict[str, dict[str, list[str]]], where: str) -> Layout:
@@ -207,12 +219,7 @@ def _batches(contents: Iterable[tuple[str, Path | bytes, int]]) -> Iterator[list
 
 def _decode_named(content: Path | bytes, size: int, name: str, where: str) -> np.ndarray:
     if isinstance(content, Path):
-        try:
-            if content.stat().st_size > MAX_FILE:
-                raise UserError(f"{where}: {name} has more than {MAX_FILE >> 20} MiB: shrink or remove it")
-            content = content.read_bytes()
-        except OSError as error:
-            raise UserError(f"{where}: cannot read {name}: {error.strerror}; check its permissions") from error
+        content = read_regular(content, MAX_FILE, "shrink or remove it")
     try:
         return decode(content, size)
     except UserError as error:

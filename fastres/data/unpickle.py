@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastres.data.outside import read_regular
 from fastres.errors import UserError
 
 MAX_BYTES = 2 << 30  # 700,000 images of 32×32; the largest file of CIFAR has 155 MB
@@ -30,13 +31,7 @@ class _Refused(Exception):
 
 def load_file(path: Path) -> dict[str, Any]:
     """The dict in the pickle at `path`; see `load`. Raises UserError where the file cannot be read or trusted."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES >> 30} GiB: use a folder or tar of images instead")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
-    return load(data, str(path))
+    return load(read_regular(path, MAX_BYTES, "use a folder or tar of images instead"), str(path))
 
 
 def load(data: bytes, name: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """CIFAR archives and folders, md5 sums, downloads, and pickles without labels."""
 
+import os
 import pickle
 import socket
 from collections.abc import Callable
@@ -102,6 +103,50 @@ def test_a_missing_batch_and_a_wrong_size(tmp_path: Path, cifar: Callable, write
         open_dataset(str(path), image_size=64, root=tmp_path / "root", quiet=True)
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_official_folder_says_which_file_is_missing(
+    tmp_path: Path, name: str, cifar: Callable, write_folder: Callable, image_files: dict[str, bytes]
+) -> None:
+    kind = KINDS[name]
+    files, _, _ = cifar(CLASSES[name])
+    for missing in (kind.meta, kind.test):
+        kept = {file: data for file, data in files.items() if file != missing}
+        path = write_folder(tmp_path / missing / kind.folder, kept)
+        with pytest.raises(UserError, match=rf"{kind.folder} lacks the file {missing} of {name}: fetch it again"):
+            open_dataset(str(path), root=tmp_path / "root", quiet=True)
+    # A folder of images may have that name.
+    images = write_folder(tmp_path / "images" / kind.folder, image_files)
+    assert open_dataset(str(images), root=tmp_path / "root", quiet=True).classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("folder", ["mine", "cifar-10-batches-py"])  # with the official name, md5 sums come first
+@pytest.mark.parametrize("target", ["a pipe", "/dev/zero", "/proc/self/status"])
+def test_special_files_in_a_folder(
+    tmp_path: Path, folder: str, target: str, cifar: Callable, write_folder: Callable
+) -> None:
+    files, _, _ = cifar(10)
+    path = write_folder(tmp_path / folder, files)
+    batch = path / "data_batch_1"
+    batch.unlink()
+    if target == "a pipe":
+        os.mkfifo(batch)
+    else:
+        batch.symlink_to(target)
+    if target.startswith("/proc"):
+        message = "its md5 is" if folder != "mine" else "is longer than its size says"
+    else:
+        message = "is no regular file: remove it"
+    with pytest.raises(UserError, match=f"data_batch_1 .*{message}"):
+        open_dataset(str(path), root=tmp_path / "root", quiet=True)
+
+
+def test_a_pipe_among_the_downloads(tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    os.mkfifo(tmp_path / "downloads/cifar-10-python.tar.gz")
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is no regular file: remove it"):
+        open_dataset("cifar10", root=tmp_path, quiet=True)
+
+
 IMAGES = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), np.uint8)
 FORMS = {
     "flat": np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)).reshape(7, 3072),
@@ -134,13 +179,24 @@ def test_ids_of_a_pickle(tmp_path: Path, ids: list | None) -> None:
     assert part.ids.tolist() == expected
 
 
+def test_ids_that_utf8_cannot_hold(tmp_path: Path) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"data": IMAGES[:3], "ids": ["a", "caf\udce9", "\ud800"]}))
+    part = open_dataset(str(path), root=tmp_path / "root", quiet=True).unlabelled
+    assert part is not None and part.ids is not None
+    assert part.ids.tolist() == ["a", "caf\\udce9", "\\ud800"]
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
         ({"data": IMAGES, "ids": [1, 2]}, "'ids' must be 7 whole numbers"),
         ({"data": IMAGES, "ids": [1.5] * 7}, "'ids' must be 7 whole numbers"),
         ({"data": IMAGES[:0]}, "'data' is uint8"),
-        ({"data": IMAGES[:, :16, :16]}, "holds images of 16 pixels, not 32"),
+        (
+            {"data": IMAGES[:, :16, :16]},
+            "holds images of 16 pixels, not the 32 asked for: make it again with images of 32$",
+        ),
         ({"data": IMAGES[:, :16]}, r"'data' is uint8 \[7, 16, 32, 3\]"),
         ({"data": IMAGES, "labels": [0] * 7}, "is one file of CIFAR: name its folder"),
         ([1], "it holds no dict"),

@@ -1,6 +1,11 @@
 """Folders and tars of images: layout, order, decoding, and what is refused."""
 
 import io
+import json
+import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +61,25 @@ def test_a_folder(tmp_path: Path, image_files: Files, write_folder: Callable[...
 def test_valid_stands_in_for_test(tmp_path: Path, image_files: Files, write_folder: Callable[..., Path]) -> None:
     files = {name.replace("test/", "valid/").replace(".png", ".PNG"): data for name, data in image_files.items()}
     check(tmp_path / "root", write_folder(tmp_path / "in", files))
+
+
+def test_what_becomes_of_val_is_said(
+    tmp_path: Path, image_files: Files, write_folder: Callable, write_tar: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(source: Path, *, quiet: bool = False) -> str:
+        dataset = open_dataset(
+            str(source), image_size=8, root=tmp_path / "root" / f"{source.name}-{quiet}", quiet=quiet
+        )
+        assert dataset.test is not None and len(dataset.test.images) == 4
+        return capsys.readouterr().err
+
+    alone = {"top/" + name.replace("test/", "val/"): data for name, data in image_files.items()}
+    both = image_files | {"valid/ant/0.png": image_files["train/ant/0.png"]}
+    stands_in, left_out = write_tar(tmp_path / "alone.tar", alone), write_folder(tmp_path / "both", both)
+    assert f"{stands_in}: val/ becomes the test set\n" in said(stands_in)
+    assert f"{left_out}: valid/ is left out: test/ is the test set\n" in said(left_out)
+    assert said(stands_in, quiet=True) == ""
+    assert "val" not in said(write_folder(tmp_path / "neither", image_files))
 
 
 def test_a_flat_folder_is_unlabelled(tmp_path: Path, picture: Callable, write_folder: Callable[..., Path]) -> None:
@@ -128,6 +152,93 @@ def test_bad_images_and_layouts(
     with pytest.raises(UserError, match=message):
         open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
     assert not [*(tmp_path / "root/stores").glob("[!.]*"), *(tmp_path / "root/stores").glob(".*.tmp")]
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a pipe": os.mkfifo,
+    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "a link to a pipe": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe"))[1],
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+}
+
+
+@pytest.mark.parametrize("what", SPECIAL)
+def test_special_files_are_refused(tmp_path: Path, what: str, image_files: Files, write_folder: Callable) -> None:
+    path = write_folder(tmp_path / "in", image_files)
+    SPECIAL[what](path / "train/ant/9.png")
+    with pytest.raises(UserError, match=r"in/train/ant/9\.png is no regular file: remove it"):
+        open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+
+
+def test_files_are_read_no_further_than_they_should_be(
+    tmp_path: Path, image_files: Files, write_folder: Callable
+) -> None:
+    path = write_folder(tmp_path / "in", image_files)
+    odd = path / "train/ant/9.png"
+    with odd.open("wb") as file:
+        file.truncate((64 << 20) + 1)  # a hole: takes no disk
+    with pytest.raises(UserError, match=r"9\.png has more than 64 MiB: shrink or remove it"):
+        open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+    odd.unlink()
+    odd.symlink_to("/proc/self/status")  # regular, says that it is empty, and is not
+    with pytest.raises(UserError, match=r"9\.png is longer than its size says"):
+        open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+    odd.unlink()
+    odd.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*9\.png: No such file"):
+        open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+    odd.unlink()
+    odd.symlink_to(path / "train/ant/0.png")  # a link to an image is as good as the image
+    dataset = open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+    assert dataset.train is not None and len(dataset.train.images) == 7
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_that_are_not_utf8(
+    tmp_path: Path, packed: bool, image_files: Files, write_folder: Callable, write_tar: Callable
+) -> None:
+    latin1 = os.fsdecode(b"caf\xe9")
+    files = {name.replace("bee", latin1): data for name, data in image_files.items()}
+    source = write_tar(tmp_path / f"{latin1}.tar", files) if packed else write_folder(tmp_path / latin1, files)
+    command = [sys.executable, "-m", "fastres", "data"]
+    options = [os.fsencode(source), "--image-size", "8", "--root", tmp_path / "root"]
+    # Errors on standard output are strict in every UTF-8 locale; the locale C would let surrogates pass.
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    for words in (["info"], ["prepare"], ["info"], ["info", "--json"], ["prepare", "--json"]):
+        done = subprocess.run([*command, *words, *options], capture_output=True, env=environment)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        if "--json" in words:
+            facts = json.loads(done.stdout)
+            assert facts["classes"] == ["ant", "caf\\udce9"]
+            assert facts["parts"]["train"]["classes"] == {"ant": 3, "caf\\udce9": 3}
+            assert facts["source"].endswith("caf\\udce9" + source.suffix) and facts["prepared"]
+    dataset = open_dataset(str(source), image_size=8, root=tmp_path / "root", quiet=True)
+    assert dataset.classes == ("ant", "caf\\udce9")
+    manifest = json.loads((dataset.path / "manifest.json").read_text())
+    json.dumps(manifest, ensure_ascii=False).encode()  # fails where text is left that UTF-8 cannot hold
+
+
+def test_names_of_unlabelled_images_that_are_not_utf8(
+    tmp_path: Path, picture: Callable, write_folder: Callable
+) -> None:
+    path = write_folder(tmp_path / "in", {"a.png": picture(), os.fsdecode(b"caf\xe9.png"): picture()})
+    part = open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True).unlabelled
+    assert part is not None and part.ids is not None and part.ids.tolist() == ["a", "caf\\udce9"]
+
+
+def test_names_are_no_markup_of_the_bar(tmp_path: Path, image_files: Files, write_folder: Callable) -> None:
+    """A bar is drawn on terminals only, so the process gets one."""
+    path = write_folder(tmp_path / "[red]x", image_files)
+    master, terminal = os.openpty()
+    try:
+        command = "import sys; from fastres.data import open_dataset; open_dataset(*sys.argv[1:2], root=sys.argv[2])"
+        done = subprocess.run([sys.executable, "-c", command, path, tmp_path / "root"], stderr=terminal)
+        shown = os.read(master, 1 << 16)
+    finally:
+        os.close(master)
+        os.close(terminal)
+    assert done.returncode == 0, shown
+    assert b"decoding [red]x" in shown
 
 
 def test_a_member_twice_is_refused(tmp_path: Path, picture: Callable, write_tar: Callable) -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastres.data.loaders import ResidentLoader
+from fastres.data.loaders import ResidentLoader, on_device
 from fastres.data.order import epoch_order, split
 from fastres.errors import UserError
 from fastres.recipe import Data
@@ -57,7 +57,7 @@ def test_the_resident_loader_delivers_the_order_from_any_step(
 ) -> None:
     images = np.arange(80, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     labels, subset = np.arange(80, dtype=np.int64) * 2, np.arange(80 - count, 80)
-    with ResidentLoader(images, labels, subset, batch, seed=5, drop_last=drop_last) as loader:
+    with ResidentLoader(on_device(images), labels, subset, batch, seed=5, drop_last=drop_last) as loader:
         expected = subset[epoch_order(5, 3, count)]
         whole = count // batch * batch if drop_last else count
         first = data.draw(st.integers(0, len(loader)))
@@ -71,5 +71,5 @@ def test_the_resident_loader_delivers_the_order_from_any_step(
 
 
 def test_without_a_seed_the_order_is_the_sets() -> None:
-    loader = ResidentLoader(np.zeros((9, 1, 1, 3), np.uint8), np.zeros(9, np.int64), np.array([2, 4, 8]), 2)
+    loader = ResidentLoader(on_device(np.zeros((9, 1, 1, 3), np.uint8)), np.zeros(9, np.int64), np.array([2, 4, 8]), 2)
     assert [batch.rows.tolist() for batch in loader.batches()] == [[2, 4], [8]]

@@ -1,6 +1,7 @@
 """Signals and kills: whatever ends a process, the resumed run ends with the bits of an undisturbed one."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def kill_often(recipe: Path, tmp_path: Path, kills: int, overrides: list[str], s
             if done % 3 == 0:
                 wait_for(run, process, (finished // STEPS + 1) * STEPS)
             else:
-                wait_for(run, process, finished + draw.randint(0, 2))
+                wait_for(run, process, finished + draw.randint(1, 3))
                 time.sleep(draw.random() * 0.05)
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
@@ -122,8 +123,36 @@ def test_two_kills(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_twenty_kills(compiled: bool, tiny: Path, tmp_path: Path) -> None:
     options = ["train.epochs=24", f"train.compile={str(compiled).lower()}", "train.ema=0.9", "model.dropout=0.1"]
+    options += ["train.best=val_loss", "train.early_stopping=23"]
     run = kill_often(tiny, tmp_path, 20, options, seed=int(compiled))
     assert json.loads((run / "summary.json").read_text())["compiled"] == compiled
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_compilation_does_not_reach_the_compiler(tiny: Path, tmp_path: Path, fastres: Any) -> None:
+    """A terminal sends SIGINT to the whole process group, g++ included; the run must end compiled and with its bits."""
+    settings = ["--set", "train.compile=true", "--set", "train.epochs=3"]
+    assert finish(start("train", tiny, "--out", tmp_path / "straight", *settings))[0] == 0
+    for number in range(4):
+        run = tmp_path / f"run{number}"
+        variables = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / f"cache{number}")}  # nothing compiled yet
+        process = subprocess.Popen(
+            [*COMMAND, "train", tiny, "--out", run, *settings],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
+            start_new_session=True,
+        )
+        while not (run / "environment.json").exists():
+            time.sleep(0.001)
+        time.sleep(1 + number * 1.5)
+        os.killpg(process.pid, signal.SIGINT)
+        code, err = finish(process)
+        assert code == 130, err
+        assert "without compilation" not in err
+        assert fastres("train", "--resume", run, "--quiet")[0] == 0
+        same(run, tmp_path / "straight")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -145,16 +146,31 @@ def test_early_stopping_counts_epochs_without_a_better_value(fastres: Any, tiny:
 
 def test_a_loss_that_is_not_finite_ends_the_run(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ["optimizer.lr=1e12", "train.checkpoint_seconds=0.0", "schedule.name=constant", "train.precision=fp32"]
+    # A sound first epoch, then a rate of 5e12.
+    options = ["schedule.name=step", "schedule.milestones=[1]", "schedule.gamma=1e14", "train.precision=fp32"]
+    options += ["train.checkpoint_seconds=1000.0"]
     code, _, err = fastres("train", tiny, "--out", run, *(p for o in options for p in ("--set", o)))
     assert code == 2
-    assert "the loss is not finite at step" in err
-    assert "learning rate 1e+12" in err
-    assert "checkpoints/last.pt" in err
+    assert re.search(r"(the loss is|weights are) not finite at step \d+ \(epoch 2\), learning rate 5e\+12", err)
+    assert f"the last good checkpoint is {run / checkpoint.LAST}" in err
     assert "Traceback" not in err
     state = checkpoint.load(run / checkpoint.LAST)
-    assert np.isfinite(state["tally"][0].item()), "the checkpoint is from before the accident"
+    weights = state["step"]["network"].values()
+    assert all(weight.isfinite().all() for weight in weights), "the checkpoint is from before the accident"
     assert not (run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_weights_that_are_not_finite_are_never_saved(fastres: Any, tiny: Path, tmp_path: Path, epochs: int) -> None:
+    """One step an epoch, whose loss is still finite and whose weights are not any more."""
+    run = tmp_path / "run"
+    options = ["optimizer.lr=1e39", "schedule.name=constant", "train.precision=fp32", "train.batch_size=180"]
+    options += [f"train.epochs={epochs}", "train.checkpoint_seconds=1000.0"]
+    code, _, err = fastres("train", tiny, "--out", run, *(p for o in options for p in ("--set", o)))
+    assert code == 2
+    assert "weights are not finite at step 1" in err
+    assert "no checkpoint had been saved yet" in err
+    assert not list(run.glob("checkpoints/*"))
 
 
 def test_the_reports_split_and_no_split(fastres: Any, tiny: Path, tmp_path: Path) -> None:
@@ -172,6 +188,39 @@ def test_every_optimizer_and_schedule_trains(name: str, schedule: str, tiny: Pat
     result = library.train(Recipe.load(tiny, overrides), out=tmp_path / "run", quiet=True)
     assert 0 <= result.test_accuracy <= 1
     assert result.summary["epochs"] == 1
+
+
+def test_a_relative_source_means_the_same_from_anywhere(
+    fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+            for number in range(20):
+                pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["data.source=images", "data.root=root", "train.batch_size=8"]
+    settings = [part for option in options for part in ("--set", option)]
+    assert fastres("train", tiny, "--out", "run", "--quiet", *settings)[0] == 0
+    monkeypatch.chdir("/")
+    assert fastres("eval", tmp_path / "run", "--json")[0] == 0
+    again = fastres("train", tmp_path / "run" / "recipe.toml", "--out", tmp_path / "again", "--quiet")
+    assert again[0] == 0, again[2]
+
+
+def test_a_checkpoint_of_something_else(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fastres("train", tiny, "--out", run, "--quiet")[0] == 0
+    (run / "summary.json").unlink()
+    whole = checkpoint.load(run / checkpoint.LAST)
+    for state in ({}, whole | {"position": {"epok": 1}}, whole | {"step": {}}):
+        checkpoint.save(run / checkpoint.LAST, state)  # type: ignore[arg-type]
+        code, _, err = fastres("train", "--resume", run)
+        assert code == 2
+        assert "not a checkpoint of this version" in err
 
 
 def test_a_run_resumes_only_what_it_was(fastres: Any, tiny: Path, tmp_path: Path) -> None:

@@ -26,11 +26,19 @@ class Batch:
     """int64 [B]: positions in the data set, which key the augmentation."""
 
 
+def on_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """The store as a tensor on `device`: a copy there on CUDA, the same memory on the CPU."""
+    with warnings.catch_warnings():
+        # torch warns that a read-only map could be written through the tensor; nothing writes to a source.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images).to(device)
+
+
 class ResidentLoader:
     """Batches of a store that fits into memory.
 
     Args:
-        images: uint8 [M, H, W, 3], for example a memory map.
+        source: uint8 [M, H, W, 3] on the device, as `on_device` brings it there; loaders may share one.
         labels: int64 [M].
         subset: int64 [N], the positions that belong to this part (train or validation).
         seed: shuffles each epoch by (seed, epoch); None keeps the order of `subset`.
@@ -39,23 +47,18 @@ class ResidentLoader:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        source: Tensor,
         labels: NDArray[np.int64],
         subset: NDArray[np.int64],
         batch_size: int,
         *,
         seed: int | None = None,
         drop_last: bool = False,
-        device: torch.device | str = "cpu",
     ) -> None:
-        with warnings.catch_warnings():
-            # torch warns that a read-only map could be written through the tensor; nothing here writes to a source.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.source = torch.from_numpy(images).to(device)
-        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
+        self.source, self.device = source, source.device
+        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(self.device)
         self.subset = np.asarray(subset, dtype=np.int64)
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
-        self.device = torch.device(device)
 
     def __len__(self) -> int:
         """Batches in an epoch."""

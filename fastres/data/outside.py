@@ -1,0 +1,52 @@
+"""Files and names from outside: opened only if they are regular files, read no further than they should be, and named
+in text that can be printed and written."""
+
+import os
+import stat
+from io import BufferedReader
+from pathlib import Path
+
+from fastres.errors import UserError
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open the file at `path`, links followed, for reading.
+
+    Raises UserError for anything that is no regular file: a pipe would be waited on for ever, and a device such as
+    /dev/zero never ends while its size is 0. Raises OSError where the file cannot be opened.
+    """
+    # Looked at before it is opened, because opening alone has effects on some devices, and again afterwards, because
+    # it may have been replaced in between; O_NONBLOCK then keeps a pipe from being waited on.
+    if stat.S_ISREG(path.stat().st_mode):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    raise UserError(f"{path} is no regular file: remove it")
+
+
+def read_regular(path: Path, limit: int, fix: str) -> bytes:
+    """The contents of the regular file at `path`, which takes no more memory than its size.
+
+    Raises UserError, which ends in `fix`, for a file of more than `limit` bytes, and for one that cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise UserError(f"{path} has more than {limit >> 20:,} MiB: {fix}")
+            data = file.read(size + 1) or b""  # None from a file of the kernel's that would have to be waited for
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    if len(data) > size:  # it grows, or is a file of the kernel's, whose size is 0 whatever it holds
+        raise UserError(f"{path} is longer than its size says: wait until it is complete, or remove it")
+    return data
+
+
+def printable(name: str) -> str:
+    """`name` with what UTF-8 cannot hold written out: the byte E9 of a Latin-1 file name becomes `\\udce9`.
+
+    Python reads file names that are not UTF-8 as lone surrogates (PEP 383), which no UTF-8 file or terminal takes.
+    Standard error shows them in the same way.
+    """
+    return name.encode(errors="backslashreplace").decode()

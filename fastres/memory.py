@@ -1,0 +1,19 @@
+"""Keeping the memory that a training step frees for the next step."""
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # from glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc's allocator to give nothing back to the kernel; returns whether it could be told.
+
+    A step allocates and frees gigabytes of activations. By default glibc returns large blocks at once, and the kernel
+    hands them out again page by page, zeroed: 40,000 page faults in a step of the report's network at batch 128, a
+    fifth of its time on two cores. Afterwards there are none. A process then keeps its peak memory until it ends.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library: nothing to tell
+        return False
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
