@@ -26,6 +26,7 @@ def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Rati
         benchmark.pedantic(ours, setup=lambda: rivals.append(seconds(rival)), rounds=rounds, iterations=1)
         ratio = compare(benchmark.stats.stats.data, rivals)
         note(request, benchmark, ratio=ratio.median, ratio_quartiles=[ratio.low, ratio.high], **figures)
+        note(request, benchmark, median_seconds=ratio.seconds, rival_median_seconds=ratio.rival_seconds)
         return ratio
 
     return run

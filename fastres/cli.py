@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,11 +30,11 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
         except BrokenPipeError as error:
-            if not flushed(sys.stderr):  # of work that now ends halfway: no success
-                raise UserError("the reader of the progress has gone: keep it, or write to a file") from error
-            if not flushed(sys.stdout):  # head, or less, has read enough of the result
-                sys.exit(0)
-            raise RuntimeError("a pipe to another process is broken") from error
+            # The result is printed in this file and nowhere else; anything else is work that ends halfway: its progress
+            # has lost its reader, or a process that it needs has died.
+            if [*traceback.walk_tb(error.__traceback__)][-1][0].f_code.co_filename != __file__:
+                raise RuntimeError("a pipe broke in the middle of the work") from error
+            sys.exit(0)  # head, or less, has read enough
         except Exception as error:
             if not out_of_gpu_memory(error):
                 raise

@@ -53,7 +53,7 @@ def disk_fault(error: OSError) -> str | None:
 
 
 def out_of_gpu_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what it was raised from, is CUDA's lack of memory. Imports nothing: no torch, no such error."""
+    """Whether `error`, or what it was raised from, is CUDA's lack of memory. Imports nothing: no torch, no lack."""
     torch = sys.modules.get("torch")
     kind = getattr(torch, "OutOfMemoryError", ())
     while error is not None and not isinstance(error, kind):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastres.data.outside import printable
+from fastres.data.outside import encodable
 from fastres.data.sources import data_root, resolve
 from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
 from fastres.errors import UserError
@@ -52,17 +52,17 @@ def prepare(
 def info(source: str, *, image_size: int | None = None, root: str | Path | None = None) -> dict[str, Any]:
     """What is known of `source`, ready for JSON; reads no image, downloads and prepares nothing.
 
-    Text is printable: what UTF-8 cannot hold of a path or a class name is written out, as `\\udce9`.
+    Text can be encoded: what UTF-8 cannot hold of a path or a class name is written out, as `\\udce9`.
 
     Keys: source, name, image_size, path (of the store), prepared; and if it is prepared: classes, mean, std, bytes,
     fingerprint, and parts: for each part its number of images and, where labelled, the images of each class.
     """
     found = resolve(source, image_size=image_size, root=root)
     facts: dict[str, Any] = {
-        "source": printable(source),
-        "name": printable(found.name),
+        "source": encodable(source),
+        "name": encodable(found.name),
         "image_size": found.image_size,
-        "path": printable(str(found.store)),
+        "path": encodable(str(found.store)),
         "prepared": found.store.exists(),
     }
     if not facts["prepared"]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastres.data import archives, unpickle
-from fastres.data.outside import open_regular, printable
+from fastres.data.outside import encodable, open_regular
 from fastres.data.progress import progress, say
 from fastres.data.store import Writer
 from fastres.errors import UserError, disk_errors_are_the_users
@@ -264,5 +264,5 @@ def _ids(values: Any, count: int, where: str) -> np.ndarray:
             return np.array(values, np.int64)
         if all(type(value) in (bytes, str) and len(value) <= 1000 for value in values):
             texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
-            return np.array([printable(text) for text in texts])
+            return np.array([encodable(text) for text in texts])
     raise UserError(f"{where}: 'ids' must be {count} whole numbers or short texts, one an image")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastres.data import archives
-from fastres.data.outside import printable, read_regular
+from fastres.data.outside import encodable, read_regular
 from fastres.data.progress import progress, say
 from fastres.data.store import ImageRows, Writer
 from fastres.errors import UserError
@@ -125,7 +125,7 @@ def _plan_unlabelled(names: list[str]) -> Layout:
         stems = [PurePosixPath(name).name for name in names]
     order = sorted(range(len(names)), key=lambda index: stems[index])
     rows = {names[index]: ("unlabelled", row) for row, index in enumerate(order)}
-    return Layout(rows, {"unlabelled": len(names)}, ids=np.array([printable(stems[index]) for index in order]))
+    return Layout(rows, {"unlabelled": len(names)}, ids=np.array([encodable(stems[index]) for index in order]))
 
 
 def _plan_labelled(groups: dict[str, dict[str, list[str]]], where: str) -> Layout:

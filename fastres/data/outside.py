@@ -1,5 +1,5 @@
 """Files and names from outside: opened only if they are regular files, read no further than they should be, and named
-in text that can be printed and written."""
+in text that can be encoded."""
 
 import os
 import stat
@@ -43,10 +43,11 @@ def read_regular(path: Path, limit: int, fix: str) -> bytes:
     return data
 
 
-def printable(name: str) -> str:
+def encodable(name: str) -> str:
     """`name` with what UTF-8 cannot hold written out: the byte E9 of a Latin-1 file name becomes `\\udce9`.
 
     Python reads file names that are not UTF-8 as lone surrogates (PEP 383), which no UTF-8 file or terminal takes.
-    Standard error shows them in the same way.
+    Standard error shows them in the same way. Unlike `terminal.printable`, this keeps different names different and
+    control characters as they are: it is for what is kept, not for what is shown.
     """
     return name.encode(errors="backslashreplace").decode()

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastres._version import __version__
-from fastres.data.outside import printable
+from fastres.data.outside import encodable
 from fastres.data.progress import say
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import sync_folder, write_json
@@ -208,9 +208,9 @@ def write_manifest(folder: Path, *, name: str, source: str, classes: tuple[str, 
     manifest = {
         "format": FORMAT,
         "fastres": __version__,
-        "name": printable(name),
-        "source": printable(source),
-        "classes": [printable(label) for label in classes],
+        "name": encodable(name),
+        "source": encodable(source),
+        "classes": [encodable(label) for label in classes],
         "image_size": image_size,
         "fingerprint": hashlib.sha256("".join(file["sha256"] for file in files.values()).encode()).hexdigest()[:16],
         "mean": mean,

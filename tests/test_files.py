@@ -1,0 +1,116 @@
+"""Files that are complete or absent, and the errors of disks that become one line."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastres.errors import UserError, disk_errors_are_the_users, disk_fault, out_of_gpu_memory
+from fastres.files import atomic_file, check_writable, write_text
+from fastres.terminal import printable
+
+
+def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+    with pytest.raises(KeyError), atomic_file(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def impossible(tmp_path: Path, what: str) -> Path:
+    """A path that no file can be written to."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    return {
+        "a folder": tmp_path / "folder",
+        "the folder itself": Path(),
+        "a file for a parent": tmp_path / "file" / "below",
+        "a long name": tmp_path / ("x" * 300),
+        "a long parent": tmp_path / ("x" * 300) / "file",
+        "links in a circle": tmp_path / "circle" / "deep" / "file",
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("a folder", "it is a folder: give the name of a file"),
+        ("the folder itself", "it is a folder"),
+        ("a file for a parent", "a file stands where a folder is needed"),
+        ("a long name", "the name is too long for the file system: choose a shorter one"),
+        ("a long parent", "the name is too long"),
+        ("links in a circle", "symbolic links go in a circle"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_and_while_writing(tmp_path: Path, what: str, message: str) -> None:
+    path = impossible(tmp_path, what)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        check_writable(path)
+    with pytest.raises(UserError, match=message):
+        write_text(path, "text")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    write_text(tmp_path / "old", "kept")
+    check_writable(tmp_path / "old")
+    check_writable(tmp_path / "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old", "kept")]
+
+
+def test_a_name_that_is_no_utf8_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data/caf\\udce9.*: rename that file") as caught:
+        write_text(tmp_path / "recipe.toml", 'name = "a"\nsource = "data/' + os.fsdecode(b"caf\xe9") + '"\n')
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_that_no_fix_is_known_for_stay_what_they_are() -> None:
+    with pytest.raises(OSError, match="Input/output error"), disk_errors_are_the_users(Path("x")):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert disk_fault(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert disk_fault(OSError("no number")) is None
+    assert disk_fault(OSError(errno.ENOSPC, "No space left", "a/b")) == (
+        "a/b: the disk is full: free some space or choose another place"
+    )
+
+
+def test_cudas_lack_of_memory_is_found_below_what_wraps_it() -> None:
+    import torch
+
+    lack = torch.OutOfMemoryError("CUDA out of memory.")
+    wrapped = RuntimeError("a compiled step failed")
+    wrapped.__cause__ = lack
+    assert out_of_gpu_memory(lack)
+    assert out_of_gpu_memory(wrapped)
+    assert not out_of_gpu_memory(RuntimeError("CUDA error"))
+    assert not out_of_gpu_memory(MemoryError())
+
+
+def test_looking_for_cudas_lack_of_memory_does_not_import_torch() -> None:
+    script = (
+        "import sys; from fastres.errors import out_of_gpu_memory\n"
+        "assert not out_of_gpu_memory(MemoryError()); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=20))
+def test_printable_text_commands_no_terminal_and_can_be_encoded(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert len(shown) == len(text)
+    assert shown.isprintable()
+    # Every letter stays or becomes a question mark, and a question mark stands only for what does not print.
+    assert all(new == old or (new == "?" and not old.isprintable()) for old, new in zip(text, shown, strict=True))
