@@ -12,6 +12,7 @@ from fastres.data import Dataset, info, open_dataset
 from fastres.data.loaders import ResidentLoader, on_device
 from fastres.data.order import split
 from fastres.errors import UserError
+from fastres.models import Layer
 from fastres.recipe import Data, Recipe
 from fastres.step import DTYPES
 
@@ -90,6 +91,19 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         test=measured(on_device(test_images, device), test_labels, np.arange(len(test_images))),
         augment=augment,
     )
+
+
+def check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
+    """Raise UserError where a batch would give BN a single value a channel, which has no variance: now, not at the end
+    of the first epoch. `found` are the network's layers, `images` those of an epoch."""
+    options = recipe.train
+    smallest = min(layer.output[-1] for layer in found if layer.kind == "BN")
+    rest = 0 if options.drop_last else images % options.batch_size
+    if smallest == 1 and 1 in (options.batch_size, rest):
+        raise UserError(
+            f"a batch of one image meets a BN of 1×1 maps, which has no variance ({images} images in batches of "
+            f"{options.batch_size}): set train.drop_last = true or another train.batch_size"
+        )
 
 
 def shape_of(data: Data) -> tuple[int, int, bool]:

@@ -17,6 +17,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastres.terminal import printable
+
 WIDTH = 7.0  # inches
 DPI = 160  # 1120 pixels wide: sharp at 700 CSS pixels on screens of up to 1.6 pixels each
 SMALL, TEXT = 8.5, 10.0  # points
@@ -39,7 +41,7 @@ def png(figure: Figure) -> bytes:
 
 def short(name: str, limit: int) -> str:
     """A class name that fits a figure: at most `limit` characters, none of which breaks the line."""
-    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
+    clean = printable(name)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 

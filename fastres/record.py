@@ -47,17 +47,10 @@ class Recorder:
         self._events = run / "tensorboard"
         self._writer: Any = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError(
-                    "record.tensorboard needs TensorBoard, which is not installed:\n"
-                    "run pip install 'fastres[tensorboard]', or set record.tensorboard = false"
-                ) from error
             # TensorBoard hides the events from purge_step on that an interrupted run left behind.
             purge = len(self.rows) + 1 if self.rows else None
             with disk_errors_are_the_users(self._events):
-                self._writer = SummaryWriter(str(self._events), purge_step=purge)
+                self._writer = summary_writer()(str(self._events), purge_step=purge)
 
     def log(self, row: dict[str, Any]) -> None:
         """Add the metrics of one epoch and rewrite the file: an append could be cut off in the middle of a line."""
@@ -79,6 +72,18 @@ class Recorder:
         if self._writer is not None:
             with disk_errors_are_the_users(self._events):
                 self._writer.close()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's class SummaryWriter. Raises UserError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "record.tensorboard needs TensorBoard, which is not installed:\n"
+            "run pip install 'fastres[tensorboard]', or set record.tensorboard = false"
+        ) from error
+    return SummaryWriter
 
 
 class Pace:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from fastres import checkpoint, runs
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import Evaluator, Measures, measure
-from fastres.feed import labels_of, open_feed
+from fastres.feed import check_statistics, labels_of, open_feed
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.memory import keep_freed_memory
-from fastres.models import Layer, build, count_parameters, layers
+from fastres.models import build, count_parameters, layers
 from fastres.position import Position, Tally
 from fastres.recipe import Recipe
-from fastres.record import Progress, Recorder, environment
+from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, peak_memory, summarise
 from fastres.step import Step
 
@@ -77,6 +77,8 @@ class _Run:
         self.began = time.perf_counter()
         self.recipe, self.quiet, self.device = recipe, quiet, runs.choose_device(device)
         options = recipe.train
+        if recipe.record.tensorboard:
+            summary_writer()  # where it is missing, say so before there is a run directory
         if self.device.type == "cpu":
             keep_freed_memory()
         if options.deterministic and self.device.type == "cuda":
@@ -90,7 +92,7 @@ class _Run:
         torch.manual_seed(options.seed)
         network: nn.Module = build(recipe.model, len(dataset.classes), dataset.image_size)
         self.layers, self.parameters = layers(network, dataset.image_size), count_parameters(network)
-        _check_statistics(self.layers, recipe, len(self.feed.train.subset))
+        check_statistics(self.layers, recipe, len(self.feed.train.subset))
         if options.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = Step(network.to(self.device), recipe, len(self.feed.train), self.device)
@@ -315,15 +317,3 @@ class _Run:
                 self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error})")
         write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
         return summary
-
-
-def _check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
-    """BN has no variance of a single value: say so now, not at the end of the first epoch."""
-    options = recipe.train
-    smallest = min(layer.output[-1] for layer in found if layer.kind == "BN")
-    rest = 0 if options.drop_last else images % options.batch_size
-    if smallest == 1 and 1 in (options.batch_size, rest):
-        raise UserError(
-            f"a batch of one image meets a BN of 1×1 maps, which has no variance ({images} images in batches of "
-            f"{options.batch_size}): set train.drop_last = true or another train.batch_size"
-        )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -67,22 +68,28 @@ def test_kernels_is_found_from_anywhere_and_only_by_its_full_name(tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the tracked files, as a fresh clone would be."""
-    place = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tracked files, as a fresh clone would have them."""
+    place = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     listing, source = place / "files", place / "source"
     listing.write_bytes(listed.rstrip(b"\0"))
     source.mkdir()
     copy = f"tar --null -T {listing} -cf - | tar -xf - -C {source}"
     subprocess.run(copy, shell=True, cwd=ROOT, check=True)
-    done = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(place), cwd=source)
+    return source
+
+
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build a wheel or an sdist of `source` into `out`."""
+    done = python("-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), cwd=source)
     assert done.returncode == 0, done.stdout + done.stderr
-    [built] = place.glob("*.whl")
+    [built] = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
     return built
 
 
-def test_the_wheel_holds_kernels_inside_fastres(wheel: Path, tmp_path: Path) -> None:
+def check_wheel(wheel: Path, tmp_path: Path) -> None:
+    """kernels/ is inside fastres and nowhere else, and can be imported from there."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
@@ -93,3 +100,32 @@ def test_the_wheel_holds_kernels_inside_fastres(wheel: Path, tmp_path: Path) -> 
     code = "import fastres.kernels as k, fastres.cli; print(k.__file__)"
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.stdout.strip() == str(tmp_path / "site" / "fastres" / "kernels" / "__init__.py"), done.stderr
+
+
+def test_the_wheel_holds_kernels_inside_fastres(source: Path, tmp_path: Path) -> None:
+    check_wheel(build("wheel", source, tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_wheel_built_from_the_sdist_is_the_same(source: Path, tmp_path: Path) -> None:
+    with tarfile.open(build("sdist", source, tmp_path)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [unpacked] = (path for path in tmp_path.iterdir() if path.is_dir())
+    check_wheel(build("wheel", unpacked, tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_an_editable_install_follows_the_folders(source: Path, tmp_path: Path) -> None:
+    """In a virtual environment of its own, which borrows this one's packages."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    [packages] = {path for path in sys.path if path.endswith("site-packages")}
+    command = [tmp_path / "venv" / "bin" / "pip", "install", "--no-deps", "--no-build-isolation", "--editable", source]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": packages}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (source / "kernels" / "added_later.py").write_text("VALUE = 7\n")
+    code = "import fastres.kernels.added_later as m; print(m.VALUE)"
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "7\n", done.stderr
+    (source / "kernels" / "added_later.py").unlink()
