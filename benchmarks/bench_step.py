@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import MatrixProduct, compare, note, seconds
+from benchmarks.harness import MatrixProduct, Ratio, compare, note, seconds
 from fastres.memory import keep_freed_memory
-from fastres.models import build, layers
+from fastres.models import build, convolution, layers
 from fastres.recipe import Recipe
 from fastres.step import Step
 
@@ -78,10 +78,27 @@ def convolutions_alone(size: int) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("size", [20, 256])
-def test_step_against_the_reports(size: int, versus: Any) -> None:
+def test_step_against_the_reports(size: int, versus: Callable[..., Ratio]) -> None:
     torch.manual_seed(0)
     ratio = versus(ours(size), reports(size), rounds=20 if size == 20 else 8, batch_size=size)
     assert ratio.median > 1, "slower than what it is meant to replace"
+
+
+@pytest.mark.skipif(not convolution.HAS_AMX, reason="products replace convolutions only on a CPU with AMX")
+@pytest.mark.parametrize("size", [20, 128])
+def test_products_against_convolutions(
+    size: int, versus: Callable[..., Ratio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step with some convolutions as matrix products (models/convolution.py) against the step without."""
+    torch.manual_seed(0)
+    step, plain = ours(size), ours(size)
+
+    def convolutions_only() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(convolution, "HAS_AMX", False)  # compiled code is chosen by it
+            plain()
+
+    versus(step, convolutions_only, rounds=20 if size == 20 else 10, batch_size=size)
 
 
 def test_step_against_the_matrix_units(benchmark: Any, request: pytest.FixtureRequest) -> None:

@@ -9,8 +9,9 @@ def keep_freed_memory() -> bool:
     """Tell glibc's allocator to give nothing back to the kernel; returns whether it could be told.
 
     A step allocates and frees gigabytes of activations. By default glibc returns large blocks at once, and the kernel
-    hands them out again page by page, zeroed: 40,000 page faults in a step of the report's network at batch 128, a
-    fifth of its time on two cores. Afterwards there are none. A process then keeps its peak memory until it ends.
+    hands them out again page by page, zeroed: in a step of the report's network on two cores 40,000 page faults at
+    batch 128 (0.07 s of system time in 0.33 s), 75,000 at batch 256 (0.56 s instead of 0.47 s). Afterwards there are
+    none. The price: a process keeps its peak memory until it ends.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -123,6 +123,8 @@ class _Run:
         try:
             with self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
+                if self.step.loss_and_correct.active:
+                    self.progress.message("compiling the step: half a minute the first time, seconds once it is cached")
                 stopped = "completed"
                 while self.at.epoch < options.epochs:
                     if self._out_of_patience():

@@ -109,10 +109,18 @@ def test_typers_own_ends_are_kept(fastres: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- signals
 
 
+def hears_ctrl_c() -> None:
+    """A shell makes what it starts in the background ignore SIGINT, tests included; their children shall not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_training_ends_in_a_word(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "data", "prepare", "shapes10", "--root", tmp_path], stderr=subprocess.PIPE, text=True
+        [*COMMAND, "data", "prepare", "shapes10", "--root", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hears_ctrl_c,
     )
     while process.poll() is None and not list(tmp_path.glob("stores/*/*.npy")):
         time.sleep(0.005)

@@ -143,6 +143,8 @@ def test_ctrl_c_during_compilation_does_not_reach_the_compiler(tiny: Path, tmp_p
             text=True,
             env=variables,
             start_new_session=True,
+            # A shell makes what it starts in the background ignore SIGINT, tests included; the compiler shall not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         while not (run / "environment.json").exists():
             time.sleep(0.001)
