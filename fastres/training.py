@@ -16,6 +16,7 @@ from fastres.evaluate import Evaluator, Measures, measure
 from fastres.feed import check_statistics, labels_of, open_feed
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
+from fastres.machine import computes_bf16
 from fastres.memory import keep_freed_memory
 from fastres.models import build, count_parameters, layers
 from fastres.position import Position, Tally
@@ -123,6 +124,10 @@ class _Run:
         try:
             with self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
+                if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
+                    self.progress.message(
+                        "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
+                    )
                 if self.step.loss_and_correct.active:
                     self.progress.message("compiling the step: half a minute the first time, seconds once it is cached")
                 stopped = "completed"
