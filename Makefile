@@ -23,7 +23,7 @@ lint: $(VENV)/.test
 
 # Kills, chaos and every build; the log of the last run on a quiet machine is committed.
 test-slow: $(VENV)/.test
-	set -o pipefail; $(BIN)/python -m pytest tests -m slow -v --durations=0 $(ARGS) 2>&1 | tee tests/slow.log
+	set -o pipefail; $(BIN)/python -m pytest tests -m slow -v --no-header --durations=0 $(ARGS) 2>&1 | tee tests/slow.log
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
