@@ -23,12 +23,12 @@ from fastres import cli
 RECIPES = Path(cli.__file__).parents[1] / "recipes"
 COMMAND = [sys.executable, "-m", "fastres"]
 # Python lets surrogates through on standard output in the C locale; a user's own locale does not.
-STRICT = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+STRICT = {"PYTHONIOENCODING": "utf-8:strict"}
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
     """Run a command in a process of its own, with an output that refuses what is not UTF-8."""
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, env=STRICT)
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, env=os.environ | STRICT)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
