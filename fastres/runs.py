@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastres import checkpoint
 from fastres.augment import Augment
+from fastres.data.sources import NAMED
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
 from fastres.models import build
@@ -47,7 +48,7 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
 def self_contained(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same data wherever it is run from."""
     data, changes = recipe.data, {}
-    if Path(data.source).exists():
+    if data.source not in NAMED and Path(data.source).exists():
         changes["source"] = str(Path(data.source).absolute())
     if data.root is not None:
         changes["root"] = str(Path(data.root).expanduser().absolute())

@@ -201,7 +201,9 @@ def test_a_relative_source_means_the_same_from_anywhere(
             for number in range(20):
                 pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "images" / part / name / f"{number}.png")
+    (tmp_path / "shapes10").mkdir()  # a folder of that name does not change what the name means
     monkeypatch.chdir(tmp_path)
+    assert fastres("train", tiny, "--out", "named", "--quiet")[0] == 0
     options = ["data.source=images", "data.root=root", "train.batch_size=8"]
     settings = [part for option in options for part in ("--set", option)]
     assert fastres("train", tiny, "--out", "run", "--quiet", *settings)[0] == 0
