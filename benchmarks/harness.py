@@ -58,15 +58,3 @@ class MatrixProduct:
 
     def __call__(self) -> object:
         return self.left @ self.right
-
-
-class Copy:
-    """A copy from memory to memory, as a yardstick of bandwidth: 512 MiB read, 512 MiB written."""
-
-    def __init__(self, size: int = 512 * 2**20) -> None:
-        self.source = torch.zeros(size, dtype=torch.uint8)
-        self.target = torch.ones(size, dtype=torch.uint8)
-        self.moved = 2 * size
-
-    def __call__(self) -> object:
-        return self.target.copy_(self.source)

@@ -1,4 +1,4 @@
-"""Files: complete or absent; hostile checkpoints."""
+"""Checkpoints: exact, and hostile ones harmless."""
 
 import os
 import pickle
@@ -10,7 +10,6 @@ from torch import nn
 
 from fastres import checkpoint
 from fastres.errors import UserError
-from fastres.files import atomic_file, write_json, write_text
 
 
 class Attack:
@@ -59,21 +58,3 @@ def test_weights_travel_with_what_they_need(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(UserError, match="damaged"):
         checkpoint.load_weights(tmp_path / "w.safetensors")
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_file(path) as file:
-        file.write(b"half")
-        raise RuntimeError
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"x": float("nan")})
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
-    write_text(tmp_path / "file", "x")
-    with pytest.raises(UserError, match="choose another place"):
-        write_text(tmp_path / "file" / "inner", "y")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastres.errors import UserError, disk_errors_are_the_users, disk_fault, out_of_gpu_memory
-from fastres.files import atomic_file, check_writable, write_text
+from fastres.files import atomic_file, check_writable, write_json, write_text
 from fastres.terminal import printable
 
 
@@ -21,6 +21,8 @@ def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(KeyError), atomic_file(path) as file:
         file.write(b"half")
         raise KeyError
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": float("nan")})
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -2,13 +2,15 @@
 
 With AMX a core multiplies bf16 matrices ten times as fast as with AVX512, and then oneDNN's convolutions with many
 channels on small maps fall behind: reordering the weights and the small map dominate. Measured on 2 cores (batch 128,
-ms for output, input gradient, weight gradient; product including its copies):
+ms for output, input gradient, weight gradient; the products compiled, with their copies):
 
-    512 → 512 on 4×4:               convolution 12.8 + 13.4 + 35.9    product 5.1 + 6 + 8.5
-    256 → 512, stride 2, 8×8 → 4×4: convolution  4.9 +  7.4 + 18.9    product 2.3 + 3 + 4.2
-    256 → 256 on 8×8:               convolution  3.7 +  3.5 + 10.7    product 11 + 18 + 14
+    512 → 512 on 4×4:                 convolution 12.1 + 12.7 + 37.2    product 4.7 + 4.7 + 10.2
+    256 → 512, stride 2, 8×8 → 4×4:   convolution  4.9 +  7.8 + 19.7    product 2.5 + 2.6 +  4.5
+    128 → 256, stride 2, 16×16 → 8×8: convolution  2.8 +  3.6 +  8.4    product 2.4 + 3.3 +  4.7
+    256 → 256 on 8×8:                 convolution  3.6 +  3.4 + 11.1    product 5.0 + 4.3 +  7.8
 
-The last line is why the choice depends on the shape: a 3×3 product copies each pixel nine times.
+The last line is even, which is why the choice depends on the shape: at stride 1 a 3×3 product copies each pixel nine
+times, and larger maps have more pixels to copy for the same weights.
 """
 
 import os
