@@ -1,0 +1,260 @@
+"""Compiling the kernels ahead of time, with no GPU present: `python -m fastres.kernels.compile --target cuda:90`.
+
+Every configuration that `routing.candidates` offers is compiled to machine code for the targets, in its largest form:
+two incoming gradients, all outputs, all parameters. What the machine code needs is read from the cubin: registers,
+bytes that spill to local memory, shared memory, bytes of code.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastres.kernels import resident, two_pass
+from fastres.kernels.functional import ACTIVATIONS
+from fastres.kernels.routing import COLUMNS, MERGE_SPLITS, Problem, Tile, candidates
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100")
+TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
+SECONDS = ("none", "add", "dual")
+
+POINTERS = {
+    "*{}": ("x", "z", "second", "y", "dy", "dy2", "dx", "dz", "g_out"),
+    "*u8": ("bits",),
+    "*i32": ("counters",),
+    "*i64": ("x_batches", "z_batches"),
+    "i32": ("M", "C", "rows_per_split", "splits"),
+    "fp32": ("x_eps", "z_eps", "x_momentum", "z_momentum"),
+}
+"""Types of the kernels' arguments by name, {} being the activations' type; every other one is an fp32 pointer."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with everything that is decided before it is compiled."""
+
+    kernel: str
+    dtype: str
+    second: str
+    activation: str
+    tile: Tile
+    form: str
+    """"split" or "whole" for resident kernels, "batch" or "running" statistics for the others."""
+    aligned: bool = True
+    """Whether the number of channels is a multiple of 16."""
+
+    def __str__(self) -> str:
+        tile = f"{self.tile.rows}x{self.tile.columns}/{self.tile.warps}w"
+        words = (self.kernel, self.dtype, self.second, self.activation, tile, self.form)
+        return " ".join((*words, "aligned" if self.aligned else "ragged"))
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one configuration's machine code needs on one target."""
+
+    configuration: str
+    target: str
+    registers: int
+    spills: int
+    """Bytes of local memory a thread: registers that did not fit."""
+    shared: int
+    """Bytes of shared memory."""
+    code: int
+    """Bytes of machine code."""
+
+
+def configurations(aligned: Sequence[bool] = (True, False)) -> Iterator[Configuration]:
+    """Every configuration that a plan can lead to."""
+    for dtype, second, even in itertools.product(TYPES, SECONDS, aligned):
+        for direction, first, last, whole in (
+            ("forward", "statistics_kernel", "apply_kernel", "resident_forward_kernel"),
+            ("backward", "reduce_kernel", "gradient_kernel", "resident_backward_kernel"),
+        ):
+            problem = Problem(direction, second, TYPES[dtype], 1, COLUMNS[-1], 132)
+            for choice in candidates(problem):
+                for activation in ACTIVATIONS:
+                    if choice.form == "resident":
+                        for form in ("whole", "split"):
+                            yield Configuration(whole, dtype, second, activation, choice.sums, form, even)
+                        continue
+                    if first == "reduce_kernel":
+                        for form in ("batch", "running"):
+                            yield Configuration(first, dtype, second, activation, choice.sums, form, even)
+                    elif activation == "none" and second != "add":  # statistics know of neither
+                        yield Configuration(first, dtype, second, activation, choice.sums, "batch", even)
+                    for form in ("batch", "running"):
+                        yield Configuration(last, dtype, second, activation, choice.output, form, even)
+
+
+def representative() -> list[Configuration]:
+    """One configuration a kernel: bf16, a residual and relu where there is a choice, the tile with most elements."""
+    chosen: dict[str, Configuration] = {}
+    for configuration in configurations(aligned=(True,)):
+        usual = configuration.second != "none" and configuration.activation in ("relu", "none")
+        if configuration.dtype == "bf16" and usual:
+            best = chosen.setdefault(configuration.kernel, configuration)
+            if _size(configuration) > _size(best):
+                chosen[configuration.kernel] = configuration
+    return list(chosen.values())
+
+
+def _size(configuration: Configuration) -> tuple[bool, int, bool]:
+    tile = configuration.tile
+    return configuration.activation == "relu", tile.rows * tile.columns, configuration.form == "split"
+
+
+def build(configuration: Configuration, target: str) -> Any:
+    """Compile; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
+    module = resident if configuration.kernel.startswith("resident") else two_pass
+    kernel = getattr(module, configuration.kernel)
+    constants = _constants(configuration, kernel.arg_names)
+    signature = {
+        name: "constexpr" if name in constants else _type(name, configuration.dtype) for name in kernel.arg_names
+    }
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or (name == "C" and configuration.aligned)
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    options: dict[str, Any] = {"num_warps": configuration.tile.warps}
+    if configuration.form == "split":
+        options["launch_cooperative_grid"] = True
+    backend, capability = target.split(":")
+    return triton.compile(source, target=GPUTarget(backend, int(capability), 32), options=options)
+
+
+def _constants(configuration: Configuration, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments that are fixed when a kernel is compiled, those that are absent among them."""
+    second, activation = configuration.second, configuration.activation
+    constants = {
+        "SECOND": second,
+        "ACTIVATION": activation,
+        "DUAL": second == "dual",
+        "FROM_RUNNING": configuration.form == "running",
+        "SPLIT": configuration.form == "split",
+        "PHASE": "all",
+        "BLOCK_M": configuration.tile.rows,
+        "BLOCK_C": configuration.tile.columns,
+        "BLOCK_S": MERGE_SPLITS["resident" if configuration.kernel.startswith("resident") else "two_pass"],
+    }
+    by_bits = second == "add" and activation == "relu"
+    absent = set() if by_bits else {"bits"}
+    if second != "dual":
+        absent |= {name for name in names if name.startswith("z_")} | {"z", "dz"}
+    if second == "none":
+        absent |= {"second", "g_out"}
+    if second == "dual":
+        absent |= {"g_out"}
+    backward = "dy" in names
+    if backward and (by_bits or (second == "add" and activation == "none")):
+        absent |= {"second"}
+    if not backward and configuration.form == "running":
+        absent |= {"bits"}
+    if configuration.kernel == "gradient_kernel" and second == "add":
+        absent -= {"g_out"}
+    numbers = {"z_eps", "z_momentum"}
+    return {
+        **{name: value for name, value in constants.items() if name in names},
+        **{name: None for name in names if name in absent - numbers},
+    }
+
+
+def _type(name: str, dtype: str) -> str:
+    for kind, names in POINTERS.items():
+        if name in names:
+            return kind.format(dtype)
+    return "*fp32"
+
+
+def resources(configuration: Configuration, target: str) -> Resources:
+    """Compile for a target and read what the machine code needs."""
+    cubin = build(configuration, target).asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [cuobjdump(), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+    spills = found["STACK"] + found["LOCAL"]
+    return Resources(str(configuration), target, found["REG"], spills, found["SHARED"], code_bytes(cubin))
+
+
+@functools.cache
+def cuobjdump() -> str:
+    """The disassembler that Triton brings along."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return str(folder / "cuobjdump")
+
+
+def code_bytes(cubin: bytes) -> int:
+    """Bytes of the executable sections of an ELF file (64 bit, little-endian)."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count = struct.unpack_from("<HH", cubin, 58)
+    total = 0
+    for index in range(count):
+        _, _, flags, _, _, length = struct.unpack_from("<IIQQQQ", cubin, table + index * size)
+        if flags & 4:  # SHF_EXECINSTR
+            total += length
+    return total
+
+
+def _resources(job: tuple[Configuration, str]) -> Resources:
+    return resources(*job)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exits with 1 where registers spill."""
+    parser = argparse.ArgumentParser(prog="python -m fastres.kernels.compile", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--target", nargs="+", default=list(TARGETS), metavar="cuda:CAPABILITY", help="default: %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="one configuration a kernel")
+    parser.add_argument("--match", default="", help="only configurations with these words, such as 'bf16 dual relu'")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    for target in options.target:
+        if not re.fullmatch(r"cuda:(8\d|9\d|1[0-2]\d)", target):
+            parser.error(f"unknown target {target}: name compute capabilities from 8.0 as cuda:80, cuda:90, cuda:100")
+    wanted = [
+        configuration
+        for configuration in (representative() if options.quick else configurations())
+        if all(word in str(configuration).split() for word in options.match.split())
+    ]
+    if not wanted:
+        parser.error(f"no configuration has all of the words {options.match!r}")
+    jobs = [(configuration, target) for configuration in wanted for target in options.target]
+    found: list[Resources] = []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for number, entry in enumerate(pool.map(_resources, jobs, chunksize=4), 1):
+            found.append(entry)
+            if not options.json:
+                needs = f"{entry.registers:3} registers {entry.spills:5} spilled {entry.shared:6} B shared"
+                print(f"{entry.configuration:<72} {entry.target:<9} {needs} {entry.code:6} B code")
+            elif sys.stderr.isatty():
+                print(f"\r{number}/{len(jobs)}", end="", file=sys.stderr)
+    spilled = [entry for entry in found if entry.spills]
+    if options.json:
+        print(json.dumps({"triton": triton.__version__, "kernels": [asdict(entry) for entry in found]}, indent=1))
+    print(f"{len(found)} compiled, {len(spilled)} spill", file=sys.stderr)
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

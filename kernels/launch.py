@@ -1,0 +1,238 @@
+"""Launching the BatchNorm kernels: outputs and workspaces are allocated here, plans made, and nothing else decided.
+
+Tensors are channels-last [N, C, H, W] (fp32, fp16 or bf16) on a CUDA device, or anywhere in Triton's interpreter; what
+belongs to a channel is fp32 [C]. `second` is the residual or the other BatchNorm's input.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fastres.kernels.functional import Norm
+from fastres.kernels.resident import resident_backward_kernel, resident_forward_kernel
+from fastres.kernels.routing import MERGE_SPLITS, Plan, Problem, Tile, plan
+from fastres.kernels.two_pass import apply_kernel, gradient_kernel, reduce_kernel, statistics_kernel
+
+NO_NORM = Norm(None, None, None, None)
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when the process began)."""
+
+
+class Forward(NamedTuple):
+    """What a forward pass yields."""
+
+    y: Tensor
+    statistics: Tensor
+    """fp32 [2, C] (dual: [4, C]): mean and 1/deviation; empty where running statistics normalised."""
+    bits: Tensor
+    """uint8 [M, ⌈C/8⌉]: which outputs relu kept; empty where the backward pass does not need them."""
+
+
+class Backward(NamedTuple):
+    """What a backward pass yields; empty tensors for what was not asked for."""
+
+    dx: Tensor
+    dsecond: Tensor
+    sums: Tensor
+    """fp32 [2, C] (dual: [4, C]): gradients of bias and weight, for x and for z."""
+
+
+def forward(
+    x: Tensor,
+    second: Tensor | None,
+    x_norm: Norm,
+    z_norm: Norm | None,
+    training: bool,
+    activation: str,
+    keep: bool,
+    chosen: Plan | None = None,
+) -> Forward:
+    """activation(BN(x) + second); dual where `z_norm` is given. `keep`: a backward pass will follow."""
+    kind = _kind(second, z_norm)
+    z_norm = z_norm or NO_NORM
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    needs_bits = keep and kind == "add" and activation == "relu"
+    bits = x.new_empty((rows, -(-channels // 8)) if needs_bits else 0, dtype=torch.uint8)
+    statistics = x.new_empty((4 if kind == "dual" else 2, channels) if training else 0, dtype=torch.float32)
+    chosen = chosen or plan(Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device)))
+    grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
+    given_bits = bits if needs_bits else None
+
+    if training and chosen.form == "resident":
+        split = chosen.splits > 1
+        workspace = _workspace(x, chosen, grid, statistics.shape[0], "barrier")
+        for phase in _phases(split):
+            resident_forward_kernel[grid](
+                x, second, y, given_bits, statistics, *workspace,
+                *x_norm[2:5], *x_norm[:2], *z_norm[2:5], *z_norm[:2],
+                rows, channels, chosen.rows_per_split, chosen.splits,
+                x_norm.eps, z_norm.eps, x_norm.momentum, z_norm.momentum,
+                SECOND=kind, ACTIVATION=activation, SPLIT=split, PHASE=phase,
+                **_tile(chosen.sums, merges=chosen.form), **_cooperative(split),
+            )  # fmt: skip
+        return Forward(y, statistics, bits)
+
+    if training:
+        statistics_kernel[grid](
+            x, second if kind == "dual" else None, *_workspace(x, chosen, grid, statistics.shape[0], "ticket"),
+            statistics, *x_norm[2:5], *z_norm[2:5],
+            rows, channels, chosen.rows_per_split, chosen.splits,
+            x_norm.eps, z_norm.eps, x_norm.momentum, z_norm.momentum,
+            DUAL=kind == "dual", **_tile(chosen.sums, merges=chosen.form),
+        )  # fmt: skip
+    tile = chosen.output
+    apply_kernel[(math.ceil(channels / tile.columns), math.ceil(rows / tile.rows))](
+        x, second, y, given_bits, statistics,
+        *x_norm[2:4], *x_norm[:2], *z_norm[2:4], *z_norm[:2],
+        rows, channels, x_norm.eps, z_norm.eps,
+        SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(tile),
+    )  # fmt: skip
+    return Forward(y, statistics, bits)
+
+
+def backward(
+    dy: Tensor,
+    dy2: Tensor | None,
+    x: Tensor,
+    second: Tensor | None,
+    kind: str,
+    bits: Tensor | None,
+    statistics: Tensor,
+    x_norm: Norm,
+    z_norm: Norm | None,
+    training: bool,
+    activation: str,
+    needs_x: bool,
+    needs_second: bool,
+    needs_norms: bool,
+    chosen: Plan | None = None,
+) -> Backward:
+    """The gradients of `forward` from the gradient dy of its output, or from two gradients that are summed here.
+
+    `second` is needed by the dual form and, without bits, by activations after a residual. `needs_…`: which gradients
+    are wanted: of x, of `second`, of weights and biases.
+    """
+    z_norm = z_norm or NO_NORM
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    dual = kind == "dual"
+    nothing = x.new_empty(0)
+    dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else nothing
+    dsecond = torch.empty_like(x, memory_format=torch.channels_last) if needs_second else nothing
+    needs_sums = needs_norms or (training and (needs_x or (dual and needs_second)))
+    sums = x.new_empty((4 if dual else 2, channels) if needs_sums else 0, dtype=torch.float32)
+    given_dx = dx if needs_x else None
+    dz = dsecond if dual and needs_second else None
+    g_out = dsecond if not dual and needs_second else None
+    given_second = second if dual or (kind == "add" and bits is None and activation != "none") else None
+
+    chosen = chosen or plan(Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device)))
+    grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
+    shape = (rows, channels)
+    if chosen.form == "resident" and training:
+        split = chosen.splits > 1
+        workspace = _workspace(x, chosen, grid, 3 if dual else 2, "barrier")
+        for phase in _phases(split):
+            resident_backward_kernel[grid](
+                dy, dy2, x, given_second, bits, given_dx, dz, g_out, sums, *workspace, statistics,
+                *x_norm[:2], *z_norm[:2], *shape, chosen.rows_per_split, chosen.splits,
+                SECOND=kind, ACTIVATION=activation, SPLIT=split, PHASE=phase,
+                **_tile(chosen.sums, merges=chosen.form), **_cooperative(split),
+            )  # fmt: skip
+        return Backward(dx, dsecond, sums)
+
+    terms = (*x_norm[2:4], *x_norm[:2], *z_norm[2:4], *z_norm[:2], *shape)
+    eps = (x_norm.eps, z_norm.eps)
+    if needs_sums:
+        reduce_kernel[grid](
+            dy, dy2, x, given_second, bits, g_out, sums, *_workspace(x, chosen, grid, 3 if dual else 2, "ticket"),
+            statistics, *terms, chosen.rows_per_split, chosen.splits, *eps,
+            SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(chosen.sums, merges=chosen.form),
+        )  # fmt: skip
+        if g_out is not None:
+            # g stands there: what is left is the gradient of a BatchNorm alone.
+            dy, dy2, given_second, bits, g_out, kind, activation = g_out, None, None, None, None, "none", "none"
+    if needs_x or dz is not None or g_out is not None:
+        tile = chosen.output
+        gradient_kernel[(math.ceil(channels / tile.columns), math.ceil(rows / tile.rows))](
+            dy, dy2, x, given_second, bits, given_dx, dz, g_out, sums, statistics, *terms, *eps,
+            SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(tile),
+        )  # fmt: skip
+    return Backward(dx, dsecond, sums)
+
+
+def _kind(second: Tensor | None, z_norm: Norm | None) -> str:
+    return "none" if second is None else "add" if z_norm is None else "dual"
+
+
+def _tile(tile: Tile, merges: str | None = None) -> dict[str, int]:
+    options = {"BLOCK_M": tile.rows, "BLOCK_C": tile.columns, "num_warps": tile.warps}
+    return {**options, "BLOCK_S": MERGE_SPLITS[merges]} if merges else options
+
+
+def _phases(split: bool) -> tuple[str, ...]:
+    """In the interpreter programs run one after another, and none may wait for the next."""
+    if INTERPRETED:
+        return ("sums", "output") if split else ("output",)
+    return ("all",)
+
+
+def _cooperative(split: bool) -> dict[str, bool]:
+    """A launch whose programs all run at once, or fails; the interpreter knows no such option and needs none."""
+    return {"launch_cooperative_grid": True} if split and not INTERPRETED else {}
+
+
+def _workspace(x: Tensor, chosen: Plan, grid: tuple[int, int], values: int, use: str) -> tuple[Tensor, Tensor]:
+    """Room for the splits' sums, and a zeroed counter for each column of programs."""
+    splits, channels = (chosen.splits, x.shape[1]) if chosen.splits > 1 or use == "ticket" else (0, 0)
+    partials = x.new_empty((splits, values, channels), dtype=torch.float32)
+    return partials, _counters(x.device, use).take(grid[0])
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a CUDA device; elsewhere, in the interpreter, those of an H100 or H200."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 132
+
+
+class Counters:
+    """A ring of counters that every launch leaves as it found them, so that they are zeroed once in a process.
+
+    Each launch takes the next ones. Launches that run at the same time, on other streams or in replayed graphs, meet on
+    the same counters only if the ring has gone round in between: after some thousand launches. While a graph is
+    captured nothing can be zeroed outside it: where no ring exists yet, the graph then makes and zeroes its own.
+    """
+
+    SIZE = 1 << 16
+
+    def __init__(self, device: torch.device) -> None:
+        self.ring = torch.zeros(self.SIZE, dtype=torch.int32, device=device)
+        self.next = 0
+
+    def take(self, count: int) -> Tensor:
+        """`count` counters in a row."""
+        if self.next + count > self.SIZE:
+            self.next = 0
+        first, self.next = self.next, self.next + count
+        return self.ring[first : first + count]
+
+
+_RINGS: dict[tuple[torch.device, str], Counters] = {}
+
+
+def _counters(device: torch.device, use: str) -> Counters:
+    """One ring for tickets and one for barriers, whose counters do not return to zero but to 0 or 2³¹."""
+    ring = _RINGS.get((device, use))
+    if ring is None:
+        ring = Counters(device)
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not capturing:
+            _RINGS[device, use] = ring
+    return ring

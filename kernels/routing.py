@@ -1,0 +1,174 @@
+"""Which form of the BatchNorm kernels, with which tiles, for which shape.
+
+A plan follows from shape, type and number of multiprocessors alone, never from a measurement made while a program
+runs: the same run has the same bits. `rule` is arithmetic about registers and bandwidth. `routing.json`, which
+`benchmarks/gpu_suite.py` writes from measurements, overrides it for the shapes that it names and those near them.
+"""
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("routing.json")
+
+COLUMNS = (16, 32, 64)
+"""Columns of a tile. 64 columns of bf16 are a line of 128 bytes, 16 the smallest piece that memory moves, 32 bytes."""
+
+RESIDENT_WARPS = {4096: 4, 8192: 8, 16384: 16, 32768: 16}
+"""Elements of a resident tile, and the warps that hold it: 32 elements a thread, or 64."""
+
+RESIDENT_ELEMENTS = {(1, 2): 32768, (2, 2): 16384, (3, 2): 8192, (1, 4): 16384, (2, 4): 8192, (3, 4): 4096}
+"""The largest tile for a number of tensors that stay in registers and their bytes an element: more would spill."""
+
+PROGRAMS_PER_MULTIPROCESSOR = 2
+"""Programs of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+
+MERGE_SPLITS = {"resident": 32, "two_pass": 64}
+"""Splits that a program merges at a time: each turn waits for the second-level cache, but in the resident form the tile
+occupies most registers meanwhile."""
+
+PROGRAMS_PER_MULTIPROCESSOR = 2
+"""Programs of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A program's piece of the [M, C] matrix."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plan depends on."""
+
+    direction: str
+    """"forward" or "backward"."""
+    second: str
+    """What is added: "none", "add" or "dual"."""
+    itemsize: int
+    """Bytes of an activation."""
+    rows: int
+    """M = N·H·W."""
+    channels: int
+    multiprocessors: int
+
+    @property
+    def tensors(self) -> int:
+        """Tensors that the resident form keeps."""
+        if self.direction == "forward":
+            return 1 if self.second == "none" else 2
+        return 3 if self.second == "dual" else 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A form and its tiles, before a shape has been cut into splits."""
+
+    form: str
+    """"resident" or "two_pass"."""
+    sums: Tile
+    """Of the first kernel; of the only one, where it is resident."""
+    output: Tile
+    """Of the second kernel."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice for a shape: `splits` programs share the rows of a channel, `rows_per_split` each, the last one less."""
+
+    form: str
+    sums: Tile
+    output: Tile
+    splits: int
+    rows_per_split: int
+
+
+def plan(problem: Problem) -> Plan:
+    """The plan for a problem."""
+    for choice in (measured(problem), rule(problem)):
+        cut = choice and split(choice, problem)
+        if cut:
+            return cut
+    raise AssertionError("the two-pass form fits every shape")
+
+
+def split(choice: Choice, problem: Problem) -> Plan | None:
+    """Cut a problem into splits; None where the form does not fit."""
+    columns = math.ceil(problem.channels / choice.sums.columns)
+    if choice.form == "resident":
+        if problem.rows <= choice.sums.rows:
+            return Plan("resident", choice.sums, choice.output, 1, problem.rows)
+        splits = problem.multiprocessors // columns  # all programs must run at once
+        if splits < 2:
+            return None
+        rows = math.ceil(problem.rows / splits)
+        if rows > choice.sums.rows:
+            return None
+    else:
+        splits = max(1, PROGRAMS_PER_MULTIPROCESSOR * problem.multiprocessors // columns)
+        # Whole tiles, so that only the last split has a ragged one.
+        rows = math.ceil(math.ceil(problem.rows / splits) / choice.sums.rows) * choice.sums.rows
+    return Plan(choice.form, choice.sums, choice.output, math.ceil(problem.rows / rows), rows)
+
+
+def rule(problem: Problem) -> Choice:
+    """The form that reads least: resident where the tensors fit into the registers, with as few programs to merge as
+    possible, else two passes.
+    """
+    fitting = [
+        (cut.splits > 1, choice.sums.rows * choice.sums.columns, cut.splits, choice)
+        for choice in candidates(problem)
+        if choice.form == "resident" and (cut := split(choice, problem))
+    ]
+    if fitting:
+        return min(fitting, key=lambda entry: entry[:3])[3]
+    return next(choice for choice in candidates(problem) if choice.form == "two_pass")
+
+
+def candidates(problem: Problem) -> list[Choice]:
+    """Every choice there is for a problem's direction and second operand, whatever its shape; for two passes the one
+    whose tiles suit its channels comes first. What is measured, and what is compiled ahead of time.
+    """
+    choices = []
+    for elements, warps in RESIDENT_WARPS.items():
+        if elements <= RESIDENT_ELEMENTS[problem.tensors, problem.itemsize]:
+            tiles = [Tile(elements // columns, columns, warps) for columns in COLUMNS]
+            choices += [Choice("resident", tile, tile) for tile in tiles]
+    widths = sorted(COLUMNS, key=lambda columns: (columns < min(problem.channels, COLUMNS[-1]), columns))
+    for columns in widths:
+        if problem.direction == "forward":
+            sums, output = Tile(8192 // columns, columns, 8), Tile(4096 // columns, columns, 4)
+        else:
+            sums, output = Tile(4096 // columns, columns, 8), Tile(2048 // columns, columns, 4)
+        choices.append(Choice("two_pass", sums, output))
+    return choices
+
+
+def measured(problem: Problem) -> Choice | None:
+    """The table's choice for the nearest measured shape, at most half an octave away in rows and in channels."""
+    entries = _table().get((problem.direction, problem.second, problem.itemsize), [])
+    nearest = min(entries, key=lambda entry: _octaves(problem, entry), default=None)
+    if nearest is None or _octaves(problem, nearest) > 0.5:
+        return None
+    return Choice(nearest["form"], Tile(*nearest["sums"]), Tile(*nearest["output"]))
+
+
+def _octaves(problem: Problem, entry: dict[str, Any]) -> float:
+    return max(abs(math.log2(problem.rows / entry["rows"])), abs(math.log2(problem.channels / entry["channels"])))
+
+
+@functools.cache
+def _table() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """`routing.json` by direction, second and itemsize. An entry has these three, rows, channels, form, and the tiles
+    sums and output as [rows, columns, warps].
+    """
+    grouped: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for entry in json.loads(TABLE.read_text())["entries"]:
+        grouped.setdefault((entry["direction"], entry["second"], entry["itemsize"]), []).append(entry)
+    return grouped
