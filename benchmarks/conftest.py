@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import FIGURES, Ratio, compare, note, seconds
+from benchmarks.harness import FIGURES, note
+from benchmarks.timing import Ratio, compare, seconds
 from fastres.files import write_json
-from fastres.record import environment
+from fastres.machine import environment
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

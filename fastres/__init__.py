@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastres._version import __version__
 
 if TYPE_CHECKING:
-    from fastres import augment, data, kernels, models, optim
+    from fastres import augment, data, kernels, layers, models, optim
     from fastres.errors import UserError
     from fastres.recipe import Recipe
     from fastres.training import RunResult, resume, train
@@ -22,6 +22,7 @@ __all__ = [
     "augment",
     "data",
     "kernels",
+    "layers",
     "models",
     "optim",
     "resume",

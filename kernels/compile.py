@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from fastres.kernels import resident, two_pass
 from fastres.kernels.functional import ACTIVATIONS
-from fastres.kernels.routing import COLUMNS, MERGE_SPLITS, Problem, Tile, candidates
+from fastres.kernels.routing import COLUMNS, MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100")
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -81,6 +81,8 @@ class Resources:
 def configurations(aligned: Sequence[bool] = (True, False)) -> Iterator[Configuration]:
     """Every configuration that a plan can lead to."""
     for dtype, second, even in itertools.product(TYPES, SECONDS, aligned):
+        if dtype == "fp16" and not even:
+            continue  # bf16 with other conversions
         for direction, first, last, whole in (
             ("forward", "statistics_kernel", "apply_kernel", "resident_forward_kernel"),
             ("backward", "reduce_kernel", "gradient_kernel", "resident_backward_kernel"),
@@ -132,7 +134,7 @@ def build(configuration: Configuration, target: str) -> Any:
         if signature[name].startswith("*") or (name == "C" and configuration.aligned)
     }
     source = ASTSource(kernel, signature, constants, attributes)
-    options: dict[str, Any] = {"num_warps": configuration.tile.warps}
+    options: dict[str, Any] = {"num_warps": configuration.tile.warps, **OPTIONS}
     if configuration.form == "split":
         options["launch_cooperative_grid"] = True
     backend, capability = target.split(":")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastres.kernels.functional import Norm
 from fastres.kernels.resident import resident_backward_kernel, resident_forward_kernel
-from fastres.kernels.routing import MERGE_SPLITS, Plan, Problem, Tile, plan
+from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Plan, Problem, Tile, plan
 from fastres.kernels.two_pass import apply_kernel, gradient_kernel, reduce_kernel, statistics_kernel
 
 NO_NORM = Norm(None, None, None, None)
@@ -60,7 +60,7 @@ def forward(
     needs_bits = keep and kind == "add" and activation == "relu"
     bits = x.new_empty((rows, -(-channels // 8)) if needs_bits else 0, dtype=torch.uint8)
     statistics = x.new_empty((4 if kind == "dual" else 2, channels) if training else 0, dtype=torch.float32)
-    chosen = chosen or plan(Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device)))
+    chosen = chosen or plan(Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device)), training)
     grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
     given_bits = bits if needs_bits else None
 
@@ -131,7 +131,7 @@ def backward(
     g_out = dsecond if not dual and needs_second else None
     given_second = second if dual or (kind == "add" and bits is None and activation != "none") else None
 
-    chosen = chosen or plan(Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device)))
+    chosen = chosen or plan(Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device)), training)
     grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
     shape = (rows, channels)
     if chosen.form == "resident" and training:
@@ -172,6 +172,8 @@ def _kind(second: Tensor | None, z_norm: Norm | None) -> str:
 
 def _tile(tile: Tile, merges: str | None = None) -> dict[str, int]:
     options = {"BLOCK_M": tile.rows, "BLOCK_C": tile.columns, "num_warps": tile.warps}
+    if not INTERPRETED:
+        options |= OPTIONS
     return {**options, "BLOCK_S": MERGE_SPLITS[merges]} if merges else options
 
 

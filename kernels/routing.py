@@ -6,6 +6,7 @@ runs: the same run has the same bits. `rule` is arithmetic about registers and b
 """
 
 import functools
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -23,15 +24,30 @@ RESIDENT_WARPS = {4096: 4, 8192: 8, 16384: 16, 32768: 16}
 RESIDENT_ELEMENTS = {(1, 2): 32768, (2, 2): 16384, (3, 2): 8192, (1, 4): 16384, (2, 4): 8192, (3, 4): 4096}
 """The largest tile for a number of tensors that stay in registers and their bytes an element: more would spill."""
 
-PROGRAMS_PER_MULTIPROCESSOR = 2
-"""Programs of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+WARPS_PER_MULTIPROCESSOR = 16
+"""Of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+
+TWO_PASS_TILES = {
+    "forward": (((8192, 8), (4096, 4)), ((4096, 4), (2048, 4))),
+    "backward": (((4096, 8), (2048, 4)), ((2048, 4), (4096, 8))),
+}
+"""Elements and warps of the tiles of the first and of the second kernel; the first pair is the rule's."""
 
 MERGE_SPLITS = {"resident": 32, "two_pass": 64}
 """Splits that a program merges at a time: each turn waits for the second-level cache, but in the resident form the tile
 occupies most registers meanwhile."""
 
-PROGRAMS_PER_MULTIPROCESSOR = 2
-"""Programs of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+WARPS_PER_MULTIPROCESSOR = 16
+"""Of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
+
+TWO_PASS_TILES = {
+    "forward": (((8192, 8), (4096, 4)), ((4096, 4), (2048, 4))),
+    "backward": (((4096, 8), (2048, 4)), ((2048, 4), (4096, 8))),
+}
+"""Elements and warps of the tiles of the first and of the second kernel; the first pair is the rule's."""
+
+OPTIONS = {"enable_fp_fusion": True}
+"""For the compiler. It may fuse multiplications with additions: where bits must agree, the kernels spell it out."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +105,16 @@ class Plan:
     rows_per_split: int
 
 
-def plan(problem: Problem) -> Plan:
-    """The plan for a problem."""
-    for choice in (measured(problem), rule(problem)):
-        cut = choice and split(choice, problem)
-        if cut:
-            return cut
-    raise AssertionError("the two-pass form fits every shape")
+def plan(problem: Problem, training: bool = True) -> Plan:
+    """The plan for a problem. Only the batch's statistics need a sum over all rows before the first output, so without
+    `training` it is never the resident form.
+    """
+    for choice in (measured(problem), rule(problem), _two_passes(problem)):
+        if choice is not None and (training or choice.form == "two_pass"):
+            cut = split(choice, problem)
+            if cut is not None:
+                return cut
+    raise AssertionError("two passes fit every shape")
 
 
 def split(choice: Choice, problem: Problem) -> Plan | None:
@@ -111,7 +130,8 @@ def split(choice: Choice, problem: Problem) -> Plan | None:
         if rows > choice.sums.rows:
             return None
     else:
-        splits = max(1, PROGRAMS_PER_MULTIPROCESSOR * problem.multiprocessors // columns)
+        programs = WARPS_PER_MULTIPROCESSOR // choice.sums.warps * problem.multiprocessors
+        splits = max(1, programs // columns)
         # Whole tiles, so that only the last split has a ragged one.
         rows = math.ceil(math.ceil(problem.rows / splits) / choice.sums.rows) * choice.sums.rows
     return Plan(choice.form, choice.sums, choice.output, math.ceil(problem.rows / rows), rows)
@@ -128,6 +148,10 @@ def rule(problem: Problem) -> Choice:
     ]
     if fitting:
         return min(fitting, key=lambda entry: entry[:3])[3]
+    return _two_passes(problem)
+
+
+def _two_passes(problem: Problem) -> Choice:
     return next(choice for choice in candidates(problem) if choice.form == "two_pass")
 
 
@@ -141,11 +165,8 @@ def candidates(problem: Problem) -> list[Choice]:
             tiles = [Tile(elements // columns, columns, warps) for columns in COLUMNS]
             choices += [Choice("resident", tile, tile) for tile in tiles]
     widths = sorted(COLUMNS, key=lambda columns: (columns < min(problem.channels, COLUMNS[-1]), columns))
-    for columns in widths:
-        if problem.direction == "forward":
-            sums, output = Tile(8192 // columns, columns, 8), Tile(4096 // columns, columns, 4)
-        else:
-            sums, output = Tile(4096 // columns, columns, 8), Tile(2048 // columns, columns, 4)
+    for columns, (first, second) in itertools.product(widths, TWO_PASS_TILES[problem.direction]):
+        sums, output = (Tile(elements // columns, columns, warps) for elements, warps in (first, second))
         choices.append(Choice("two_pass", sums, output))
     return choices
 
@@ -161,6 +182,13 @@ def measured(problem: Problem) -> Choice | None:
 
 def _octaves(problem: Problem, entry: dict[str, Any]) -> float:
     return max(abs(math.log2(problem.rows / entry["rows"])), abs(math.log2(problem.channels / entry["channels"])))
+
+
+def use_table(path: Path) -> None:
+    """Choose by another table from now on, such as one that has just been measured."""
+    global TABLE
+    TABLE = path
+    _table.cache_clear()
 
 
 @functools.cache

@@ -4,11 +4,15 @@ The same names mean that a torchvision `state_dict` of a ResNet-18 or -34 loads 
 form, and that a network trained here loads into torchvision's.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.errors import UserError
+from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
+from fastres.layers.patterns import is_plain
 from fastres.models.convolution import Conv2d
 
 
@@ -22,9 +26,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int = 1, kernel: int = 3, skip_kernel: int = 1) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, kernel, stride)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNormAct2d(channels)
         self.conv2 = Conv2d(channels, channels, kernel)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNormAddAct2d(channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
@@ -32,10 +36,20 @@ class BasicBlock(nn.Module):
                 nn.BatchNorm2d(channels),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.downsample is None else self.downsample(x)
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + skip)
+    def forward(self, x: Tensor, skip: Tensor | None = None, fork: bool = False) -> Any:
+        """[N, in_channels, H, W] → the output, or with `fork` the output twice, for the next block's two readers.
+
+        `skip` is what the skip reads, the second of a forked pair; None for x.
+        """
+        skip = x if skip is None else skip
+        y = self.conv2(self.bn1(self.conv1(x)))
+        if self.downsample is None:
+            return self.bn2(y, skip, fork)
+        convolution, norm = self.downsample
+        if not (is_plain(self.downsample) and is_plain(norm) and is_plain(self.bn2)):
+            return self.bn2(y, self.downsample(skip), fork)  # so that their hooks run
+        assert isinstance(norm, nn.BatchNorm2d)
+        return dual(self.bn2, norm, y, convolution(skip), "relu", fork=fork)
 
 
 class ResNet(nn.Module):
@@ -71,7 +85,7 @@ class ResNet(nn.Module):
         else:
             self.conv1 = Conv2d(3, width, 3)
             side = image_size
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNormAct2d(width)
         for stage in range(self.stages):
             layers = []
             for block in range(blocks[stage]):
@@ -97,11 +111,17 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.conv1(x)
         if self.stem == "imagenet":
-            x = F.max_pool2d(x, 3, 2, 1)
-        for stage in range(self.stages):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
+            x = skip = F.max_pool2d(self.bn1(x), 3, 2, 1)
+        else:
+            x, skip = self.bn1(x, fork=True)
+        # A block's output has two readers, the next block's convolution and its skip: forked, their gradients meet in
+        # the backward kernel that reads them anyway.
+        blocks = [block for stage in range(self.stages) for block in self.get_submodule(f"layer{stage + 1}").children()]
+        for block in blocks[:-1]:
+            x, skip = block(x, skip, fork=True)
+        x = blocks[-1](x, skip)
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
         return self.fc(self.dropout(torch.flatten(x, 1)))
 

@@ -34,7 +34,8 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
     found: list[Layer] = []
 
     def note(name: str, module: nn.Module) -> None:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
+            output = output[0] if isinstance(output, tuple) else output  # a forked pair
             shape = tuple(output.shape[1:])
             if isinstance(module, nn.Conv2d):
                 side = module.kernel_size[0]

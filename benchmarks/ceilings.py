@@ -1,0 +1,65 @@
+"""What the machine at hand can do at most, measured in the same run as what is compared with it."""
+
+import platform
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.timing import GPU, Effort, Timing, measure, sets_for_cold_cache
+from fastres.machine import environment, run_quietly
+
+LARGE_BYTES = 2**30
+"""A copy of this size misses any cache."""
+_DRY_CACHE_BYTES = 2**13
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Bytes of the GPU's L2. On a CPU a small number, so that a dry run rotates through a few buffers as well."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else _DRY_CACHE_BYTES
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Name, size and versions of everything that decides a figure, ready for JSON."""
+    facts = {key: value for key, value in environment().items() if key != "variables"}
+    if device.type != "cuda":
+        return {**facts, "device": platform.processor() or platform.machine(), "cache_bytes": cache_bytes(device)}
+    gpu = torch.cuda.get_device_properties(device)
+    query = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw"
+    return {
+        **facts,
+        "device": gpu.name,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "multiprocessors": gpu.multi_processor_count,
+        "cache_bytes": gpu.L2_cache_size,
+        "memory_bytes_gpu": gpu.total_memory,
+        "state": {
+            "query": query,
+            "values": run_quietly(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
+        },
+    }
+
+
+def copy_rate(tensor_bytes: int, device: torch.device, *, cold: bool, effort: Effort = GPU) -> tuple[float, Timing]:
+    """Bytes a second, read plus written, of device-to-device copies of `tensor_bytes`, and their timing.
+
+    With `cold`, copies rotate through buffers of three times the L2; else one pair of buffers is copied again and
+    again, within the L2 if it fits. Must run within `side_stream`.
+    """
+    traffic = 2 * tensor_bytes
+    sets = sets_for_cold_cache(traffic, cache_bytes(device)) if cold else 1
+    # Random bytes: zeros can move faster than data.
+    sources = [torch.randint(0, 256, (tensor_bytes,), dtype=torch.uint8, device=device) for _ in range(sets)]
+    calls = [partial(torch.empty_like(source).copy_, source) for source in sources]
+    timing = measure({"copy": calls}, device, effort)["copy"]
+    return traffic / timing.seconds, timing
+
+
+def empty_kernel(device: torch.device, effort: Effort = GPU) -> Timing:
+    """An empty kernel as one node of a CUDA graph: the least that any kernel costs. Must run within `side_stream`."""
+
+    def nothing() -> None:
+        if device.type == "cuda":
+            torch.cuda._sleep(0)
+
+    return measure({"empty": [nothing]}, device, effort)["empty"]

@@ -1,0 +1,373 @@
+"""Everything that only a GPU can tell, in one command that ends in time:
+
+    python benchmarks/gpu_suite.py --minutes 8 --json out.json
+
+The section `routing` writes `routing.json` beside that file: copied to kernels/, it is what the kernels choose by.
+Needs torch, triton and numpy, and no installation of fastres; it runs from a checkout. Sections run in the order of
+this file, each for as long as its share of the time allows; the JSON is whole after every case. `--device cpu` runs the
+same code on tiny shapes to see that it runs: its figures say nothing about a GPU and are marked so. Exit status: 0; 1
+when a section failed; 2 for a mistake in the call.
+
+To add a section, write a function that takes a Suite and puts its figures on record, and decorate it with `section`.
+"""
+# ruff: noqa: E402 - the checkout is found and checked before it is imported
+
+import argparse
+import faulthandler
+import importlib.util
+import math
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # Python puts only benchmarks/ there for a script
+    if not (ROOT / "fastres" / "kernels" / "__init__.py").is_file():
+        print("gpu_suite: fastres/kernels is missing: run `ln -sfn ../kernels fastres/kernels` there", file=sys.stderr)
+        sys.exit(2)
+
+import torch
+
+from benchmarks import ceilings, kernel_cases, kernel_checks, kernel_routing, kernel_timings
+from benchmarks.timing import DRY, GPU, side_stream
+from fastres.errors import UserError
+from fastres.files import write_json
+
+T = TypeVar("T")
+
+_HANG_SECONDS = 45.0
+"""A section that runs so far beyond the time given hangs, in a kernel perhaps: the process ends with its stack."""
+
+
+class Failed(Exception):
+    """A section ran to its end and found something wrong, which its text says."""
+
+
+class Skipped(Exception):
+    """A section has nothing to do here; its text says why."""
+
+
+@dataclass
+class Suite:
+    """A run: its device, its time and what it has found."""
+
+    device: torch.device
+    minutes: float
+    json: Path | None = None
+    began: float = field(default_factory=time.monotonic)
+    report: dict[str, Any] = field(default_factory=dict)
+    _until: float = float("inf")
+    _figures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def dry(self) -> bool:
+        """Whether this run only shows that the code runs."""
+        return self.device.type != "cuda"
+
+    def left(self) -> float:
+        """Seconds until the running section, or the whole run, has to end."""
+        return min(self.began + 60 * self.minutes, self._until) - time.monotonic()
+
+    def record(self, figures: dict[str, Any]) -> None:
+        """Add figures of the running section."""
+        self._figures.append({**figures, "dry": True} if self.dry else figures)
+
+    def save(self) -> None:
+        """Write the JSON, if one is wanted."""
+        if self.json is not None:
+            write_json(self.json, _finite(self.report))
+
+    def say(self, text: str) -> None:
+        """Progress, with the time left of the whole run."""
+        left = self.began + 60 * self.minutes - time.monotonic()
+        print(f"[{left:5.0f} s left] {text}", file=sys.stderr, flush=True)
+
+    def while_time(self, cases: Sequence[T]) -> Iterator[T]:
+        """The cases, as long as another one like the last four fits into the time; what is left out goes on record.
+        The JSON is saved after each."""
+        took: list[float] = []
+        for done, case in enumerate(cases):
+            if self.left() < max(took[-4:], default=0.0):
+                self.record({"left_out": [getattr(each, "name", str(each)) for each in cases[done:]]})
+                self.say(f"    out of time: {done} of {len(cases)} done")
+                return
+            began = time.monotonic()
+            yield case
+            self.save()
+            took.append(time.monotonic() - began)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become text."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the suite."""
+
+    run: Callable[[Suite], None]
+    seconds: float
+    """Estimated least cost on a GPU; with less time left it is skipped."""
+    share: float
+    """Of the time left when it begins, how much it may use."""
+
+    @property
+    def summary(self) -> str:
+        """First line of its docstring."""
+        return (self.run.__doc__ or "").splitlines()[0]
+
+
+SECTIONS: dict[str, Section] = {}
+
+
+def section(name: str, *, seconds: float, share: float = 1.0) -> Callable[[Callable[[Suite], None]], Any]:
+    """Register a function as a section, after those above it."""
+
+    def register(run: Callable[[Suite], None]) -> Callable[[Suite], None]:
+        SECTIONS[name] = Section(run, seconds, share)
+        return run
+
+    return register
+
+
+@section("machine", seconds=5)
+def machine(suite: Suite) -> None:
+    """GPU, driver, versions."""
+    suite.record(ceilings.machine(suite.device))
+
+
+@section("ceilings", seconds=10)
+def measure_ceilings(suite: Suite) -> None:
+    """Copy rates at the sizes of the kernels' tensors and at 1 GiB, and what an empty kernel costs."""
+    effort = DRY if suite.dry else GPU
+    sizes = sorted({case.tensor_bytes for case in cases_of(suite)} | ({2**16} if suite.dry else {ceilings.LARGE_BYTES}))
+    for size in suite.while_time(sizes):
+        for state in kernel_timings.CACHES:
+            with side_stream(suite.device):
+                rate, timing = ceilings.copy_rate(size, suite.device, cold=state == "cold", effort=effort)
+            quartiles = [value * 1e6 for value in timing.quartiles]
+            figures = {"what": "copy", "bytes": size, "cache": state, "microseconds": timing.seconds * 1e6}
+            suite.record({**figures, "quartiles_microseconds": quartiles, "bytes_per_second": rate})
+    with side_stream(suite.device):
+        timing = ceilings.empty_kernel(suite.device, effort)
+    suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
+
+
+@section("correctness", seconds=20, share=0.3)
+def correctness(suite: Suite) -> None:
+    """Every form, activation and type against float64, bitwise repeat, capture and replay."""
+    cases = list(kernel_checks.cases())
+    failures = 0
+    if suite.dry:
+        cases = [case for case in cases if case.batch < 20][::7]
+    for case in suite.while_time(cases):
+        found = kernel_checks.check(case, suite.device)
+        suite.record(found)
+        if not found["passed"]:
+            failures += 1
+            suite.say(f"    {case.name} FAILED: {found['failures'] or 'bits differ'}")
+    if failures:
+        raise Failed(f"{failures} cases beyond their limit")
+
+
+@section("routing", seconds=60, share=0.35)
+def measure_routing(suite: Suite) -> None:
+    """Every form and tile at the report network's shapes; the kernels section then runs on the fastest."""
+    if suite.dry:
+        raise Skipped("needs a GPU: what is fastest in an interpreter says nothing")
+    entries = []
+    for route in suite.while_time(list(kernel_routing.routes())):
+        found = kernel_routing.time_route(route, suite.device)
+        suite.record(found)
+        entries.append(found["entry"])
+    if entries and suite.json is not None:
+        kernel_routing.write_table(suite.json.with_name("routing.json"), entries, str(torch.cuda.get_device_name()))
+
+
+@section("kernels", seconds=30, share=0.8)
+def kernels(suite: Suite) -> None:
+    """Ours against eager, cuDNN and Inductor at the report network's shapes."""
+    wrong: list[str] = []
+    for case in suite.while_time(cases_of(suite)):
+        suite.say(f"    {case.name}")
+        for found in kernel_timings.time_case(case, suite.device, dry=suite.dry):
+            suite.record(found)
+            if "ours" in found["missing"]:
+                wrong.append(f"{case.name} {found['pass']}: {found['missing']['ours']}")
+    if wrong:
+        raise Failed("; ".join(wrong))
+
+
+@section("launches", seconds=20, share=0.5)
+def launches(suite: Suite) -> None:
+    """Names of the kernels that ours and the rivals launch, by the profiler."""
+    shown = [case for case in cases_of(suite) if suite.dry or (case.batch, case.channels) in ((512, 128), (20, 512))]
+    for case in suite.while_time(shown[:1] if suite.dry else shown):
+        for found in kernel_timings.kernels_of_case(case, suite.device, dry=suite.dry):
+            suite.record(found)
+
+
+@section("pytest", seconds=20)
+def tests(suite: Suite) -> None:
+    """The tests that need a GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("pytest is not installed")
+    files = files_marked_gpu(ROOT / "tests")
+    if not files:
+        raise Skipped("no test is marked gpu")
+    # Not the whole folder, and one by one: tests may import packages that a GPU machine lacks.
+    failed = []
+    for file in suite.while_time(files):
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, suite.left()))
+        output = done.stdout + done.stderr
+        found = re.search(r"ModuleNotFoundError: No module named '([^']+)'", output)
+        absent = found[1] if found and done.returncode in (2, 4) else None  # 2, 4: not collected
+        record = {"file": file.name, "status": done.returncode, "not_installed": absent, "output": output[-4000:]}
+        suite.record(record)
+        if absent is None and done.returncode not in (0, 5):  # 5: every test was deselected
+            failed.append(f"{file.name}: {' '.join(done.stdout.splitlines()[-1:])}")
+    if failed:
+        raise Failed("; ".join(failed))
+
+
+def files_marked_gpu(folder: Path) -> list[Path]:
+    """Test files that use the marker `gpu`."""
+    return [path for path in sorted(folder.rglob("test_*.py")) if re.search(r"\bmark\.gpu\b", path.read_text())]
+
+
+def cases_of(suite: Suite) -> list[kernel_cases.Case]:
+    """The shapes of this run; in a dry run one tiny shape for each form."""
+    if not suite.dry:
+        return list(kernel_cases.cases())
+    shapes = [("none", "relu"), ("add", "relu"), ("dual", "relu"), ("none", "none")]
+    return [kernel_cases.Case(join, activation, 3, 16, 4, 4) for join, activation in shapes]
+
+
+def run(suite: Suite, names: list[str]) -> int:
+    """Run sections; returns the exit status."""
+    suite.report.update(
+        dry=suite.dry,
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        minutes=suite.minutes,
+        device=str(suite.device),
+        sections={},
+    )
+    suite.save()  # before the work, whether it can be written
+    failed = False
+    for name in names:
+        part, left = SECTIONS[name], suite.left()
+        entry: dict[str, Any] = {"status": "running", "figures": []}
+        suite.report["sections"][name] = entry
+        if left < (1 if suite.dry else part.seconds):
+            entry.update(status="skipped", reason=f"needs about {part.seconds:.0f} s, {max(left, 0):.0f} s were left")
+            suite.say(f"{name}: skipped, {entry['reason']}")
+            suite.save()
+            continue
+        suite.say(f"{name}: {part.summary}")
+        began = time.monotonic()
+        suite._figures, suite._until = entry["figures"], began + part.share * left
+        try:
+            part.run(suite)
+            entry["status"] = "cut short" if any("left_out" in each for each in entry["figures"]) else "done"
+        except Skipped as error:
+            entry.update(status="skipped", reason=str(error))
+        except Failed as error:
+            entry.update(status="failed", reason=str(error))
+        except Exception as error:  # the other sections run all the same
+            entry.update(status="error", reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            print(entry["traceback"], file=sys.stderr)
+        failed |= entry["status"] in ("failed", "error")
+        suite._until = float("inf")
+        entry["seconds"] = round(time.monotonic() - began, 3)
+        suite.save()
+    return 1 if failed else 0
+
+
+def table(report: dict[str, Any], most_characters: int = 11_000) -> str:
+    """What a terminal shows of a report."""
+    lines = ["dry run: no GPU figures"] if report["dry"] else []
+    for name, entry in report["sections"].items():
+        lines.append(
+            f"{name:<12} {entry['status']:<10} {entry.get('seconds', 0):7.1f} s  {entry.get('reason', '')[:300]}"
+        )
+    figures = {name: entry["figures"] for name, entry in report["sections"].items()}
+    for each in figures.get("machine", []):
+        lines.append(
+            f"{each['device']}, torch {each['torch']}, triton {each['triton']}, L2 {each['cache_bytes'] / 1e6:.0f} MB"
+        )
+    for each in figures.get("ceilings", []):
+        if "what" not in each:
+            continue
+        rate = f", {each['bytes_per_second'] / 1e9:.0f} GB/s" if "bytes_per_second" in each else ""
+        size = f" {each['bytes'] / 1e6:.2f} MB {each['cache']}" if "bytes" in each else ""
+        lines.append(f"{each['what']}{size}: {each['microseconds']:.4g} µs{rate}")
+    checked = [each for each in figures.get("correctness", []) if "passed" in each]
+    if checked:
+        worst = max(checked, key=lambda each: each["worst_share_of_limit"])
+        passed = sum(each["passed"] for each in checked)
+        share = f"{worst['worst_share_of_limit']:.0%} of the limit"
+        lines.append(f"correctness: {passed} of {len(checked)} passed; nearest to failing: {worst['case']}, {share}")
+    routed = [each for each in figures.get("routing", []) if "fastest" in each]
+    for each in routed:
+        if each["rule_is_times_as_slow"] > 1.02:
+            slower = f"{each['rule_is_times_as_slow']:.2f} times as long"
+            lines.append(f"{each['route']}: {each['fastest']}; the rule's {each['rule']} takes {slower}")
+    timed = [each for each in figures.get("kernels", []) if "variants" in each]
+    text = "\n".join(lines)
+    if timed:
+        text += "\n\n" + kernel_timings.table(timed, most_characters - len(text))
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure and check fastres on this machine's GPU.")
+    parser.add_argument("--minutes", type=float, default=8.0, help="end within so many minutes (default 8)")
+    parser.add_argument("--json", type=Path, help="write everything to this file, anew after every case")
+    parser.add_argument("--sections", help=f"comma-separated, of {','.join(SECTIONS)} (default all)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run on tiny shapes")
+    parser.add_argument("--list", action="store_true", help="list the sections and end")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name, part in SECTIONS.items():
+            print(f"{name:<12} from {part.seconds:3.0f} s  {part.summary}")
+        return 0
+    names = options.sections.split(",") if options.sections else list(SECTIONS)
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"no section '{unknown[0]}': choose from {', '.join(SECTIONS)}")
+    if options.minutes <= 0:
+        parser.error("--minutes must be above 0")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device: use --device cpu for a dry run")
+    device = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # on tiny tensors, threads that wait for a busy core take milliseconds
+    faulthandler.dump_traceback_later(60 * options.minutes + _HANG_SECONDS, exit=True)
+    suite = Suite(device, options.minutes, options.json)
+    try:
+        status = run(suite, names)
+    except UserError as error:  # the JSON cannot be written
+        print(f"gpu_suite: {error}", file=sys.stderr)
+        return 2
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    print(table(suite.report), flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

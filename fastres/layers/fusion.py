@@ -1,0 +1,250 @@
+"""`fuse(model)`: one call for BatchNorm and what follows it, in a model that knows nothing of fastres.
+
+Modules, parameters and names stay. What changes is the forward of the modules in which a BatchNorm meets an add or an
+activation: torch.fx writes it down (tracing.py), the patterns in it become calls of `norm_act` and `dual`
+(patterns.py), and the result becomes the forward of a subclass that the module takes as its class, the way
+torch.nn.utils.parametrize works. Nothing is stored in the module, so that copies need no care.
+"""
+
+import copy
+import functools
+import itertools
+import linecache
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastres.layers.patterns import Pattern, is_plain, rewrite
+from fastres.layers.synchronisation import named_children
+from fastres.layers.tracing import Refused, trace
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model that is computed in one call."""
+
+    module: str
+    """Path of the module whose forward holds it; "" is the model itself."""
+    form: str
+    """What is one call: `bn`, `bn+bn` (two, added), `add` (of a residual), `relu`, `silu`, `gelu`, joined by +."""
+    norms: tuple[str, ...]
+    """Paths of its BatchNorm modules."""
+
+    def __str__(self) -> str:
+        return f"{self.module or '(model)'}: {self.form} ({', '.join(self.norms)})"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a fused forward rests on: while it holds, the forward computes what the original would."""
+
+    original: type[nn.Module]
+    patterns: tuple[Pattern, ...]
+    entered: tuple[str, ...]
+    """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList."""
+    attributes: tuple[tuple[str, Any], ...]
+    """What the original forward read of the module when it was written down, with the values."""
+    passed: tuple[tuple[tuple[str, ...], type[nn.Module]], ...]
+    """Paths and classes of the modules that are not called any more: a hook of theirs would not run."""
+    children: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    """Names of the children of the module and of those entered."""
+
+    def holds(self, module: nn.Module) -> bool:
+        for name, value in self.attributes:
+            now = getattr(module, name, ...)
+            if type(now) is not type(value) or now != value:
+                return False
+        for path, kind in self.passed:
+            part = _descend(module, path)
+            if type(part) is not kind or not is_plain(part):
+                return False
+            if kind is nn.GELU and part.approximate != "none":
+                return False
+        return all(tuple(_descend(module, path)._modules.keys()) == names for path, names in self.children)
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Compute BatchNorm with the add and the activation after it in one call wherever `model` has them; in place.
+
+    Returns `model`. Parameters, buffers, names, `state_dict`, hooks and results stay; `fused_sites(model)` tells what
+    was found, `unfuse` undoes it. Recognised in the forward of any module: `nn.BatchNorm2d` → ReLU, SiLU or exact GELU,
+    with an add of a residual or of a second BatchNorm's output between them, as in the ResNets of torchvision and timm;
+    the second one may end an `nn.Sequential`, such as `downsample`. Left alone: subclasses of `nn.BatchNorm2d`, modules
+    with hooks or parametrizations, whose results several read or that are called twice, and every forward that
+    torch.fx cannot write down faithfully: with optional arguments, data-dependent decisions, random numbers,
+    side effects on the module, no_grad or autocast inside, or activation checkpointing switched on.
+
+    A fused forward steps aside for the original one when an argument is no tensor (such as the list of features that
+    torchvision's DenseNet hands on), and as long as something it rests on differs from what it was: a BatchNorm or
+    activation was replaced or got a hook, or an attribute that the forward reads changed (such as timm's
+    `grad_checkpointing`). The checks take 3 to 10 µs a block, none when compiled. What goes unnoticed are changes in
+    other modules' attributes and in global variables that a forward reads: fuse after setting those. torch.jit.script
+    needs the model unfused; a pickle of it is.
+    """
+    inside: set[nn.Module] = set()
+    for module in list(model.modules()):  # parents first: they may enter a Sequential, which is then theirs
+        plan = _plan_of(module)
+        if plan is None and module not in inside:
+            plan = _fuse_one(module)
+        if plan is not None:
+            inside.update(module.get_submodule(path) for path in plan.entered)
+    return model
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Give every module of `model` its own forward back, in place. Returns `model`."""
+    for module in model.modules():
+        plan = _plan_of(module)
+        if plan is not None:
+            module.__class__ = plan.original
+    return model
+
+
+def fused_sites(model: nn.Module) -> list[Site]:
+    """What `fuse` found and still computes in one call, in the order of `model.named_modules()`; printed, one a line
+    each."""
+    sites = []
+    for name, module in model.named_modules():
+        plan = _plan_of(module)
+        if plan is not None and plan.holds(module):
+            prefix = f"{name}." if name else ""
+            sites += [Site(name, p.form, tuple(prefix + norm for norm in p.norms)) for p in plan.patterns]
+    return sites
+
+
+def _plan_of(module: nn.Module) -> _Plan | None:
+    return vars(type(module)).get("_fastres_plan")
+
+
+def _descend(module: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        module = getattr(module, name, None)
+    return module
+
+
+def _may_enter(child: nn.Module) -> bool:
+    """Whether a parent may call the children of `child` itself: a plain Sequential that ends in a BatchNorm. One that
+    does not gains nothing and keeps its hooks."""
+    if type(child) is not nn.Sequential or not is_plain(child):
+        return False
+    layers = [layer for layer in child if type(layer) is not nn.Identity]
+    return bool(layers) and type(layers[-1]) is nn.BatchNorm2d
+
+
+def _fuse_one(module: nn.Module) -> _Plan | None:
+    """Change the class of `module` if its forward has something to fuse."""
+    kind = type(module)
+    lists = [child for child in module.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
+    children = itertools.chain(module.children(), *(child.children() for child in lists))
+    if not any(type(child) is nn.BatchNorm2d or _may_enter(child) for child in children):
+        return None
+    # These make their forward themselves, or keep it in the instance, where a class cannot reach it.
+    if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or "forward" in vars(module):
+        return None
+    try:
+        graphs, reads = zip(*(trace(module, _may_enter, training) for training in (True, False)), strict=True)
+    except Refused:
+        return None
+    calls = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"]
+    entered = tuple(dict.fromkeys(parent for path in calls for parent in _parents(path)))
+    found = [rewrite(graph, module) for graph in graphs]
+    patterns = tuple(dict.fromkeys(pattern for patterns in found for pattern in patterns))
+    if not patterns:
+        return None
+    passed = dict.fromkeys(path for pattern in patterns for path in pattern.passed) | dict.fromkeys(entered)
+    plan = _Plan(
+        original=kind,
+        patterns=patterns,
+        entered=entered,
+        attributes=tuple({**reads[0], **reads[1]}.items()),
+        passed=tuple((tuple(path.split(".")), type(module.get_submodule(path))) for path in passed),
+        children=tuple(
+            (tuple(path.split(".")) if path else (), tuple(module.get_submodule(path)._modules))
+            for path in ("", *entered)
+        ),
+    )
+    module.__class__ = _subclass(plan, graphs)
+    return plan
+
+
+def _parents(path: str) -> list[str]:
+    """ "a.b.c" → "a", "a.b"."""
+    return list(itertools.accumulate(path.split(".")[:-1], "{}.{}".format))
+
+
+_classes: "WeakValueDictionary[Any, type[nn.Module]]" = WeakValueDictionary()
+
+
+def _subclass(plan: _Plan, graphs: tuple[fx.Graph, ...]) -> type[nn.Module]:
+    """The class for `plan` and its graphs for training and evaluation.
+
+    Modules that are alike share one, as they shared the original: torch.compile, applied to block after block, then
+    compiles once for all of them instead of giving up at its limit of 8.
+    """
+    codes = [graph.python_code("self") for graph in graphs]
+    key = (plan.original, repr(plan), *((code.src, *code.globals.items()) for code in codes))
+    if key not in _classes:
+        training, evaluation = (_function(code.src, code.globals, plan.original.__name__) for code in codes)
+        _classes[key] = kind = _make(plan, training, evaluation)
+        return kind
+    return _classes[key]
+
+
+def _function(source: str, scope: dict[str, Any], owner: str) -> Any:
+    """The forward that fx wrote, as a function; tracebacks show its lines."""
+    name = f"<fused {owner} {next(_serial)}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    scope = dict(scope)
+    exec(compile(source, name, "exec"), scope)
+    return scope["forward"]
+
+
+_serial = itertools.count()
+
+
+def _make(plan: _Plan, training: Any, evaluation: Any) -> type[nn.Module]:
+    original = plan.original
+
+    @functools.wraps(original.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # fx took the arguments for tensors; None or a list would have taken another way.
+        if plan.holds(self) and all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            return (training if self.training else evaluation)(self, *args, **kwargs)
+        return original.forward(self, *args, **kwargs)
+
+    # A forward that comes in between from another thread computes the same, in more calls.
+    def as_original(self: nn.Module, act: Callable[[], Any]) -> Any:
+        self.__class__ = original
+        try:
+            return act()
+        finally:
+            self.__class__ = fused
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        """For pickle: as the original class, which is found by its name, also where there is no fastres."""
+        # Protocol 1's form works in all; that of 2 insists on the class that the object has.
+        return as_original(self, lambda: self.__reduce_ex__(1))
+
+    def deepcopy(self: nn.Module, memo: dict[int, Any]) -> Any:
+        copied = as_original(self, lambda: copy.deepcopy(self, memo))
+        if type(copied) is original:
+            copied.__class__ = fused
+        return copied
+
+    contents = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": reduce,
+        "__deepcopy__": deepcopy,
+        "forward": forward,
+        "named_children": named_children,
+        "_fastres_plan": plan,
+        "_instead_of_synchronising": "call fastres.layers.unfuse(model) first",
+    }
+    fused: Any = type(original.__name__, (original,), contents)
+    return fused

@@ -1,0 +1,319 @@
+"""The ground under the benchmarks: timing, counted bytes, and the GPU suite's dry run. No figure of a GPU."""
+
+import json
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
+
+from benchmarks import gpu_suite, kernel_cases, kernel_checks, kernel_timings  # noqa: E402
+from benchmarks.bench_kernels import figures  # noqa: E402
+from benchmarks.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
+
+CPU = torch.device("cpu")
+SUITE = ROOT / "benchmarks" / "gpu_suite.py"
+SHORT = Effort(rounds=9, target_seconds=2e-3, settle_seconds=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tiny tensors, threads that wait for a busy core take milliseconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def work(count: int) -> int:
+    return sum(range(count))
+
+
+def test_a_known_ratio_is_measured() -> None:
+    calls = {"one": [lambda: work(20_000)], "four": [lambda: work(80_000)], "sets": [lambda: work(20_000)] * 5}
+    timings = measure(calls, CPU, SHORT)
+    ratio = compare(timings["one"].samples, timings["four"].samples)
+    # Four times the additions; a factor of 2 either way leaves room for a machine that others use as well.
+    assert 2 < ratio.median < 8
+    assert ratio.low <= ratio.median <= ratio.high
+    # Seconds are those of one call, however many sets of buffers there are. The same room.
+    assert 0.5 < timings["sets"].seconds / timings["one"].seconds < 2
+    assert timings["one"].method == "wall"
+    low, high = timings["one"].quartiles
+    assert 0 < low <= timings["one"].seconds <= high
+
+
+def test_rounds_alternate() -> None:
+    order: list[str] = []
+    measure({name: [lambda name=name: order.append(name)] for name in "abc"}, CPU, DRY)
+    assert "".join(order[-9:]) == "abc" + "cba" + "abc"
+
+
+def test_results_of_one_round_through_the_sets_are_alive_together() -> None:
+    class Result:
+        pass
+
+    alive: weakref.WeakSet[Result] = weakref.WeakSet()
+    most = {"one": 0, "three": 0}
+
+    def produce(name: str) -> Result:
+        result = Result()
+        alive.add(result)
+        most[name] = max(most[name], len(alive))
+        return result
+
+    measure({"one": [lambda: produce("one")], "three": [lambda: produce("three")] * 3}, CPU, DRY)
+    assert most == {"one": 1, "three": 3}
+
+
+def test_compare_pairs_rounds() -> None:
+    ratio = compare([1.0, 2.0, 4.0], [2.0, 6.0, 4.0])  # pairs 2, 3, 1
+    assert (ratio.low, ratio.median, ratio.high) == (1.0, 2.0, 3.0)
+    assert (ratio.seconds, ratio.rival_seconds) == (2.0, 4.0)
+
+
+def test_sets_for_a_cold_cache() -> None:
+    assert sets_for_cold_cache(10, 100) == 30
+    assert sets_for_cold_cache(7, 100) == 43  # 300 / 7 = 42.9
+    assert sets_for_cold_cache(1000, 100) == 1
+    assert sets_for_cold_cache(1, 10**9) == 512
+
+
+@pytest.mark.parametrize(
+    ("join", "floor", "two_kernels"),
+    # Tensors of 512·64·32·32 elements of 2 bytes, forward, backward, evaluation; the mask has 1/16 of their bytes.
+    [
+        ("none", (2, 3, 2), (3, 5, 2)),
+        ("add", (3 + 1 / 16, 4 + 1 / 16, 3), (4 + 1 / 16, 6 + 1 / 16, 3)),
+        ("dual", (3, 5, 3), (5, 8, 3)),
+    ],
+)
+def test_bytes_by_hand(join: str, floor: tuple[float, ...], two_kernels: tuple[float, ...]) -> None:
+    case = kernel_cases.Case(join, "relu", 512, 64, 32, 32)
+    tensor = 67_108_864
+    assert case.tensor_bytes == tensor
+    for count, expected in ((case.floor_bytes, floor), (case.two_kernel_bytes, two_kernels)):
+        forward, backward, evaluation = (round(tensors * tensor) for tensors in expected)
+        assert [count(which) for which in kernel_cases.PASSES] == [forward, backward, forward + backward, evaluation]
+
+
+def test_a_mask_is_half_as_much_of_fp32() -> None:
+    case = kernel_cases.Case("add", "relu", 2, 8, 4, 4, torch.float32)
+    assert case.floor_bytes("forward") == 3 * 1024 + 256 // 8
+
+
+def test_cases_are_the_report_networks() -> None:
+    cases = list(kernel_cases.cases())
+    assert len(set(cases)) == 4 * 4 * 4
+    assert {(case.channels, case.height) for case in cases} == {(64, 32), (128, 16), (256, 8), (512, 4)}
+    assert [case.batch for case in cases[:32]] == [512] * 16 + [20] * 16, "the most telling first"
+
+
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize("join", ["none", "add", "dual"])
+def test_every_variant_computes_the_same(join: str, retained: bool) -> None:
+    case = kernel_cases.Case(join, "relu", 3, 13, 5, 4)
+    found, missing = kernel_cases.variants(case, CPU, dry=True, retained=retained)
+    assert list(found) == ["ours", "eager", "inductor", "inductor-cooperative"]
+    assert list(missing) == ["cudnn"]
+    for variant in found.values():
+        assert kernel_checks.check(case, CPU, forward=variant.forward)["passed"]
+
+
+def test_a_wrong_kernel_is_found() -> None:
+    case = kernel_cases.Case("add", "relu", 3, 13, 5, 4)
+
+    def off(problem: kernel_cases.Problem, training: bool) -> torch.Tensor:
+        return kernel_cases.eager(problem, training) * 1.02  # bf16 rounds to 1 part in 256
+
+    def undefined(problem: kernel_cases.Problem, training: bool) -> torch.Tensor:
+        return kernel_cases.eager(problem, training) * float("nan")
+
+    for forward in (off, undefined):
+        found = kernel_checks.check(case, CPU, forward=forward)
+        assert not found["passed"]
+        assert {"training y", "eval y", "training x", "training other"} <= set(found["failures"])
+    calls = iter(range(100))
+
+    def unsteady(problem: kernel_cases.Problem, training: bool) -> torch.Tensor:
+        # One unit of bf16 in one element: within any limit, but other bits.
+        shift = torch.zeros_like(problem.x)
+        shift[0, 0, 0, 0] = 2.0**-6 * next(calls)
+        return kernel_cases.eager(problem, training) + shift
+
+    assert not kernel_checks.check(case, CPU, forward=unsteady)["repeats"]
+
+
+def test_records_of_a_case() -> None:
+    case = kernel_cases.Case("add", "relu", 3, 16, 4, 4)
+    records = list(kernel_timings.time_case(case, CPU, dry=True))
+    assert [(each["pass"], each["cache"]) for each in records] == [
+        (which, state) for which in kernel_cases.PASSES for state in ("cold", "hot")
+    ]
+    for record in records:
+        assert record["path"] == "torch"
+        assert record["floor_bytes"] == case.floor_bytes(record["pass"])
+        mine = record["variants"]["ours"]
+        # The same numbers in other units: equal but for rounding in fp64.
+        assert mine["floor_bytes_per_second"] * mine["microseconds"] == pytest.approx(1e6 * record["floor_bytes"])
+        assert mine["share_of_copy"] * record["copy_bytes_per_second"] == pytest.approx(mine["floor_bytes_per_second"])
+        assert all(each["ours_is_times_as_fast"] > 0 for name, each in record["variants"].items() if name != "ours")
+        flat = figures(record)
+        assert flat[f"{record['cache']}_ms"] == pytest.approx(mine["microseconds"] / 1e3)
+        assert f"{record['cache']}_times_as_fast_as_inductor" in flat
+    text = kernel_timings.table(records)
+    assert len(text.splitlines()) == 3, "a heading, cold and hot"
+    many = [{**record, "case": f"{index} {record['case']}"} for index in range(200) for record in records]
+    assert len(kernel_timings.table(many, 5000)) < 5100, "what a terminal keeps is short"
+    assert "more lines" in kernel_timings.table(many, 5000)
+
+
+def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
+    """As on a machine with torch and little else: the packages that fastres needs elsewhere cannot be imported."""
+    absent = ["pydantic", "typer", "rich", "tomli_w", "pytest", "pytest_benchmark", "hypothesis", "numba", "matplotlib"]
+    target = tmp_path / "out" / "suite.json"
+    arguments = [str(SUITE), "--device", "cpu", "--minutes", "1", "--json", str(target)]
+    program = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"
+        f"sys.argv[:] = {arguments}\n"
+        f"runpy.run_path({str(SUITE)!r}, run_name='__main__')\n"
+    )
+    # -I: neither the current folder nor the user's packages; the suite finds its checkout by itself.
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dry run: no GPU figures\n")
+    assert "bn_add_relu 3x16x4x4 bfloat16, cold" in done.stdout
+    assert "s left] kernels: " in done.stderr
+    report = json.loads(target.read_text())
+    assert report["dry"] is True
+    assert {name: entry["status"] for name, entry in report["sections"].items()} == {
+        **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
+        "pytest": "skipped",
+    }
+    recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
+    assert all(each["dry"] is True for each in recorded)
+    assert report["sections"]["pytest"]["reason"] == "pytest is not installed"
+    assert len(report["sections"]["kernels"]["figures"]) == 4 * 4 * 2, "forms, passes, states of the cache"
+    assert all(each["passed"] for each in report["sections"]["correctness"]["figures"])
+    assert list(target.parent.iterdir()) == [target], "no temporary file stays"
+
+
+def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
+    target = tmp_path / "suite.json"
+    command = [sys.executable, str(SUITE), "--device", "cpu", "--json", str(target)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not target.exists() or "kernels" not in json.loads(target.read_text())["sections"]:
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < deadline
+    finally:
+        process.kill()
+        process.wait()
+    sections = json.loads(target.read_text())["sections"]
+    assert sections["correctness"]["status"] == "done"
+    assert sections["correctness"]["figures"]
+
+
+def test_a_failing_section_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "SECTIONS", dict(gpu_suite.SECTIONS))
+    target = tmp_path / "suite.json"
+
+    @gpu_suite.section("breaks", seconds=1)
+    def breaks(suite: gpu_suite.Suite) -> None:
+        """Raises."""
+        suite.record({"found": float("nan"), "limits": [float("inf"), 1.0]})
+        raise ZeroDivisionError("as it must")
+
+    @gpu_suite.section("wrong", seconds=1)
+    def wrong(suite: gpu_suite.Suite) -> None:
+        """Finds something."""
+        raise gpu_suite.Failed("2 of 3")
+
+    @gpu_suite.section("after", seconds=1)
+    def after(suite: gpu_suite.Suite) -> None:
+        """Sees what the others left."""
+        before = json.loads(target.read_text())["sections"]
+        suite.record({"seen": {name: entry["status"] for name, entry in before.items()}})
+
+    suite = gpu_suite.Suite(CPU, 1.0, target)
+    assert gpu_suite.run(suite, ["breaks", "wrong", "after"]) == 1
+    sections = json.loads(target.read_text())["sections"]
+    assert sections["breaks"]["status"] == "error"
+    assert "ZeroDivisionError: as it must" in sections["breaks"]["traceback"]
+    assert sections["breaks"]["figures"] == [{"found": "nan", "limits": ["inf", 1.0], "dry": True}]
+    assert (sections["wrong"]["status"], sections["wrong"]["reason"]) == ("failed", "2 of 3")
+    assert sections["after"]["status"] == "done"
+    assert sections["after"]["figures"][0]["seen"] == {"breaks": "error", "wrong": "failed"}
+    assert "as it must" in gpu_suite.table(suite.report)
+
+
+def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_suite, "SECTIONS", {})
+    done: list[int] = []
+
+    @gpu_suite.section("half", seconds=1, share=0.5)
+    def half(suite: gpu_suite.Suite) -> None:
+        """Takes cases of 0.1 s as long as half the time lasts."""
+        for case in suite.while_time(list(range(100))):
+            done.append(case)
+            time.sleep(0.1)
+
+    @gpu_suite.section("late", seconds=1)
+    def late(suite: gpu_suite.Suite) -> None:
+        """Never runs."""
+        raise AssertionError
+
+    began = time.monotonic()
+    suite = gpu_suite.Suite(CPU, 1.5 / 60, tmp_path / "suite.json")
+    assert gpu_suite.run(suite, ["half", "late"]) == 0
+    # Half of 1.5 s; the room above it is for a machine that others use as well.
+    assert time.monotonic() - began < 1.4
+    assert 1 <= len(done) <= 7, "0.75 s have room for no more"
+    sections = suite.report["sections"]
+    assert sections["half"]["status"] == "cut short"
+    assert sections["half"]["figures"][-1]["left_out"] == [str(case) for case in range(len(done), 100)]
+    assert sections["late"]["status"] == "skipped"
+    assert "were left" in sections["late"]["reason"]
+
+
+def call(*arguments: str, script: Path = SUITE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_list_and_mistakes(tmp_path: Path) -> None:
+    listed = call("--list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(gpu_suite.SECTIONS)
+    wrong = call("--sections", "machine,kernel")
+    assert wrong.returncode == 2
+    assert "no section 'kernel'" in wrong.stderr
+    folder = call("--device", "cpu", "--sections", "machine", "--json", str(tmp_path))
+    assert folder.returncode == 2
+    assert folder.stderr.splitlines()[-1].endswith("it is a folder: give the name of a file")
+
+
+def test_a_missing_link_is_named(tmp_path: Path) -> None:
+    copy = tmp_path / "benchmarks" / "gpu_suite.py"
+    copy.parent.mkdir()
+    copy.write_bytes(SUITE.read_bytes())
+    done = call("--device", "cpu", script=copy)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "ln -sfn ../kernels fastres/kernels" in done.stderr
+
+
+def test_files_with_gpu_tests(tmp_path: Path) -> None:
+    marker = "pytest." + "mark.gpu"  # apart, or the suite would take this file for one
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "test_plain.py").write_text("def test() -> None: ...\n")
+    for path in (tmp_path / "test_one.py", tmp_path / "deep" / "test_two.py"):
+        path.write_text(f"import pytest\n\n@{marker}\ndef test() -> None: ...\n")
+    assert [path.name for path in gpu_suite.files_marked_gpu(tmp_path)] == ["test_two.py", "test_one.py"]
