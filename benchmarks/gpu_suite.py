@@ -186,15 +186,21 @@ def correctness(suite: Suite) -> None:
 @section("routing", seconds=60, share=0.35)
 def measure_routing(suite: Suite) -> None:
     """Every form and tile at the report network's shapes; the kernels section then runs on the fastest."""
+    from fastres.kernels.launch import INTERPRETED
+
+    routes = list(kernel_routing.routes())
     if suite.dry:
-        raise Skipped("needs a GPU: what is fastest in an interpreter says nothing")
+        if not INTERPRETED:
+            raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+        routes = [kernel_routing.Route(case, "backward") for case in cases_of(suite)[:3]]
     entries = []
-    for route in suite.while_time(list(kernel_routing.routes())):
-        found = kernel_routing.time_route(route, suite.device)
+    for route in suite.while_time(routes):
+        found = kernel_routing.time_route(route, suite.device, DRY if suite.dry else kernel_routing.EFFORT)
         suite.record(found)
         entries.append(found["entry"])
     if entries and suite.json is not None:
-        kernel_routing.write_table(suite.json.with_name("routing.json"), entries, str(torch.cuda.get_device_name()))
+        device_name = "dry run" if suite.dry else torch.cuda.get_device_name()
+        kernel_routing.write_table(suite.json.with_name("routing.json"), entries, device_name)
 
 
 @section("kernels", seconds=30, share=0.8)

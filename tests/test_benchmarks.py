@@ -1,6 +1,7 @@
 """The ground under the benchmarks: timing, counted bytes, and the GPU suite's dry run. No figure of a GPU."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -196,6 +197,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
     assert report["dry"] is True
     assert {name: entry["status"] for name, entry in report["sections"].items()} == {
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
+        "routing": "skipped",  # it launches kernels: see the next test
         "pytest": "skipped",
     }
     recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
@@ -204,6 +206,36 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
     assert len(report["sections"]["kernels"]["figures"]) == 4 * 4 * 2, "forms, passes, states of the cache"
     assert all(each["passed"] for each in report["sections"]["correctness"]["figures"])
     assert list(target.parent.iterdir()) == [target], "no temporary file stays"
+
+
+def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
+    """In the interpreter, which knows nothing of speed: that it runs, and that the routing reads what it writes."""
+    target = tmp_path / "suite.json"
+    program = (
+        "import json, sys\n"
+        f"sys.path.insert(0, {str(SUITE.parents[1])!r})\n"
+        "from benchmarks import gpu_suite\n"
+        "from fastres.kernels import routing\n"
+        f"status = gpu_suite.main(['--device', 'cpu', '--sections', 'routing', '--json', {str(target)!r}])\n"
+        "plan = routing.plan(routing.Problem('backward', 'dual', 2, 48, 16, 132))\n"
+        "print(json.dumps([status, plan.form, plan.sums.rows, plan.sums.columns]))\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(target.read_text())["sections"]["routing"]["figures"]
+    assert [each["route"].split()[1] for each in figures] == ["bn_relu", "bn_add_relu", "dual_bn_add_relu"]
+    for each in figures:
+        assert each["failed"] == {}
+        assert each["fastest"] == min(each["microseconds"], key=each["microseconds"].get)
+        assert each["rule"] in each["microseconds"]
+        assert len(each["microseconds"]) > 9, "resident and two-pass tiles of three widths"
+    entry = figures[2]["entry"]
+    assert (entry["rows"], entry["channels"], entry["second"]) == (48, 16, "dual")
+    table = json.loads(target.with_name("routing.json").read_text())
+    assert table == {"measured_on": "dry run", "entries": [each["entry"] for each in figures]}
+    # What the process chooses afterwards is what it measured.
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, entry["form"], *entry["sums"][:2]]
 
 
 def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
