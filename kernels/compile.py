@@ -28,6 +28,16 @@ from fastres.kernels import resident, two_pass
 from fastres.kernels.functional import ACTIVATIONS
 from fastres.kernels.routing import COLUMNS, MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
+SPILL_LIMIT = 40
+"""Bytes a thread that may spill without a complaint: ten registers, stored and loaded once a program.
+
+The largest resident tile, 32768 elements on 16 warps, takes 64 of the 128 registers that a thread can have there, and a
+few of the others do not fit; and the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel`
+while registers are free. 40 bytes of 512 threads are 40 KB through the first-level cache, which moves 128 bytes a
+cycle: 300 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its data
+sheet: 4.8 TB/s over 132 multiprocessors).
+"""
+
 TARGETS = ("cuda:80", "cuda:90", "cuda:100")
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SECONDS = ("none", "add", "dual")
@@ -79,28 +89,31 @@ class Resources:
 
 
 def configurations(aligned: Sequence[bool] = (True, False)) -> Iterator[Configuration]:
-    """Every configuration that a plan can lead to."""
-    for dtype, second, even in itertools.product(TYPES, SECONDS, aligned):
-        if dtype == "fp16" and not even:
-            continue  # bf16 with other conversions
+    """Every configuration that a plan can lead to, each once."""
+    yield from dict.fromkeys(_configurations(aligned))
+
+
+def _configurations(aligned: Sequence[bool]) -> Iterator[Configuration]:
+    for dtype, second, even, activation in itertools.product(TYPES, SECONDS, aligned, ACTIVATIONS):
+        if not even and (dtype == "fp16" or activation != "relu"):
+            continue  # other masks and addresses, which have nothing to do with the conversions and the activation
         for direction, first, last, whole in (
             ("forward", "statistics_kernel", "apply_kernel", "resident_forward_kernel"),
             ("backward", "reduce_kernel", "gradient_kernel", "resident_backward_kernel"),
         ):
-            problem = Problem(direction, second, TYPES[dtype], 1, COLUMNS[-1], 132)
+            problem = Problem(direction, second, TYPES[dtype], 1, COLUMNS[-1], 132, activation)
             for choice in candidates(problem):
-                for activation in ACTIVATIONS:
-                    if choice.form == "resident":
-                        for form in ("whole", "split"):
-                            yield Configuration(whole, dtype, second, activation, choice.sums, form, even)
-                        continue
-                    if first == "reduce_kernel":
-                        for form in ("batch", "running"):
-                            yield Configuration(first, dtype, second, activation, choice.sums, form, even)
-                    elif activation == "none" and second != "add":  # statistics know of neither
-                        yield Configuration(first, dtype, second, activation, choice.sums, "batch", even)
+                if choice.form == "resident":
+                    for form in ("whole", "split"):
+                        yield Configuration(whole, dtype, second, activation, choice.sums, form, even)
+                    continue
+                if first == "reduce_kernel":
                     for form in ("batch", "running"):
-                        yield Configuration(last, dtype, second, activation, choice.output, form, even)
+                        yield Configuration(first, dtype, second, activation, choice.sums, form, even)
+                elif activation == "none" and second != "add":  # statistics know of neither
+                    yield Configuration(first, dtype, second, activation, choice.sums, "batch", even)
+                for form in ("batch", "running"):
+                    yield Configuration(last, dtype, second, activation, choice.output, form, even)
 
 
 def representative() -> list[Configuration]:
@@ -221,7 +234,7 @@ def _resources(job: tuple[Configuration, str]) -> Resources:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exits with 1 where registers spill."""
+    """The command line; exits with 1 where more than SPILL_LIMIT spills."""
     parser = argparse.ArgumentParser(prog="python -m fastres.kernels.compile", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--target", nargs="+", default=list(TARGETS), metavar="cuda:CAPABILITY", help="default: %(default)s"
@@ -252,10 +265,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif sys.stderr.isatty():
                 print(f"\r{number}/{len(jobs)}", end="", file=sys.stderr)
     spilled = [entry for entry in found if entry.spills]
+    beyond = [entry for entry in spilled if entry.spills > SPILL_LIMIT]
     if options.json:
         print(json.dumps({"triton": triton.__version__, "kernels": [asdict(entry) for entry in found]}, indent=1))
-    print(f"{len(found)} compiled, {len(spilled)} spill", file=sys.stderr)
-    return 1 if spilled else 0
+    print(
+        f"{len(found)} compiled, {len(spilled)} spill, {len(beyond)} of them more than {SPILL_LIMIT} bytes",
+        file=sys.stderr,
+    )
+    return 1 if beyond else 0
 
 
 if __name__ == "__main__":

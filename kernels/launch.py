@@ -60,7 +60,8 @@ def forward(
     needs_bits = keep and kind == "add" and activation == "relu"
     bits = x.new_empty((rows, -(-channels // 8)) if needs_bits else 0, dtype=torch.uint8)
     statistics = x.new_empty((4 if kind == "dual" else 2, channels) if training else 0, dtype=torch.float32)
-    chosen = chosen or plan(Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device)), training)
+    problem = Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device), activation)
+    chosen = chosen or plan(problem, training)
     grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
     given_bits = bits if needs_bits else None
 
@@ -131,7 +132,8 @@ def backward(
     g_out = dsecond if not dual and needs_second else None
     given_second = second if dual or (kind == "add" and bits is None and activation != "none") else None
 
-    chosen = chosen or plan(Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device)), training)
+    problem = Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device), activation)
+    chosen = chosen or plan(problem, training)
     grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
     shape = (rows, channels)
     if chosen.form == "resident" and training:

@@ -22,7 +22,8 @@ RESIDENT_WARPS = {4096: 4, 8192: 8, 16384: 16, 32768: 16}
 """Elements of a resident tile, and the warps that hold it: 32 elements a thread, or 64."""
 
 RESIDENT_ELEMENTS = {(1, 2): 32768, (2, 2): 16384, (3, 2): 8192, (1, 4): 16384, (2, 4): 8192, (3, 4): 4096}
-"""The largest tile for a number of tensors that stay in registers and their bytes an element: more would spill."""
+"""The largest tile for a number of tensors that stay in registers and their bytes an element: more would spill. silu
+and gelu need registers of their own: half as much fits."""
 
 WARPS_PER_MULTIPROCESSOR = 16
 """Of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
@@ -73,6 +74,7 @@ class Problem:
     """M = N·H·W."""
     channels: int
     multiprocessors: int
+    activation: str = "relu"
 
     @property
     def tensors(self) -> int:
@@ -109,8 +111,9 @@ def plan(problem: Problem, training: bool = True) -> Plan:
     """The plan for a problem. Only the batch's statistics need a sum over all rows before the first output, so without
     `training` it is never the resident form.
     """
+    possible = candidates(problem)
     for choice in (measured(problem), rule(problem), _two_passes(problem)):
-        if choice is not None and (training or choice.form == "two_pass"):
+        if choice in possible and (training or choice.form == "two_pass"):
             cut = split(choice, problem)
             if cut is not None:
                 return cut
@@ -156,12 +159,13 @@ def _two_passes(problem: Problem) -> Choice:
 
 
 def candidates(problem: Problem) -> list[Choice]:
-    """Every choice there is for a problem's direction and second operand, whatever its shape; for two passes the one
-    whose tiles suit its channels comes first. What is measured, and what is compiled ahead of time.
+    """Every choice there is for a problem's direction, second operand and activation, whatever its shape; for two
+    passes the one whose tiles suit its channels comes first. What is measured, and what is compiled ahead of time.
     """
     choices = []
     for elements, warps in RESIDENT_WARPS.items():
-        if elements <= RESIDENT_ELEMENTS[problem.tensors, problem.itemsize]:
+        most = RESIDENT_ELEMENTS[problem.tensors, problem.itemsize]
+        if elements <= (most // 2 if problem.activation in ("silu", "gelu") else most):
             tiles = [Tile(elements // columns, columns, warps) for columns in COLUMNS]
             choices += [Choice("resident", tile, tile) for tile in tiles]
     widths = sorted(COLUMNS, key=lambda columns: (columns < min(problem.channels, COLUMNS[-1]), columns))

@@ -1,0 +1,172 @@
+"""A fused model that is frozen, hooked, changed or converted afterwards behaves as the original would."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fusion_nets import shaken, small_timm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.data.torchvision_cpu import import_torchvision
+from fastres.layers import fuse, fused_sites, unfuse
+
+import_torchvision()
+import timm.layers  # noqa: E402 (imports torchvision)
+import timm.models.resnet  # noqa: E402
+
+
+def test_frozen_parts() -> None:
+    plain = shaken(small_timm()).train()
+    fused = fuse(copy.deepcopy(plain))
+    for model in (plain, fused):
+        for module in (model.layer1, model.layer2[0].downsample, model.layer3[0].bn2):
+            module.eval().requires_grad_(False)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(fused(x), plain(x))
+    fused(x).sum().backward()
+    without = {name for name, p in fused.named_parameters() if p.grad is None}
+    assert without == {name for name, p in fused.named_parameters() if not p.requires_grad}
+    plain(x)
+    for (name, mine), other in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_hooks_run_as_before(late: bool) -> None:
+    def hook(model: nn.Module) -> list[str]:
+        seen: list[str] = []
+        modules = dict(model.named_modules())
+        for name in [
+            "",
+            "layer1",
+            "layer1.0",
+            "layer2.0.conv1",
+            "layer3.0.bn1",
+            "layer3.0.act2",
+            "layer4.0.downsample",
+        ]:
+            modules[name].register_forward_hook(lambda m, i, o, name=name: seen.append(name))
+            modules[name].register_forward_pre_hook(lambda m, i, name=name: seen.append(f"before {name}"))
+        modules["layer2.0"].register_full_backward_hook(lambda m, i, o: seen.append("backward"))
+        return seen
+
+    plain, fused = small_timm(), small_timm()
+    expected = hook(plain)
+    if late:
+        fuse(fused)
+        seen = hook(fused)
+    else:
+        seen = hook(fused)
+        fuse(fused)
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, fused):
+        model(x).sum().backward()
+    assert len(expected) == 2 * 7 + 1
+    assert seen == expected
+    forms: dict[str, list[str]] = {"layer2.0": [], "layer3.0": [], "layer4.0": []}
+    for site in fused_sites(fused):
+        forms.setdefault(site.module, []).append(site.form)
+    assert forms["layer2.0"] == ["bn+relu", "bn+bn+add+relu"]
+    # A hook that was there is kept out of the one call; one that comes later silences the whole block.
+    assert forms["layer3.0"] == ([] if late else ["bn+bn+add"])
+    assert forms["layer4.0"] == ([] if late else ["bn+relu", "bn+add+relu"])
+
+
+def replace_norm(block: Any) -> None:
+    block.bn1 = nn.GroupNorm(2, 8)
+
+
+def parametrize_norm(block: Any) -> None:
+    nn.utils.parametrize.register_parametrization(block.bn1, "weight", nn.Tanh())
+
+
+def replace_activation(block: Any) -> None:
+    block.act2 = nn.Sigmoid()
+
+
+def give_a_forward(block: Any) -> None:
+    block.bn2.forward = lambda x: x * 3
+
+
+def drop_the_skip(block: Any) -> None:
+    block.downsample = None
+
+
+def lengthen_the_skip(block: Any) -> None:
+    block.downsample.append(nn.Sigmoid())
+
+
+def add_attention(block: Any) -> None:
+    block.se = nn.Sigmoid()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace_norm, parametrize_norm, replace_activation, give_a_forward, drop_the_skip, lengthen_the_skip,
+        add_attention,
+    ],
+)  # fmt: skip
+def test_a_block_that_changes_after_fusing(change: Callable[[Any], None]) -> None:
+    torch.manual_seed(0)
+    plain = shaken(timm.models.resnet.BasicBlock(8, 8, downsample=nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))))
+    fused = fuse(copy.deepcopy(plain))
+    assert len(fused_sites(fused)) == 2
+    x = torch.randn(2, 8, 4, 4)
+    before = plain(x)
+    for block in (plain, fused):
+        torch.manual_seed(1)
+        change(block)
+    expected = plain(x)
+    assert not torch.equal(expected, before)
+    assert torch.equal(fused(x), expected)
+    assert fused_sites(fused) == []
+
+
+def test_checkpointing_switched_on_afterwards_is_obeyed() -> None:
+    model = fuse(small_timm()).train()
+    x = torch.randn(2, 3, 64, 64)
+    model(x)
+    calls: list[int] = []
+    model.layer2[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+    model.set_grad_checkpointing()
+    model(x).sum().backward()
+    assert len(calls) == 2  # forward, and again in the backward
+    # On from the start: the stem stays as it is, the blocks below it are fused.
+    model = small_timm()
+    model.set_grad_checkpointing()
+    assert {site.module.split(".")[0] for site in fused_sites(fuse(model))} == {
+        "conv1", "layer1", "layer2", "layer3", "layer4"
+    }  # fmt: skip
+
+
+def test_an_argument_that_is_no_tensor_takes_the_original_way() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+            return F.relu(self.bn(x)) if skip is None else F.relu(self.bn(x) + skip)
+
+    plain = shaken(Optional()).eval()
+    fused = fuse(copy.deepcopy(plain))
+    assert [site.form for site in fused_sites(fused)] == ["bn+add+relu"]
+    x = torch.randn(2, 4, 3, 3)
+    for skip in (x, None):
+        assert torch.equal(fused(x, skip=skip), plain(x, skip))
+
+
+def test_conversion_to_sync_batch_norm_refuses_and_changes_nothing() -> None:
+    model = fuse(nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())))
+    before = list(model.modules())
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, lambda m: timm.layers.convert_sync_batchnorm(m[1])):
+        with pytest.raises(RuntimeError, match=r"Sequential .*no synchronised form yet: call fastres.layers.unfuse"):
+            convert(model)
+    assert all(a is b for a, b in zip(model.modules(), before, strict=True))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(unfuse(model))
+    assert isinstance(converted[1][0], nn.SyncBatchNorm)
+    assert fused_sites(fuse(converted)) == []
