@@ -1,7 +1,12 @@
 """A training run with the fused layers ends where one with separate layers does, as nearly as rounding lets any two."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,17 +61,18 @@ class Fused(Plain):
         return self.fc(n[4](four(n[3](three(x))), skip(again)).mean((2, 3)))
 
 
-def losses(model: nn.Module, steps: int, autocast: bool) -> Tensor:
+def losses(model: nn.Module, steps: int, autocast: bool, device: str = "cpu") -> Tensor:
     """Training losses of `steps` steps of SGD on the same noisy pictures of 10 classes."""
     generator = torch.Generator().manual_seed(5)
     patterns = torch.randn(10, 3, 8, 8, generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     seen = []
-    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for _ in range(steps):
         labels = torch.randint(10, (32,), generator=generator)
-        images = patterns[labels] + 2 * torch.randn(32, 3, 8, 8, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        images = (patterns[labels] + 2 * torch.randn(32, 3, 8, 8, generator=generator)).to(device)
+        labels = labels.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
             loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -117,4 +123,38 @@ def test_200_steps_agree_within_the_spread_of_rounding(autocast: bool) -> None:
         assert (ours - plain).abs().le(allowed).all()
 
 
-# For backend="triton": a few steps of Fused(start, "triton") in Triton's interpreter belong here.
+def by_the_kernels(steps: int) -> list[list[float]]:
+    """Losses of the first steps by PyTorch and by the kernels, run in Triton's interpreter."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    start = Plain()
+    plain = losses(copy.deepcopy(start), steps, autocast=False)
+    return [plain.tolist(), losses(Fused(start, "triton"), steps, autocast=False).tolist()]
+
+
+def test_first_steps_by_the_kernels_agree() -> None:
+    """In a process of its own: Triton learns that it is to interpret when it is imported."""
+    program = "import json, test_fused_training as t; print(json.dumps(t.by_the_kernels(4)))"
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=Path(__file__).parent, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, ours = map(torch.tensor, json.loads(done.stdout))
+    # Ten roundings of a loss near 2.3 at the first step; each step may double what came before (above, 200 steps take
+    # one rounding to 0.03, a factor of 1.06 a step, so this is ample).
+    assert (ours - plain).abs().le(10 * 1.2e-7 * 2.3 * 2.0 ** torch.arange(4)).all()
+    assert len(set(ours.tolist())) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_200_steps_on_a_gpu_agree_within_the_spread_of_rounding(autocast: bool) -> None:
+    """As above, where the layers take the Triton kernels by themselves."""
+    torch.manual_seed(0)
+    start = Plain()
+    plain = losses(copy.deepcopy(start), STEPS, autocast, "cuda")
+    spread = torch.stack([(losses(nudged(start, seed), STEPS, autocast, "cuda") - plain).abs() for seed in range(3)])
+    allowed = 2 * spread.amax(0).cummax(0).values + 10 * (4e-3 if autocast else 1.2e-7) * 2.3
+    ours = losses(Fused(start), STEPS, autocast, "cuda")
+    assert (ours - plain).abs().le(allowed).all()

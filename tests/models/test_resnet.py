@@ -1,10 +1,14 @@
 """Networks: the report's sizes, torchvision's names and numbers, the options' shapes."""
 
+import copy
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastres.data.torchvision_cpu import import_torchvision
 from fastres.errors import UserError
+from fastres.layers import fuse, fused_sites
 from fastres.models import ResNet, build, count_parameters, layers
 from fastres.recipe import Model
 
@@ -36,6 +40,42 @@ def test_torchvisions_state_dict_loads_strictly_and_gives_its_logits(name: str) 
     with torch.no_grad():
         # The same operations in the same order: equal to the bit, so no tolerance.
         assert torch.equal(ours(images), theirs(images))
+
+
+def train_once(network: nn.Module, images: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Logits, gradients and buffers of one training pass; with `dtype` under autocast."""
+    network.train().zero_grad()
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        logits = network(images)
+    logits.square().mean().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return {"logits": logits.detach().clone(), **gradients, **{name: b.clone() for name, b in network.named_buffers()}}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_trains_like_torchvisions_unfused_one(dtype: torch.dtype | None, compiled: bool) -> None:
+    """Fused layers and forked skips against separate layers: as near to fp64 as those are."""
+    torch.manual_seed(0)
+    theirs = import_torchvision().models.resnet18(num_classes=10)
+    ours = build(Model(preset="resnet18-imagenet"), 10, 64)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert fused_sites(fuse(ours)) == [], "there is nothing left to fuse"
+    exact = copy.deepcopy(theirs).double()
+    for network in (ours, theirs, exact):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    reference, usual = train_once(exact, images.double()), train_once(theirs, images, dtype)
+    if compiled:
+        # aot_eager runs the compiled graph's operators one by one: the graph is what differs, and it takes seconds.
+        ours.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    found = train_once(ours, images, dtype)
+    assert found.keys() == reference.keys()
+    for name, expected in reference.items():
+        scale = expected.double().norm()
+        error, unfused = ((each[name].double() - expected).norm() / scale for each in (found, usual))
+        # Twice the error of the separate layers, and two roundings of fp32 where those happen to be exact.
+        assert error <= 2 * unfused + 2 * 1.2e-7, name
 
 
 def test_initial_weights_follow_kaiming_fan_out() -> None:
