@@ -165,13 +165,14 @@ def _interpreter() -> bool:
 def _kernels(
     x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool, activation: str, fork: bool
 ) -> Any:
-    from fastres.kernels.ops import BatchNormAct
+    from fastres.kernels.ops import BatchNormAct, without_gradient
 
     if training:
         _demand_several(x)
     kind = "none" if second is None else "add" if z_norm is None else "dual"
     z_norm = z_norm or Norm(None, None, None, None)
-    return BatchNormAct.apply(
+    run = BatchNormAct.apply if torch.is_grad_enabled() else without_gradient
+    return run(
         x, second, *x_norm[:2], *z_norm[:2], *x_norm[2:5], *z_norm[2:5],
         [x_norm.momentum, z_norm.momentum], [x_norm.eps, z_norm.eps], kind, training, activation, fork,
     )  # fmt: skip
@@ -181,7 +182,8 @@ def _plain(
     x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool, activation: str
 ) -> Tensor:
     """The same in PyTorch's own operators."""
-    if training and x.device.type == "cpu" and x.ndim == 4 and torch.compiler.is_compiling():
+    alike = second is None or (second.shape == x.shape and second.dtype == x.dtype)
+    if training and alike and x.device.type == "cpu" and x.ndim == 4 and torch.compiler.is_compiling():
         return _fusible(x, second, x_norm, z_norm, activation)
     y = _batch_norm(x, x_norm, training)
     if second is not None:

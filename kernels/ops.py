@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastres.kernels import launch
 from fastres.kernels.functional import Norm
@@ -114,14 +115,10 @@ class BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
         """The output."""
-        x, second, x_weight, x_bias, z_weight, z_bias, *running = arguments[:12]
-        momentum, eps, kind, training, activation, fork = arguments[12:]
-        x, second = _dense(x), _dense(second)
         keep = any(ctx.needs_input_grad)
-        y, statistics, bits = _call(
-            _forward, x, second, x_weight, x_bias, *running[:3], z_weight, z_bias, *running[3:],
-            momentum, eps, kind, training, activation, keep,
-        )  # fmt: skip
+        x, second, y, statistics, bits = _run(keep, *arguments)
+        x_weight, x_bias, z_weight, z_bias, *running = arguments[2:12]
+        _, eps, kind, training, activation, fork = arguments[12:]
         if keep:
             again = kind == "dual" or (kind == "add" and activation in ("silu", "gelu"))
             ctx.save_for_backward(
@@ -134,6 +131,7 @@ class BatchNormAct(torch.autograd.Function):
         return (y, y.view_as(y)) if fork else y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Gradients of x, second, x_weight, x_bias, z_weight, z_bias."""
         given = [gradient for gradient in gradients if gradient is not None]
@@ -160,6 +158,24 @@ class BatchNormAct(torch.autograd.Function):
             sums[2] if needs[5] else None,
             *(None,) * 12,
         )
+
+
+def without_gradient(*arguments: Any) -> Any:
+    """What `BatchNormAct.apply` returns, where no backward pass will follow: nothing is kept for one."""
+    y = _run(False, *arguments)[2]
+    return (y, y.view_as(y)) if arguments[-1] else y
+
+
+def _run(keep: bool, *arguments: Any) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """x and second as the kernels read them, and what the forward operator returns."""
+    x, second, x_weight, x_bias, z_weight, z_bias, *running = arguments[:12]
+    momentum, eps, kind, training, activation, _ = arguments[12:]
+    x, second = _dense(x), _dense(second)
+    y, statistics, bits = _call(
+        _forward, x, second, x_weight, x_bias, *running[:3], z_weight, z_bias, *running[3:],
+        momentum, eps, kind, training, activation, keep,
+    )  # fmt: skip
+    return x, second, y, statistics, bits
 
 
 def _call(op: Any, *arguments: Any) -> Any:
