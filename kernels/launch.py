@@ -133,10 +133,10 @@ def backward(
     given_second = second if dual or (kind == "add" and bits is None and activation != "none") else None
 
     problem = Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device), activation)
-    chosen = chosen or plan(problem, training)
+    chosen = chosen or plan(problem, training and needs_sums)
     grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
     shape = (rows, channels)
-    if chosen.form == "resident" and training:
+    if chosen.form == "resident" and training and needs_sums:
         split = chosen.splits > 1
         workspace = _workspace(x, chosen, grid, 3 if dual else 2, "barrier")
         for phase in _phases(split):

@@ -108,7 +108,7 @@ class Plan:
 
 
 def plan(problem: Problem, training: bool = True) -> Plan:
-    """The plan for a problem. Only the batch's statistics need a sum over all rows before the first output, so without
+    """The plan for a problem. Only the batch's statistics need a sum over all rows before the first output; without
     `training` it is never the resident form.
     """
     possible = candidates(problem)

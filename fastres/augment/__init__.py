@@ -1,5 +1,5 @@
-"""Augmentation: a recipe's policy applied to batches of a store."""
+"""Augmentation: a recipe's policy applied to batches of a store, or in a loop of your own."""
 
-from fastres.augment.policy import Augment
+from fastres.augment.policy import Augment, AugmentModule
 
-__all__ = ["Augment"]
+__all__ = ["Augment", "AugmentModule"]

@@ -1,31 +1,33 @@
-"""From uint8 rows of a store to the batch that the network sees: translate, flip, normalise.
+"""From uint8 rows of a store to the batch that the network sees.
 
-`Augment` is the interface; what is behind it is plain PyTorch, one gather and one multiply-add. Draws come from Philox,
-so a sample's augmentation depends on (seed, epoch, dataset index) alone.
+`Augment` is the interface. On the CPU the work is Numba's (cpu.py), on a GPU Triton's (gpu.py); both do what
+reference.py does, with the draws of draws.py, so that an image's augmentation depends on (seed, epoch, dataset index)
+alone and a batch's mixing on (seed, epoch, step).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastres import recipe
-from fastres.augment.philox import uniforms
-from fastres.errors import UserError
+from fastres.augment import draws
+from fastres.augment.draws import Draws, Mixing, Plan, Size
 
-GEOMETRY = 0
-"""Philox stream of the words (shift down, shift right, flip, unused)."""
+Compiled = TypeVar("Compiled")
 
 
 class Augment:
-    """The policy of a recipe's `augment` table for images of one size.
+    """The policy of a recipe's `augment` table, and the mixing of its `mix` table.
 
     Args:
         policy: which operations, how strong.
         mean, std: three numbers each, units of 1 = white; used where the policy has none of its own.
+        mix: how `mixed` mixes; by default not at all.
         seed: first half of the Philox key.
-        dtype: of the batches that come out.
+        dtype: of the batches that come out: float32, bfloat16 or float16.
         channels_last: whether their memory is laid out as N, H, W, C.
     """
 
@@ -35,78 +37,121 @@ class Augment:
         mean: Sequence[float],
         std: Sequence[float],
         *,
+        mix: recipe.Mix | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
     ) -> None:
-        self.policy, self.seed, self.dtype, self.channels_last = policy, seed, dtype, channels_last
+        self.policy, self.mix, self.seed = policy, mix or recipe.Mix(), seed
+        self.dtype, self.channels_last = dtype, channels_last
         self.mean = torch.tensor(policy.mean or tuple(mean), dtype=torch.float64)
         # A channel without any variation (a black set) would be divided by 0; 1 leaves it at 0 after centring.
         spread = torch.tensor(policy.std or tuple(std), dtype=torch.float64)
         self.std = torch.where(spread > 0, spread, torch.ones_like(spread))
+        mean64, std64 = self.mean.numpy(), self.std.numpy()
+        scale, offset = (1 / (255 * std64)).astype(np.float32), (-mean64 / std64).astype(np.float32)
+        erased = mean64 if policy.erasing is None or policy.erasing.value is None else np.array(policy.erasing.value)
+        self.finish = np.stack(
+            [
+                scale,
+                offset,
+                offset,
+                np.float32(255) * scale + offset,
+                np.zeros(3, dtype=np.float32),
+                ((erased - mean64) / std64).astype(np.float32),
+            ]
+        )
+        """float32 [6, 3]: scale and offset, which normalise a pixel; black, white, the colours of cutout and of
+        erasing, normalised."""
+        self.noise_scale = (policy.noise / std64).astype(np.float32)
+        """float32 [3]: deviation of the noise, normalised."""
         self._factors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._plans: dict[Size, Plan] = {}
+        self._compiled: dict[tuple[Size, Any], Any] = {}
 
     def __call__(self, images: Tensor, indices: Tensor, epoch: int, rows: Tensor | None = None) -> Tensor:
-        """Augment for training.
+        """Augment for training, without mixing.
 
         Args:
             images: uint8 [M, H, W, 3], a batch or a whole store.
-            indices: int64 [B], dataset indices, which decide the draws.
+            indices: int64 [B], dataset indices below 2³², which decide the draws.
             epoch: counted from 0; the draws change with it.
             rows: int64 [B], which of `images` to take; by default all, in order.
 
-        Returns `dtype` [B, 3, H, W], normalised, on the device of `images`. Raises UserError where `translate` does
-        not fit.
+        Returns `dtype` [B, 3, H, W], normalised, on the device of `images`. Raises UserError where the policy does not
+        fit the images' size, ValueError or IndexError where arguments are not as said here.
         """
-        down, right, flip = self.draw(indices, epoch, tuple(images.shape[1:3]))
-        if rows is None:
-            rows = torch.arange(len(images), device=images.device)
-        return self._finish(self._gather(images, rows, down, right, flip))
+        return self._augment(images, indices, epoch, rows, None, None)[0]
+
+    def mixed(
+        self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int, step: int, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Augment and mix for training.
+
+        Args:
+            images, indices, epoch, rows: as in `__call__`.
+            labels: int64 [B].
+            step: of this batch, counted within `epoch`: with it, the mixing changes.
+
+        Returns the batch, `dtype` [B, 3, H, W]; the labels of the images that were mixed in, int64 [B]; and the weight
+        of the images' own labels, float32 [1]: the loss is weight·(own) + (1 - weight)·(mixed in). An unmixed batch has
+        weight 1. Raises as `__call__` does.
+        """
+        batch, partners, weight = self._augment(images, indices, epoch, rows, step, labels)
+        assert partners is not None
+        return batch, partners, weight
+
+    def _augment(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        epoch: int,
+        rows: Tensor | None,
+        step: int | None,
+        labels: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
+            raise ValueError(f"images must be uint8 [M, H, W, 3], not {images.dtype} {list(images.shape)}")
+        if len(indices) != len(images if rows is None else rows):
+            raise ValueError(f"{len(indices)} indices for {len(images if rows is None else rows)} images")
+        # Compilers and compiled code take a moment to load: not at import.
+        if images.is_cuda:
+            from fastres.augment import gpu
+
+            return gpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
+        from fastres.augment import cpu
+
+        return cpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
 
     def plain(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]."""
-        return self._finish(images if rows is None else images[rows])
-
-    def draw(self, indices: Tensor, epoch: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Shift down and right in pixels and whether to flip: int64, int64, bool [B]."""
-        reach = self.policy.translate
-        if reach >= min(size):
-            raise UserError(
-                f"augment.translate = {reach} is too large for {size[0]}-pixel images: set it below {min(size)}"
-            )
-        words = uniforms(self.seed, epoch, indices.cpu().numpy(), GEOMETRY)
-        # ⌊u·k⌋ with u below 1 on a 2⁻²⁴ grid stays below k for every k up to 2²⁴.
-        shifts = np.floor(words[:2] * np.float32(2 * reach + 1)).astype(np.int64) - reach
-        flips = (words[2] < 0.5) if self.policy.flip == "random" else np.zeros(len(indices), dtype=bool)
-        down, right, flip = (torch.from_numpy(array) for array in (shifts[0], shifts[1], flips))
-        device = indices.device
-        return down.to(device), right.to(device), flip.to(device)
-
-    def _gather(self, images: Tensor, rows: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-        """One gather does translation and flip: uint8 [M, H, W, 3] → uint8 [B, H, W, 3]."""
-        height, width = images.shape[1:3]
-        across = torch.arange(width, device=images.device).expand(len(rows), width)
-        across = torch.where(flip[:, None], width - 1 - across, across) - right[:, None]
-        along = torch.arange(height, device=images.device).expand(len(rows), height) - down[:, None]
-        if self.policy.padding == "reflect":
-            return images[rows[:, None, None], _reflect(along, height)[:, :, None], _reflect(across, width)[:, None, :]]
-        inside = ((along >= 0) & (along < height))[:, :, None] & ((across >= 0) & (across < width))[:, None, :]
-        pixels = images[
-            rows[:, None, None], along.clamp(0, height - 1)[:, :, None], across.clamp(0, width - 1)[:, None, :]
-        ]
-        return pixels * inside[..., None]
-
-    def _finish(self, pixels: Tensor) -> Tensor:
-        """Normalise in fp32, round once to `dtype`, and turn the axes: [B, H, W, 3] → [B, 3, H, W]."""
-        device = pixels.device
-        if device not in self._factors:
-            self._factors[device] = (
-                (1 / (255 * self.std)).float().to(device),
-                (-self.mean / self.std).float().to(device),
-            )
-        scale, offset = self._factors[device]
+        pixels = images if rows is None else images[rows]
+        if pixels.device not in self._factors:
+            scale, offset = (torch.from_numpy(self.finish[which]).to(pixels.device) for which in (0, 1))
+            self._factors[pixels.device] = (scale, offset)
+        scale, offset = self._factors[pixels.device]
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
+
+    def draw_mix(self, epoch: int, step: int, size: tuple[int, ...]) -> Mixing:
+        """How the batch of `step`, counted within `epoch`, is mixed; images of `size` (H, W)."""
+        return draws.draw_mix(self.mix, self.seed, epoch, step, (size[0], size[1]))
+
+    def draw(self, indices: Tensor, epoch: int, size: tuple[int, ...]) -> Draws:
+        """What happens to each sample, in images of `size` (H, W). Raises UserError where the policy does not fit."""
+        return draws.draw(self.plan((size[0], size[1])), self.seed, epoch, indices.cpu().numpy())
+
+    def plan(self, size: Size) -> Plan:
+        """The policy's constants for images of `size` (H, W). Raises UserError where they do not fit."""
+        if size not in self._plans:
+            self._plans[size] = draws.plan(self.policy, size)
+        return self._plans[size]
+
+    def compiled(self, size: Size, build: Callable[[recipe.Augment, Plan], Compiled]) -> Compiled:
+        """`build(policy, plan)` of that size, built once: what a device needs in a form of its own."""
+        if (size, build) not in self._compiled:
+            self._compiled[size, build] = build(self.policy, self.plan(size))
+        return self._compiled[size, build]
 
     def restore(self, batch: Tensor) -> Tensor:
         """Undo the normalisation, to look at a batch: [B, 3, H, W] → float32 [B, H, W, 3] in 0 … 1."""
@@ -114,7 +159,54 @@ class Augment:
         return (pixels * self.std.float() + self.mean.float()).clamp(0, 1)
 
 
-def _reflect(position: Tensor, size: int) -> Tensor:
-    """Mirror coordinates at the first and last pixel, which are not repeated: -1 → 1, size → size - 2."""
-    position = position.abs()
-    return torch.where(position > size - 1, 2 * (size - 1) - position, position)
+class AugmentModule(nn.Module):
+    """`Augment` for a loop of your own, in place of torchvision's transforms: a module that counts epochs and steps.
+
+    In training mode it augments, in evaluation mode it only normalises. The counters are part of `state_dict`, so that
+    a resumed run goes on with the same draws.
+
+        augment = AugmentModule(Augment(recipe.Augment(), mean, std, mix=recipe.Mix(cutmix_alpha=1.0)))
+        for epoch in range(epochs):
+            augment.start_epoch(epoch)
+            for images, labels in loader:
+                images, partners, weight = augment(images, labels=labels)
+                output = network(images)
+                loss = weight * cross_entropy(output, labels) + (1 - weight) * cross_entropy(output, partners)
+    """
+
+    def __init__(self, augment: Augment) -> None:
+        super().__init__()
+        self.augment = augment
+        self.epoch, self.step, self.seen = 0, 0, 0
+
+    def start_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, counted from 0; draws change with it."""
+        self.epoch, self.step, self.seen = epoch, 0, 0
+
+    def forward(
+        self, images: Tensor, indices: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Normalised [B, 3, H, W] of uint8 [B, 3, H, W] or [B, H, W, 3].
+
+        `indices`, int64 [B], are the images' positions in the data set, which decide the draws; by default the images'
+        positions in the epoch, so that the draws then depend on the order. With `labels`, int64 [B], the images are
+        mixed too, and what `Augment.mixed` returns comes back.
+        """
+        if images.dim() == 4 and images.shape[1] == 3:
+            images = images.permute(0, 2, 3, 1)
+        if not self.training:
+            batch = self.augment.plain(images)
+            return batch if labels is None else (batch, labels, torch.ones(1, device=batch.device))
+        if indices is None:
+            indices = torch.arange(self.seen, self.seen + len(images), device=images.device)
+        step = self.step
+        self.step, self.seen = self.step + 1, self.seen + len(images)
+        if labels is None:
+            return self.augment(images, indices, self.epoch)
+        return self.augment.mixed(images, labels, indices, self.epoch, step)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step, "seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.epoch, self.step, self.seen = state["epoch"], state["step"], state["seen"]
