@@ -26,16 +26,16 @@ from triton.compiler import ASTSource
 
 from fastres.kernels import resident, two_pass
 from fastres.kernels.functional import ACTIVATIONS
-from fastres.kernels.routing import COLUMNS, MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
+from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
-SPILL_LIMIT = 40
-"""Bytes a thread that may spill without a complaint: ten registers, stored and loaded once a program.
+SPILL_LIMIT = 64
+"""Bytes a thread that may spill without a complaint: sixteen registers, stored and loaded once a program.
 
-The largest resident tile, 32768 elements on 16 warps, takes 64 of the 128 registers that a thread can have there, and a
-few of the others do not fit; and the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel`
-while registers are free. 40 bytes of 512 threads are 40 KB through the first-level cache, which moves 128 bytes a
-cycle: 300 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its data
-sheet: 4.8 TB/s over 132 multiprocessors).
+The largest resident tiles, on 16 warps, take up to 64 of the 128 registers that a thread can have there, and a few of
+the others do not fit; and the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel` while
+registers are free. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
+bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its
+data sheet: 4.8 TB/s over 132 multiprocessors).
 """
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100")
@@ -101,7 +101,7 @@ def _configurations(aligned: Sequence[bool]) -> Iterator[Configuration]:
             ("forward", "statistics_kernel", "apply_kernel", "resident_forward_kernel"),
             ("backward", "reduce_kernel", "gradient_kernel", "resident_backward_kernel"),
         ):
-            problem = Problem(direction, second, TYPES[dtype], 1, COLUMNS[-1], 132, activation)
+            problem = Problem(direction, second, TYPES[dtype], 1, 64 if even else 65, 132, activation)
             for choice in candidates(problem):
                 if choice.form == "resident":
                     for form in ("whole", "split"):

@@ -23,7 +23,7 @@ RESIDENT_WARPS = {4096: 4, 8192: 8, 16384: 16, 32768: 16}
 
 RESIDENT_ELEMENTS = {(1, 2): 32768, (2, 2): 16384, (3, 2): 8192, (1, 4): 16384, (2, 4): 8192, (3, 4): 4096}
 """The largest tile for a number of tensors that stay in registers and their bytes an element: more would spill. silu
-and gelu need registers of their own: half as much fits."""
+and gelu need registers of their own, and so do the masks where C is no multiple of 16: each halves what fits."""
 
 WARPS_PER_MULTIPROCESSOR = 16
 """Of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
@@ -163,9 +163,10 @@ def candidates(problem: Problem) -> list[Choice]:
     passes the one whose tiles suit its channels comes first. What is measured, and what is compiled ahead of time.
     """
     choices = []
+    crowding = (problem.activation in ("silu", "gelu")) + (problem.channels % 16 != 0)
+    most = RESIDENT_ELEMENTS[problem.tensors, problem.itemsize] >> crowding
     for elements, warps in RESIDENT_WARPS.items():
-        most = RESIDENT_ELEMENTS[problem.tensors, problem.itemsize]
-        if elements <= (most // 2 if problem.activation in ("silu", "gelu") else most):
+        if elements <= most:
             tiles = [Tile(elements // columns, columns, warps) for columns in COLUMNS]
             choices += [Choice("resident", tile, tile) for tile in tiles]
     widths = sorted(COLUMNS, key=lambda columns: (columns < min(problem.channels, COLUMNS[-1]), columns))

@@ -1,0 +1,77 @@
+"""The tests of interpreted/ in Triton's interpreter, in processes of their own: Triton is told when it is imported.
+
+This process keeps the real compiler, for the tests of machine code. On a machine with a CUDA device pytest also runs
+interpreted/ here, with compiled kernels.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+
+PROCESSES = 2
+"""At a time. The interpreter is Python: one core each, and PyTorch's threads would only be in each other's way."""
+
+
+def run(name: str, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of one file's tests."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        str(FOLDER / name),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, tuple[int, str]]:
+    """Of all files, run side by side."""
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        return dict(zip(FILES, pool.map(run, FILES), strict=True))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file(name: str, results: dict[str, tuple[int, str]]) -> None:
+    status, output = results[name]
+    assert status == 0, output
+    assert " passed" in output
+
+
+@pytest.mark.slow
+def test_exhaustive_ones() -> None:
+    """Those that are marked slow, half of the forms in each process."""
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        halves = [
+            pool.submit(run, "test_forms.py", "-m", "slow", "-k", words)
+            for words in ("two_pass or resident/2", "not (two_pass or resident/2)")
+        ]
+        for half in halves:
+            status, output = half.result()
+            assert status == 0, output
+
+
+def test_skipped_where_no_kernel_can_run() -> None:
+    """By hand, without the variable and without a GPU: skipped, with the reason."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / "test_random.py")]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False).stdout
+    assert "kernels run on a CUDA device or, with TRITON_INTERPRET=1 set, on a CPU" in found
+    assert "1 skipped" in found
