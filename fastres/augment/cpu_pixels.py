@@ -1,0 +1,363 @@
+"""reference.py once more, compiled with Numba: a range of samples from uint8 to what the network reads, in one pass.
+
+A sample's pixels stay in the first-level cache from the read to the write. fastmath is off everywhere: the operations
+are bit for bit those of the reference. Loops over a sample run over flat memory, without branches inside, so that LLVM
+turns them into vector instructions. As in cpu_draws.py, all that is called stands in this file.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from fastres.augment.draws import MIXUP, NO_MIX, UNIT
+from fastres.augment.reference import ORDERS
+from fastres.augment.resample import FRACTION
+
+# "numpy": a division by 0 gives infinity instead of leaving the loop, which would keep it scalar.
+_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
+
+_ORDERS = np.array(ORDERS, dtype=np.int64)
+_ROUND, _SHIFT = np.int32(1 << (FRACTION - 1)), np.int32(FRACTION)
+_U = np.uint64
+"""Of positions in memory: a signed one is first tested for being negative, and the loop stays scalar."""
+FP32, BF16, FP16 = range(3)
+"""What `out` of `augment_range` holds: fp32 as itself, the others as uint16."""
+ZERO, REFLECT = range(2)
+"""What a shift uncovers; ZERO is any single colour."""
+
+
+@_compiled
+def _clip(level):  # type: ignore[no-untyped-def]
+    """int32 to 0 … 255."""
+    return np.uint8(min(max(level, np.int32(0)), np.int32(255)))
+
+
+@_compiled
+def _padded(count):  # type: ignore[no-untyped-def]
+    """The next multiple of 32."""
+    return (count + 31) // 32 * 32
+
+
+@_compiled
+def _enlarge(pixels, length, first, weight, side, backwards, out):  # type: ignore[no-untyped-def]
+    """One pass of reference.resized_crop: from `side` lines of `length` bytes to len(first), reversed on request."""
+    last, size = side - 1, len(first)
+    for k in range(size):
+        to, position = _U((size - 1 - k if backwards else k) * length), first[k]
+        a, b = _U(position * length), _U(min(position + 1, last) * length)
+        w0, w1 = weight[k, 0], weight[k, 1]
+        if weight.shape[1] == 2:
+            for i in range(_U(length)):
+                total = np.int32(pixels[a + i]) * w0 + np.int32(pixels[b + i]) * w1
+                out[to + i] = _clip(np.int32(np.int32(total) + _ROUND) >> _SHIFT)
+            continue
+        c, d = _U(min(position + 2, last) * length), _U(min(position + 3, last) * length)
+        w2, w3 = weight[k, 2], weight[k, 3]
+        for i in range(_U(length)):
+            total = np.int32(pixels[a + i]) * w0 + np.int32(pixels[b + i]) * w1
+            total += np.int32(pixels[c + i]) * w2 + np.int32(pixels[d + i]) * w3
+            out[to + i] = _clip(np.int32(np.int32(total) + _ROUND) >> _SHIFT)
+
+
+@_compiled
+def _resized_crop(source, begin, row, flip, size, taps, turned, across, out):  # type: ignore[no-untyped-def]
+    """reference.resized_crop, mirrored where `flip`, into out uint8 [H·W·3].
+
+    The pass across works on columns, so that neighbours in memory share a weight; each column is padded to a multiple
+    of 32 bytes, whatever they hold, which leaves no rest to the vector loop. `turned` and `across` are scratch.
+    """
+    top, left, height, width = row[0], row[1], row[2], row[3]
+    first_y, weight_y, first_x, weight_x = taps
+    line, column = _U(size[1] * 3), _U(_padded(height))
+    start = _U(begin + left * 3) + _U(top) * line
+    for y in range(_U(height)):
+        for i in range(_U(width * 3)):
+            turned[i * column + y] = source[start + y * line + i]
+    _enlarge(turned, _padded(height) * 3, first_x[width], weight_x[width], width, flip, across)
+    for y in range(_U(height)):
+        for i in range(line):
+            turned[y * line + i] = across[i * column + y]
+    _enlarge(turned, size[1] * 3, first_y[height], weight_y[height], height, False, out)
+
+
+@_compiled
+def _reflected(position, size):  # type: ignore[no-untyped-def]
+    position = abs(position)
+    return 2 * (size - 1) - position if position >= size else position
+
+
+@_compiled
+def _translate(source, begin, down, right, flip, size, padding, fill, out):  # type: ignore[no-untyped-def]
+    """reference.translate of uint8 [H·W·3] at source[begin:], mirrored where `flip`, into out uint8 [H·W·3]."""
+    height, width = size
+    inner = width - abs(right)
+    for y in range(height):
+        to, row = y * width, y - down
+        if padding == REFLECT:
+            row = _reflected(row, height)
+        elif row < 0 or row >= height:
+            for x in range(width):
+                for c in range(3):
+                    out[(to + x) * 3 + c] = fill[c]
+            continue
+        start = begin + row * width * 3
+        if flip:
+            read, write = _U(start + (max(-right, 0) + inner - 1) * 3), _U((to + max(-right, 0)) * 3)
+            for x in range(_U(0), _U(inner * 3), _U(3)):
+                out[write + x] = source[read - x]
+                out[write + x + _U(1)] = source[read - x + _U(1)]
+                out[write + x + _U(2)] = source[read - x + _U(2)]
+        else:
+            read, write = _U(start + max(-right, 0) * 3), _U((to + max(right, 0)) * 3)
+            for i in range(_U(inner * 3)):
+                out[write + i] = source[read + i]
+        for k in range(abs(right)):
+            x = k if right > 0 else width - 1 - k
+            at = (to + (width - 1 - x if flip else x)) * 3
+            origin = start + _reflected(x - right, width) * 3
+            for c in range(3):
+                out[at + c] = source[origin + c] if padding == REFLECT else fill[c]
+
+
+@_compiled
+def _luma(pixels, grey):  # type: ignore[no-untyped-def]
+    """reference.luma of uint8 [P·3] into uint8 [P]; returns the sum."""
+    total = np.int64(0)
+    for i in range(len(grey)):
+        red, green, blue = np.int32(pixels[3 * i]), np.int32(pixels[3 * i + 1]), np.int32(pixels[3 * i + 2])
+        value = np.uint8(np.int32(19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16)
+        grey[i] = value
+        total += value
+    return total
+
+
+@_compiled
+def _blend(pixels, grey, factor):  # type: ignore[no-untyped-def]
+    """Every value towards one grey level."""
+    factor32, grey32 = np.int32(factor), np.int32(grey)
+    for i in range(len(pixels)):
+        moved = np.int32(grey32 + (np.int32(factor32 * np.int32(pixels[i] - grey32)) >> UNIT))
+        pixels[i] = _clip(moved)
+
+
+@_compiled
+def _saturation(pixels, grey, factor):  # type: ignore[no-untyped-def]
+    """Every pixel towards its own grey."""
+    factor32 = np.int32(factor)
+    for i in range(len(grey)):
+        own = np.int32(grey[i])
+        for c in range(3):
+            moved = np.int32(own + (np.int32(factor32 * np.int32(pixels[3 * i + c] - own)) >> UNIT))
+            pixels[3 * i + c] = _clip(moved)
+
+
+@_compiled
+def _hue(pixels, shift, packed):  # type: ignore[no-untyped-def]
+    """reference.hue in place; fp32 and fp64 take turns as in Pillow's C.
+
+    `packed`, int32 [P], is scratch: three bytes of a pixel in one number. One loop from bytes to bytes, with types of
+    one to eight bytes in it, would stay scalar and take ten times as long; so would loops over many arrays.
+    """
+    shift32, byte = np.int32(shift), np.int32(255)
+    for i in range(len(packed)):
+        packed[i] = np.int32(pixels[3 * i]) | np.int32(pixels[3 * i + 1]) << 8 | np.int32(pixels[3 * i + 2]) << 16
+    for i in range(len(packed)):
+        red, green, blue = packed[i] & byte, np.int32(packed[i] >> 8) & byte, np.int32(packed[i] >> 16)
+        r, g, b = np.float32(np.int32(red)), np.float32(np.int32(green)), np.float32(np.int32(blue))
+        top, low = max(r, max(g, b)), min(r, min(g, b))
+        spread = top - low
+        divisor = max(spread, np.float32(1))
+        to_red, to_green, to_blue = (top - r) / divisor, (top - g) / divisor, (top - b) / divisor
+        near = to_blue if r == top else (to_red if g == top else to_green)
+        far = to_green if r == top else (to_blue if g == top else to_red)
+        base = 0.0 if r == top else (2.0 if g == top else 4.0)
+        sixths = np.float32((base + np.float64(near)) - np.float64(far))
+        turns = np.float64(sixths) / 6.0 + 1.0
+        turns32 = np.float32(turns - (1.0 if turns >= 1.0 else 0.0))
+        angle = np.int32(np.float64(turns32) * 255.0) if spread > np.float32(0) else np.int32(0)
+        share = np.int32(np.float64(spread / max(top, np.float32(1))) * 255.0)
+        packed[i] = np.int32(np.int32(angle + shift32) & byte) | np.int32(share << 8) | np.int32(np.int32(top) << 16)
+    for i in range(len(packed)):
+        angle, share, v = packed[i] & byte, np.int32(packed[i] >> 8) & byte, np.int32(packed[i] >> 16)
+        sixths64 = np.float64(np.int32(angle)) * 6.0 / 255.0
+        sector = np.int32(sixths64)
+        rest, part = np.float32(sixths64 - np.float64(sector)), np.float32(np.float64(np.int32(share)) / 255.0)
+        value = np.float64(v)
+        p = np.int32(value * (1.0 - np.float64(part)) + 0.5)
+        q = np.int32(value * (1.0 - np.float64(part * rest)) + 0.5)
+        t = np.int32(value * (1.0 - np.float64(part) * (1.0 - np.float64(rest))) + 0.5)
+        red = v if sector == 0 or sector >= 5 else (q if sector == 1 else (t if sector == 4 else p))
+        green = v if sector == 1 or sector == 2 else (t if sector == 0 or sector == 6 else (q if sector == 3 else p))
+        blue = v if sector == 3 or sector == 4 else (t if sector == 2 else (q if sector == 5 else p))
+        packed[i] = red | np.int32(green << 8) | np.int32(blue << 16)
+    for i in range(len(packed)):
+        pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2] = packed[i], packed[i] >> 8, packed[i] >> 16
+
+
+@_compiled
+def _autocontrast(pixels):  # type: ignore[no-untyped-def]
+    """reference.autocontrast in place."""
+    levels = np.empty((3, 256), dtype=np.uint8)
+    low0 = low1 = low2 = np.uint8(255)
+    high0 = high1 = high2 = np.uint8(0)
+    for i in range(len(pixels) // 3):
+        red, green, blue = pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2]
+        low0, low1, low2 = min(low0, red), min(low1, green), min(low2, blue)
+        high0, high1, high2 = max(high0, red), max(high1, green), max(high2, blue)
+    lows, highs = (low0, low1, low2), (high0, high1, high2)
+    for c in range(3):
+        low, high = np.int64(lows[c]), np.int64(highs[c])
+        if high > low:
+            scale = 255.0 / (high - low)
+            offset = -low * scale
+            for k in range(low, high + 1):
+                levels[c, k] = _clip(np.int32(k * scale + offset))
+        else:
+            levels[c, low] = low
+    for i in range(len(pixels) // 3):
+        for c in range(3):
+            pixels[3 * i + c] = levels[c, pixels[3 * i + c]]
+
+
+@_compiled
+def _colours(pixels, grey, packed, row, strengths):  # type: ignore[no-untyped-def]
+    """Jitter, autocontrast and grayscale of uint8 [P·3] in place."""
+    if row[7]:
+        for which in _ORDERS[row[8]]:
+            if not strengths[which]:
+                continue
+            if which == 0:
+                _blend(pixels, 0, row[9])
+            elif which == 1:
+                _blend(pixels, (2 * _luma(pixels, grey) + len(grey)) // (2 * len(grey)), row[10])
+            elif which == 2:
+                _luma(pixels, grey)
+                _saturation(pixels, grey, row[11])
+            else:
+                _hue(pixels, row[12], packed)
+    if row[13]:
+        _autocontrast(pixels)
+    if row[14]:
+        _luma(pixels, grey)
+        for i in range(len(grey)):
+            pixels[3 * i], pixels[3 * i + 1], pixels[3 * i + 2] = grey[i], grey[i], grey[i]
+
+
+@_compiled
+def _write(values, kind, out):  # type: ignore[no-untyped-def]
+    """fp32 to `out`: as it is, or rounded to bf16 or fp16 as uint16, ties to even. No NaN comes here."""
+    if out.itemsize == 4:
+        for i in range(len(values)):
+            out[i] = values[i]
+        return
+    bits = values.view(np.uint32)
+    if kind == BF16:
+        for i in range(len(bits)):
+            out[i] = (bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        return
+    for i in range(len(bits)):
+        size = bits[i] & np.uint32(0x7FFFFFFF)
+        sign = (bits[i] >> np.uint32(16)) & np.uint32(0x8000)
+        normal = size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))
+        normal = min((normal >> np.uint32(13)) - np.uint32(0x1C000), np.uint32(0x7C00))
+        # Below 2⁻¹⁴ fp16 counts in steps of 2⁻²⁴: whole numbers, to which fp32 rounds from 2²³ on.
+        steps = abs(values[i]) * np.float32(2.0**24)
+        small = np.uint32(np.int32((min(steps, np.float32(2.0**22)) + np.float32(2.0**23)) - np.float32(2.0**23)))
+        out[i] = sign | (normal if size >= np.uint32(0x38800000) else small)
+
+
+@_compiled
+def _fill(values, box, colour, width):  # type: ignore[no-untyped-def]
+    """A box of fp32 [H·W·3] in one colour."""
+    for y in range(box[0], box[2]):
+        for x in range(box[1], box[3]):
+            for c in range(3):
+                values[(y * width + x) * 3 + c] = colour[c]
+
+
+@_compiled
+def _geometry(images, start, row, size, taps, padding, fill, scratch):  # type: ignore[no-untyped-def]
+    """Crop, shift and mirror one image: where its uint8 [H·W·3] is then found, an array and a position in it."""
+    height, width = size
+    down, right, flip = row[4], row[5], row[6] != 0
+    moves = down != 0 or right != 0
+    source, begin = images, start
+    if row[2] != height or row[3] != width:
+        into = scratch[1] if moves else scratch[0]
+        # Without a shift the mirroring costs nothing here: columns are written in reverse order.
+        _resized_crop(images, start, row, flip and not moves, size, taps, scratch[2], scratch[3], into)
+        source, begin, flip = into, 0, flip and moves
+    if moves or flip:
+        _translate(source, begin, down, right, flip, size, padding, fill, scratch[0])
+        source, begin = scratch[0], 0
+    return source, begin
+
+
+@_compiled
+def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, finish, noise, mixing, kind, out):  # type: ignore[no-untyped-def]
+    """Augment the samples of `chosen`, normalise, mix each with the one before it, and write them.
+
+    Args:
+        images: uint8 [M·H·W·3].
+        chosen: int64 [N], images to take. Where they are mixed, the first is only a partner: N - 1 come out.
+        rows: int32 [N, cpu_draws.COLUMNS].
+        size: H, W.
+        taps: first and weight of resample.taps for rows, then for columns.
+        padding, fill: ZERO or REFLECT; uint8 [3].
+        strengths: which of brightness, contrast, saturation and hue are on.
+        finish: fp32 [6, 3]: scale, offset, black, white, colours of cutout and of erasing, all but scale normalised.
+        noise: fp32 [N, H·W·3], or [0, 0] for none.
+        mixing: kind, λ, top, left, bottom, right.
+        kind: FP32, BF16 or FP16.
+        out: fp32 or uint16 [N or N - 1, H·W·3].
+    """
+    height, width = size
+    line = width * 3
+    length = height * line
+    scratch = np.empty((4, line * _padded(height)), dtype=np.uint8)
+    grey, packed = np.empty(height * width, dtype=np.uint8), np.empty(height * width, dtype=np.int32)
+    # A line's worth of each, so that the loop over a line is the same for every value.
+    pattern = np.empty((4, line), dtype=np.float32)
+    for i in range(line):
+        for k in range(4):
+            pattern[k, i] = finish[k, i % 3]
+    # By turns a sample's own values and its partner's; the third holds what is mixed of them.
+    values = np.empty((3, length), dtype=np.float32)
+    how, weight, top, left, bottom, right = mixing
+    for n in range(len(chosen)):
+        row = rows[n]
+        source, begin = _geometry(images, chosen[n] * length, row, size, taps, padding, fill, scratch)
+        if row[7] or row[13] or row[14]:
+            if source is images or begin > 0:
+                scratch[0, :length] = source[begin : begin + length]
+            _colours(scratch[0, :length], grey, packed, row, strengths)
+            source, begin = scratch[0], 0
+        own, partner = values[n & 1], values[1 - (n & 1)]
+        for y in range(_U(height)):
+            at = y * _U(line)
+            for i in range(_U(line)):
+                own[at + i] = np.float32(source[_U(begin) + at + i]) * pattern[0, i] + pattern[1, i]
+        _fill(own, row[15:19], finish[4], width)
+        _fill(own, row[19:23], finish[5], width)
+        if noise.size:
+            for y in range(_U(height)):
+                for i in range(_U(line)):
+                    at = y * _U(line) + i
+                    own[at] = min(max(own[at] + noise[n, at], pattern[2, i]), pattern[3, i])
+        if how == NO_MIX:
+            _write(own, kind, out[n])
+        elif n > 0:
+            result = values[2]
+            if how == MIXUP:
+                rest = np.float32(1) - weight
+                for i in range(length):
+                    result[i] = own[i] * weight + partner[i] * rest
+            else:
+                for i in range(length):
+                    result[i] = own[i]
+                for y in range(top, bottom):
+                    at = _U((y * width + left) * 3)
+                    for i in range(_U((right - left) * 3)):
+                        result[at + i] = partner[at + i]
+            _write(result, kind, out[n - 1])

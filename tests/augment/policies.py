@@ -1,0 +1,115 @@
+"""Policies and images for the tests of augmentation, and the plain reference applied to a batch."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastres import recipe
+from fastres.augment import Augment
+from fastres.augment import reference as plain
+from fastres.augment.draws import UNMIXED, Mixing
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
+
+REPORT = recipe.Augment(
+    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], interpolation="bicubic"),
+    translate=0,
+    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    autocontrast=0.2,
+    grayscale=0.2,
+)
+"""The report's."""
+
+EVERYTHING = recipe.Augment(
+    random_resized_crop=recipe.RandomResizedCrop(scale=[0.3, 1.0], interpolation="bilinear"),
+    translate=3,
+    padding="constant",
+    fill=[10, 200, 90],
+    flip="alternating",
+    color_jitter=recipe.ColorJitter(brightness=0.4, contrast=2.0, saturation=0.7, hue=0.5, p=0.8),
+    autocontrast=0.4,
+    grayscale=0.3,
+    cutout=5,
+    erasing=recipe.Erasing(p=0.6, value=[0.1, 0.9, 0.5]),
+    noise=0.05,
+)
+
+SIZES = st.tuples(st.integers(1, 64), st.integers(1, 64))
+CHANCES = st.sampled_from([0.0, 0.3, 1.0])
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def intervals(draw: st.DrawFn, low: float, high: float) -> list[float]:
+    return sorted(draw(st.lists(st.floats(low, high), min_size=2, max_size=2)))
+
+
+@st.composite
+def policies(draw: st.DrawFn, size: tuple[int, int]) -> recipe.Augment:
+    """Any policy that fits images of `size`."""
+    crop = st.builds(
+        recipe.RandomResizedCrop,
+        scale=intervals(0.01, 1.0),
+        ratio=intervals(0.2, 5.0),
+        interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    )
+    strength = st.sampled_from([0.0, 0.1, 0.9, 2.0])
+    jitter = st.builds(
+        recipe.ColorJitter,
+        brightness=strength,
+        contrast=strength,
+        saturation=strength,
+        hue=st.sampled_from([0.0, 0.1, 0.5]),
+        p=CHANCES,
+    )
+    colour = st.lists(st.floats(0, 1), min_size=3, max_size=3)
+    erasing = st.builds(
+        recipe.Erasing,
+        p=CHANCES,
+        scale=intervals(0.01, 1.0),
+        ratio=intervals(0.2, 5.0),
+        value=st.none() | colour,
+    )
+    padding = draw(st.sampled_from(["zero", "reflect", "constant"]))
+    return recipe.Augment(
+        random_resized_crop=draw(st.none() | crop),
+        translate=draw(st.integers(0, min(size) - 1)),
+        padding=padding,  # type: ignore[arg-type]
+        fill=draw(st.lists(st.integers(0, 255), min_size=3, max_size=3)) if padding == "constant" else None,
+        flip=draw(st.sampled_from(["none", "random", "alternating"])),
+        color_jitter=draw(st.none() | jitter),
+        autocontrast=draw(CHANCES),
+        grayscale=draw(CHANCES),
+        cutout=draw(st.integers(0, min(size))),
+        erasing=draw(st.none() | erasing),
+        noise=draw(st.sampled_from([0.0, 0.1])),
+    )
+
+
+def noise_images(size: tuple[int, int], count: int = 6) -> Tensor:
+    """uint8 [count, H, W, 3]: noise over all levels, over few, one level, two channels of one level, gradients."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+    images[1] = rng.integers(100, 108, (*size, 3))
+    images[2] = 77
+    images[3, ..., :2] = 0, 255
+    images[4] = np.linspace(0, 255, size[1], dtype=np.uint8)[:, None]
+    return torch.from_numpy(images)
+
+
+def by_reference(
+    augment: Augment, images: Tensor, indices: Tensor, epoch: int, rows: Tensor, mixing: Mixing = UNMIXED
+) -> Tensor:
+    """What `Augment` should give, from reference.py."""
+    size = (images.shape[1], images.shape[2])
+    drawn = augment.draw(indices, epoch, size)
+    values = np.empty((len(rows), *size, 3), dtype=np.float32)
+    for n in range(len(rows)):
+        pixels = plain.augment_pixels(images[rows[n]].numpy(), augment.policy, drawn, n)
+        boxes = [(drawn.cutout[:, n], augment.finish[4]), (drawn.erase[:, n], augment.finish[5])]
+        noise = np.zeros((*size, 3), dtype=np.float32)
+        if augment.policy.noise:
+            noise = plain.noise(size, augment.noise_scale, augment.seed, epoch, int(indices[n]))
+        values[n] = plain.normalise(pixels, augment.finish[0], augment.finish[1], boxes, noise)
+    return torch.from_numpy(plain.mix(values, mixing)).to(augment.dtype).permute(0, 3, 1, 2)
