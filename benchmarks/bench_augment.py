@@ -67,8 +67,8 @@ def ours(policy: recipe.Augment, mix: recipe.Mix | None = None) -> Callable[[], 
     labels = ROWS % 10
     step = iter(range(10**9))
     if mix is None:
-        return lambda: augment(STORE, ROWS, next(step), ROWS)
-    return lambda: augment.mixed(STORE, labels, ROWS, 0, next(step), ROWS)
+        return lambda: augment.unmixed(STORE, ROWS, next(step), ROWS)
+    return lambda: augment(STORE, labels, ROWS, 0, next(step), ROWS)
 
 
 def one_by_one(transform: Callable[[Any], Tensor], samples: list[Any]) -> Callable[[], object]:
@@ -182,7 +182,7 @@ from fastres.augment import Augment
 augment = Augment(Recipe().augment, (0.5,) * 3, (0.2,) * 3)
 images, rows = torch.zeros(128, 32, 32, 3, dtype=torch.uint8), torch.arange(128)
 began = time.perf_counter()
-augment(images, rows, 0)
+augment.unmixed(images, rows, 0)
 print(time.perf_counter() - began)
 """
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastres.augment import Augment
+from fastres.augment.draws import check_mix
 from fastres.data import Dataset, info, open_dataset
 from fastres.data.loaders import ResidentLoader, on_device
 from fastres.data.order import split
@@ -70,11 +71,13 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         recipe.augment,
         dataset.mean,
         dataset.std,
+        mix=recipe.mix,
         seed=options.seed,
         dtype=DTYPES[options.precision],
         channels_last=options.channels_last,
     )
-    augment.draw(torch.zeros(1, dtype=torch.int64), 0, images.shape[1:3])  # an impossible policy fails before the loop
+    augment.plan(images.shape[1:3])  # an impossible policy fails before the loop
+    check_mix(recipe.mix, len(dataset.classes), options.batch_size)
 
     def measured(source: Tensor, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> ResidentLoader:
         return ResidentLoader(source, labels, subset, min(recipe.eval.batch_size, len(subset)))

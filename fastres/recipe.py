@@ -231,6 +231,11 @@ class Mix(Table):
     until: Annotated[int, Field(ge=0)] = 0
     """Epochs after which mixing stops; 0: never."""
 
+    @property
+    def active(self) -> bool:
+        """Whether any batch may be mixed."""
+        return (self.mixup_alpha is not None or self.cutmix_alpha is not None) and self.prob > 0
+
 
 def _check_box(scale: list[float], ratio: list[float]) -> None:
     """Refuse what no box can have."""

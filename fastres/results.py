@@ -48,7 +48,7 @@ def draw_page(
 
     shown = feed.train.subset[:SHOWN]
     rows_shown = torch.from_numpy(shown).to(feed.train.device)
-    augmented = feed.augment.restore(feed.augment(feed.train.source, rows_shown, 0, rows_shown))
+    augmented = feed.augment.restore(feed.augment.unmixed(feed.train.source, rows_shown, 0, rows_shown))
     exhibits = Exhibits(
         classes=feed.dataset.classes,
         train_labels=feed.train_labels[feed.train.subset],

@@ -40,15 +40,22 @@ class Step:
         schedule, epochs = self.recipe.schedule, self.recipe.train.epochs
         return self.recipe.optimizer.lr * factor(schedule, step, self.steps_per_epoch, epochs)
 
-    def __call__(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on one batch: [B, 3, H, W] and int64 [B]. Returns the mean loss before the step (fp32) and the number
-        of correct predictions (int64), both still on the device."""
+    def __call__(
+        self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Train on one batch: [B, 3, H, W] and int64 [B]. Of a mixed batch `partners` are the labels of the images that
+        were mixed in, int64 [B], and `weight`, fp32 [1], is the share of the images' own.
+
+        Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
+        correct by the share of the label that it names), both still on the device.
+        """
         options = self.recipe.train
         if self.recipe.model.dropout:
             torch.manual_seed((options.seed << 32) + step)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self.loss_and_correct(images, labels)
+        mixed = () if partners is None or weight is None else (partners, weight)
+        loss, correct = self.loss_and_correct(images, labels, *mixed)
         self.scaler.scale(loss).backward()
         if options.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -62,12 +69,20 @@ class Step:
             self.ema.update(self.network)
         return loss.detach(), correct
 
-    def _loss_and_correct(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_correct(
+        self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         with autocast(self.recipe.train.precision, self.device):
             logits = self.network(images)
         logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.train.label_smoothing)
-        return loss, (logits.detach().argmax(1) == labels).sum()
+        smoothing, guesses = self.recipe.train.label_smoothing, logits.detach().argmax(1)
+        loss, correct = F.cross_entropy(logits, labels, label_smoothing=smoothing), (guesses == labels).sum()
+        if partners is None or weight is None:
+            return loss, correct
+        # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
+        other, right = F.cross_entropy(logits, partners, label_smoothing=smoothing), (guesses == partners).sum()
+        share = weight.squeeze()
+        return share * loss + (1 - share) * other, share * correct + (1 - share) * right
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are finite; waits for the device."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres import checkpoint, runs
+from fastres.data.loaders import Batch
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import Evaluator, Measures, measure
 from fastres.feed import check_statistics, labels_of, open_feed
@@ -147,8 +148,7 @@ class _Run:
         steps_before = epoch * len(self.feed.train)
         for batch in self.feed.train.batches(epoch, at.step):
             started = time.perf_counter()
-            images = self.feed.augment(batch.source, batch.indices, epoch, batch.rows)
-            loss, correct = self.step(steps_before + at.step, images, batch.labels)
+            loss, correct = self._step(steps_before + at.step, batch, epoch, at.step)
             at.step += 1
             self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
             self._show(steps_before + at.step, len(batch.rows))
@@ -168,6 +168,14 @@ class _Run:
         self.recorder.log(row)
         self.progress.epoch(row)
         self._save()
+
+    def _step(self, step: int, batch: Batch, epoch: int, step_of_epoch: int) -> tuple[Tensor, Tensor]:
+        """Augment a batch and train on it; mixed, it has a second label an image and a weight."""
+        augment = self.feed.augment
+        if not self.recipe.mix.active:
+            return self.step(step, augment.unmixed(batch.source, batch.indices, epoch, batch.rows), batch.labels)
+        mixed = augment(batch.source, batch.labels, batch.indices, epoch, step_of_epoch, batch.rows)
+        return self.step(step, *mixed)
 
     def _stop_if_asked(self) -> None:
         if self.interrupt.requested:

@@ -38,15 +38,6 @@ MERGE_SPLITS = {"resident": 32, "two_pass": 64}
 """Splits that a program merges at a time: each turn waits for the second-level cache, but in the resident form the tile
 occupies most registers meanwhile."""
 
-WARPS_PER_MULTIPROCESSOR = 16
-"""Of the kernels that sum, in two passes: enough loads in flight, and few splits to merge at the end."""
-
-TWO_PASS_TILES = {
-    "forward": (((8192, 8), (4096, 4)), ((4096, 4), (2048, 4))),
-    "backward": (((4096, 8), (2048, 4)), ((2048, 4), (4096, 8))),
-}
-"""Elements and warps of the tiles of the first and of the second kernel; the first pair is the rule's."""
-
 OPTIONS = {"enable_fp_fusion": True}
 """For the compiler. It may fuse multiplications with additions: where bits must agree, the kernels spell it out."""
 

@@ -6,7 +6,7 @@ alone and a batch's mixing on (seed, epoch, step).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from fastres.augment import draws
 from fastres.augment.draws import Draws, Mixing, Plan, Size
 
 Compiled = TypeVar("Compiled")
+
+
+class Mixed(NamedTuple):
+    """A batch for training: the loss is weight·loss(labels) + (1 - weight)·loss(partners)."""
+
+    images: Tensor
+    """[B, 3, H, W], normalised."""
+    labels: Tensor
+    """int64 [B]: the images' own."""
+    partners: Tensor
+    """int64 [B]: those of the images that were mixed in."""
+    weight: Tensor
+    """float32 [1]: the share of the images' own; 1 where nothing was mixed."""
 
 
 class Augment:
@@ -34,8 +47,8 @@ class Augment:
     def __init__(
         self,
         policy: recipe.Augment,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
         *,
         mix: recipe.Mix | None = None,
         seed: int = 0,
@@ -69,37 +82,29 @@ class Augment:
         self._plans: dict[Size, Plan] = {}
         self._compiled: dict[tuple[Size, Any], Any] = {}
 
-    def __call__(self, images: Tensor, indices: Tensor, epoch: int, rows: Tensor | None = None) -> Tensor:
-        """Augment for training, without mixing.
-
-        Args:
-            images: uint8 [M, H, W, 3], a batch or a whole store.
-            indices: int64 [B], dataset indices below 2³², which decide the draws.
-            epoch: counted from 0; the draws change with it.
-            rows: int64 [B], which of `images` to take; by default all, in order.
-
-        Returns `dtype` [B, 3, H, W], normalised, on the device of `images`. Raises UserError where the policy does not
-        fit the images' size, ValueError or IndexError where arguments are not as said here.
-        """
-        return self._augment(images, indices, epoch, rows, None, None)[0]
-
-    def mixed(
-        self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int, step: int, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int, step: int = 0, rows: Tensor | None = None
+    ) -> Mixed:
         """Augment and mix for training.
 
         Args:
-            images, indices, epoch, rows: as in `__call__`.
+            images: uint8 [M, H, W, 3], a batch or a whole store.
             labels: int64 [B].
+            indices: int64 [B], dataset indices below 2³², which decide the draws.
+            epoch: counted from 0; the draws change with it.
             step: of this batch, counted within `epoch`: with it, the mixing changes.
+            rows: int64 [B], which of `images` to take; by default all, in order.
 
-        Returns the batch, `dtype` [B, 3, H, W]; the labels of the images that were mixed in, int64 [B]; and the weight
-        of the images' own labels, float32 [1]: the loss is weight·(own) + (1 - weight)·(mixed in). An unmixed batch has
-        weight 1. Raises as `__call__` does.
+        Raises UserError where the policy does not fit the images' size, ValueError or IndexError where arguments are
+        not as said here.
         """
         batch, partners, weight = self._augment(images, indices, epoch, rows, step, labels)
-        assert partners is not None
-        return batch, partners, weight
+        assert partners is not None  # as there are labels
+        return Mixed(batch, labels, partners, weight)
+
+    def unmixed(self, images: Tensor, indices: Tensor, epoch: int, rows: Tensor | None = None) -> Tensor:
+        """Augment without mixing: `dtype` [B, 3, H, W], normalised, on the device of `images`. Otherwise as a call."""
+        return self._augment(images, indices, epoch, rows, None, None)[0]
 
     def _augment(
         self,
@@ -169,7 +174,7 @@ class AugmentModule(nn.Module):
         for epoch in range(epochs):
             augment.start_epoch(epoch)
             for images, labels in loader:
-                images, partners, weight = augment(images, labels=labels)
+                images, labels, partners, weight = augment(images, labels=labels)
                 output = network(images)
                 loss = weight * cross_entropy(output, labels) + (1 - weight) * cross_entropy(output, partners)
     """
@@ -183,27 +188,25 @@ class AugmentModule(nn.Module):
         """Say which epoch begins, counted from 0; draws change with it."""
         self.epoch, self.step, self.seen = epoch, 0, 0
 
-    def forward(
-        self, images: Tensor, indices: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, indices: Tensor | None = None, labels: Tensor | None = None) -> Tensor | Mixed:
         """Normalised [B, 3, H, W] of uint8 [B, 3, H, W] or [B, H, W, 3].
 
         `indices`, int64 [B], are the images' positions in the data set, which decide the draws; by default the images'
         positions in the epoch, so that the draws then depend on the order. With `labels`, int64 [B], the images are
-        mixed too, and what `Augment.mixed` returns comes back.
+        mixed too, and a `Mixed` comes back.
         """
         if images.dim() == 4 and images.shape[1] == 3:
             images = images.permute(0, 2, 3, 1)
         if not self.training:
             batch = self.augment.plain(images)
-            return batch if labels is None else (batch, labels, torch.ones(1, device=batch.device))
+            return batch if labels is None else Mixed(batch, labels, labels, torch.ones(1, device=batch.device))
         if indices is None:
             indices = torch.arange(self.seen, self.seen + len(images), device=images.device)
         step = self.step
         self.step, self.seen = self.step + 1, self.seen + len(images)
         if labels is None:
-            return self.augment(images, indices, self.epoch)
-        return self.augment.mixed(images, labels, indices, self.epoch, step)
+            return self.augment.unmixed(images, indices, self.epoch)
+        return self.augment(images, labels, indices, self.epoch, step)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "step": self.step, "seen": self.seen}

@@ -53,7 +53,7 @@ def test_numba_has_the_references_bits(
     augment = Augment(policy, MEAN, STD, mix=mix, seed=seed, dtype=dtype, channels_last=channels_last)
     images, chosen = noise_images(size), torch.tensor(rows, dtype=torch.int64)
     indices = torch.arange(len(rows)) * 1_000_003 + 4_000_000_000
-    batch, partners, weight = augment.mixed(images, torch.arange(len(rows)), indices, epoch, 5, chosen)
+    batch, _, partners, weight = augment(images, torch.arange(len(rows)), indices, epoch, 5, chosen)
     mixing = augment.draw_mix(epoch, 5, size)
     assert batch.shape == (len(rows), 3, *size) and batch.dtype == dtype
     assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -61,7 +61,9 @@ def test_numba_has_the_references_bits(
     assert weight.tolist() == [float(mixing.weight)]
     if mixing.kind != NO_MIX:
         assert partners.tolist() == [(row - 1) % len(rows) for row in range(len(rows))]
-    assert torch.equal(augment(images, indices, epoch, chosen), by_reference(augment, images, indices, epoch, chosen))
+    assert torch.equal(
+        augment.unmixed(images, indices, epoch, chosen), by_reference(augment, images, indices, epoch, chosen)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -73,7 +75,7 @@ def test_many_threads_have_the_references_bits(dtype: torch.dtype, mix: recipe.M
     try:
         augment = Augment(EVERYTHING, MEAN, STD, mix=mix, seed=1, dtype=dtype)
         images, rows = noise_images((32, 32)), torch.arange(151) % 6
-        batch, _, _ = augment.mixed(images, rows, torch.arange(151), 2, 0, rows)
+        batch, _, _, _ = augment(images, rows, torch.arange(151), 2, 0, rows)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(
@@ -88,7 +90,7 @@ def test_halves_are_rounded_as_torch_rounds() -> None:
             policy = recipe.Augment(translate=0, flip="none")
             images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
             augment = Augment(policy, (0.3, 0.5, 0.7), (std, std * 1.3, std * 1.7), dtype=dtype)
-            found = augment(images, torch.tensor([0]), 0)
+            found = augment.unmixed(images, torch.tensor([0]), 0)
             assert torch.equal(found, augment.plain(images))
 
 
@@ -96,12 +98,14 @@ def test_halves_are_rounded_as_torch_rounds() -> None:
 def test_a_sample_is_the_same_in_any_batch(policy: recipe.Augment) -> None:
     augment = Augment(policy, MEAN, STD, seed=3, dtype=torch.bfloat16)
     images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
-    everything = augment(images, torch.arange(50), 4)
+    everything = augment.unmixed(images, torch.arange(50), 4)
     for indices in ([7], [49, 7, 0], list(range(49, -1, -1)), [3, 3, 3]):
         chosen = torch.tensor(indices)
-        assert torch.equal(augment(images, chosen, 4, chosen), everything[chosen])
-        assert torch.equal(augment(images[chosen], chosen, 4), everything[chosen]), "from another loader's buffer"
-    assert not torch.equal(augment(images, torch.arange(50), 5), everything)
+        assert torch.equal(augment.unmixed(images, chosen, 4, chosen), everything[chosen])
+        assert torch.equal(augment.unmixed(images[chosen], chosen, 4), everything[chosen]), (
+            "from another loader's buffer"
+        )
+    assert not torch.equal(augment.unmixed(images, torch.arange(50), 5), everything)
 
 
 def test_the_same_step_mixes_the_same() -> None:
@@ -110,7 +114,7 @@ def test_the_same_step_mixes_the_same() -> None:
 
     def run(steps: list[int]) -> list[tuple[torch.Tensor, ...]]:
         augment = Augment(REPORT, MEAN, STD, mix=MIXES[3], seed=9)
-        return [augment.mixed(images, labels, labels, 1, step) for step in steps]
+        return [augment(images, labels, labels, 1, step) for step in steps]
 
     whole = run([0, 1, 2, 3, 4, 5])
     for found, expected in zip(run([4, 2]), (whole[4], whole[2]), strict=True):
@@ -123,11 +127,11 @@ def test_two_threads_at_once() -> None:
     """As a prefetching thread beside a training loop does."""
     augment = Augment(EVERYTHING, MEAN, STD)
     images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)  # enough for two threads each
-    expected = augment(images, torch.arange(64), 0)
+    expected = augment.unmixed(images, torch.arange(64), 0)
     found: list[bool] = []
 
     def work() -> None:
-        found.extend(torch.equal(augment(images, torch.arange(64), 0), expected) for _ in range(20))
+        found.extend(torch.equal(augment.unmixed(images, torch.arange(64), 0), expected) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -146,19 +150,19 @@ augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3)
 images, rows = torch.zeros(256, 32, 32, 3, dtype=torch.uint8), torch.arange(256)
 began = time.perf_counter()
 torch.set_num_threads(2)
-expected = augment(images, rows, 0)
+expected = augment.unmixed(images, rows, 0)
 print(time.perf_counter() - began)
 child = os.fork()
 if not child:
     # Compared by NumPy: torch's OpenMP hangs in a child whose parent has used it.
-    os._exit(0 if (augment(images, rows, 0).numpy() == expected.numpy()).all() else 3)
+    os._exit(0 if (augment.unmixed(images, rows, 0).numpy() == expected.numpy()).all() else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_a_new_process_starts_fast_and_may_fork() -> None:
     """Compiled code comes from the cache on disk: 2 s leave room for a busy machine, compiling takes ten at least."""
-    Augment(recipe.Augment(), MEAN, STD)(torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0)
+    Augment(recipe.Augment(), MEAN, STD).unmixed(torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0)
     result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 2
@@ -191,12 +195,14 @@ def test_a_constant_channel_is_centred_not_divided_by_zero() -> None:
 
 def test_noise_has_its_deviation_and_stays_within_the_range() -> None:
     augment = Augment(recipe.Augment(translate=0, flip="none", noise=0.1), MEAN, STD)
-    values = augment.restore(augment(torch.full((1, 200, 200, 3), 128, dtype=torch.uint8), torch.tensor([0]), 0))
+    values = augment.restore(
+        augment.unmixed(torch.full((1, 200, 200, 3), 128, dtype=torch.uint8), torch.tensor([0]), 0)
+    )
     # Deviations: 0.1/√40,000 = 0.0005 of a mean, 0.1/√80,000 = 0.00035 of a standard deviation.
     assert (values.mean(dim=(0, 1, 2)) - 128 / 255).abs().max() < 0.003
     assert (values.std(dim=(0, 1, 2)) - 0.1).abs().max() < 0.002
     black = Augment(recipe.Augment(translate=0, flip="none", noise=0.1), MEAN, STD)
-    batch = black(torch.zeros(1, 50, 50, 3, dtype=torch.uint8), torch.tensor([0]), 0)
+    batch = black.unmixed(torch.zeros(1, 50, 50, 3, dtype=torch.uint8), torch.tensor([0]), 0)
     assert batch.amin(dim=(0, 2, 3)).tolist() == black.finish[1].tolist()
 
 
@@ -204,12 +210,12 @@ def test_arguments_that_do_not_fit() -> None:
     augment = Augment(recipe.Augment(translate=1), MEAN, STD)
     images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint8"):
-        augment(images.float(), torch.arange(3), 0)
+        augment.unmixed(images.float(), torch.arange(3), 0)
     with pytest.raises(ValueError, match="2 indices for 3 images"):
-        augment(images, torch.arange(2), 0)
+        augment.unmixed(images, torch.arange(2), 0)
     for row in (-1, 3):
         with pytest.raises(IndexError, match="3 images"):
-            augment(images, torch.tensor([0]), 0, torch.tensor([row]))
+            augment.unmixed(images, torch.tensor([0]), 0, torch.tensor([row]))
 
 
 def test_policies_that_do_not_fit_the_images() -> None:
@@ -219,7 +225,7 @@ def test_policies_that_do_not_fit_the_images() -> None:
         (recipe.Augment(translate=0, cutout=9), "augment.cutout = 9 is larger than 8-pixel images"),
     ):
         with pytest.raises(UserError, match=message):
-            Augment(policy, MEAN, STD)(images, torch.tensor([0]), 0)
+            Augment(policy, MEAN, STD).unmixed(images, torch.tensor([0]), 0)
 
 
 def test_mixing_needs_classes_and_neighbours() -> None:
@@ -278,7 +284,7 @@ def test_the_module_counts_and_resumes() -> None:
     first.start_epoch(2)
     batches = [first(batch, labels=labels) for batch in images]
     positions = torch.arange(10, 20)
-    expected: Any = first.augment.mixed(images[1], labels, positions, 2, 1)
+    expected: Any = first.augment(images[1], labels, positions, 2, 1)
     assert all(torch.equal(one, other) for one, other in zip(batches[1], expected, strict=True))
     resumed, stopped = module(), module()
     stopped.start_epoch(2)
@@ -289,11 +295,11 @@ def test_the_module_counts_and_resumes() -> None:
     # Given indices decide the draws, either layout will do, and without labels nothing is mixed.
     given = torch.tensor([5, 3])
     assert torch.equal(
-        resumed(images[0][:2].permute(0, 3, 1, 2), given), resumed.augment(images[0][:2], given, resumed.epoch)
+        resumed(images[0][:2].permute(0, 3, 1, 2), given), resumed.augment.unmixed(images[0][:2], given, resumed.epoch)
     )
     resumed.eval()
     assert torch.equal(resumed(images[0]), resumed.augment.plain(images[0]))
-    _, partners, weight = resumed(images[0], labels=labels)
+    _, _, partners, weight = resumed(images[0], labels=labels)
     assert torch.equal(partners, labels) and weight.item() == 1
 
 
@@ -302,4 +308,6 @@ def test_memory_maps_are_read_as_they_are(tmp_path: Path) -> None:
     store = np.load(tmp_path / "store.npy", mmap_mode="c")
     augment = Augment(EVERYTHING, MEAN, STD)
     rows = torch.tensor([5, 0, 2])
-    assert torch.equal(augment(torch.from_numpy(store), rows, 1, rows), augment(noise_images((32, 32)), rows, 1, rows))
+    assert torch.equal(
+        augment.unmixed(torch.from_numpy(store), rows, 1, rows), augment.unmixed(noise_images((32, 32)), rows, 1, rows)
+    )

@@ -135,7 +135,7 @@ class TestCommandLine:
 
 
 class TestPtx:
-    """Of cuda:90. The interpreter's maximum passes NaN on where the GPU's does not: only here a mistake would show."""
+    """Of cuda:90. What a GPU does with NaN, and what it reads at a time, no interpreter shows."""
 
     @pytest.mark.parametrize(
         "configuration",

@@ -59,10 +59,10 @@ def test_every_pair_occurs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5], SHAPES[8]], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_full_product(form: str, shape: tuple[int, int, int, int]) -> None:
-    """All options in all combinations."""
+    """All options in all combinations: one value a map, ragged rows, ragged channels."""
     for values in itertools.product(*(OPTIONS[name] for name in OPTIONS if name != "form")):
         chosen = dict(zip((name for name in OPTIONS if name != "form"), values, strict=True))
         check(Case(form=form, shape=shape, **chosen))

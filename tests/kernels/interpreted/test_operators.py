@@ -43,7 +43,8 @@ def test_opcheck(second: str, activation: str, training: bool, keep: bool) -> No
     weights += [*terms[5:7], *([None, None] if training else terms[7:9])]
     by_bits = bits if bits.numel() else None
     dy, dy2 = (draw(Case(shape=SHAPE), seed).dy for seed in (1, 2))
-    for needs, again in (([True, second != "none", True], dy2), ([True, False, False], None)):
+    added = second != "none"
+    for needs, again in (([True, added, True], dy2), ([True, False, False], None), ([not added, added, False], dy2)):
         given = (dy, again, x, other, by_bits, statistics, *weights, [1e-5, 1e-3], second, training, activation, needs)
         torch.library.opcheck(torch.ops.fastres.batch_norm_act_backward, given)
 
