@@ -164,7 +164,14 @@ def predict(
 
 
 @app.command()
-def show(recipe: RecipeFile, set_: Overrides = [], as_json: Json = False) -> None:  # noqa: B006 - typer copies it
+def show(
+    recipe: RecipeFile,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    augment: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw training images before and after augmentation, and stop.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print the resolved recipe and the network's layers with shapes, parameters and multiply-adds."""
     from dataclasses import asdict
 
@@ -173,6 +180,15 @@ def show(recipe: RecipeFile, set_: Overrides = [], as_json: Json = False) -> Non
     from fastres.recipe import Recipe
 
     loaded = Recipe.load(recipe, set_)
+    if augment is not None:
+        from fastres.results import draw_augmented
+
+        shown = draw_augmented(loaded, augment)
+        if as_json:
+            _print_json({"out": str(augment), "images": shown})
+        else:
+            print(f"{shown} training images before and after augmentation in {augment}")
+        return
     classes, size, known = shape_of(loaded.data)
     network = build(loaded.model, classes, size)
     table = layers(network, size)

@@ -113,6 +113,11 @@ def augmented(images: np.ndarray, after: np.ndarray, labels: np.ndarray, classes
     return _tiles(images, captions, columns=min(8, max(4, len(images))), empty=empty, after=after)
 
 
+def mixed(images: np.ndarray, after: np.ndarray, captions: list[str], columns: int) -> Figure:
+    """Images, uint8 [n, H, W, 3], above what augmentation and mixing make of them, float32 in 0 to 1: a row a batch."""
+    return _tiles(images, captions, columns=columns, empty="There is no training image to show.", after=after)
+
+
 def class_counts(
     train_labels: np.ndarray, val_labels: np.ndarray | None, classes: tuple[str, ...], *, leak: bool = False
 ) -> Figure:

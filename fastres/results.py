@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from fastres.evaluate import Measures
-from fastres.feed import Feed, labels_of
+from fastres.feed import Feed, labels_of, open_feed
+from fastres.files import check_writable, write_bytes
 from fastres.position import Position
 from fastres.recipe import Recipe
 
 SHOWN = 40
 """Training images that the page shows."""
+
+STEPS_SHOWN, EACH_STEP = 4, 8
+"""Batches that the figure of the augmentation shows, and images of each: a batch is mixed in one way."""
 
 
 def summarise(recipe: Recipe, at: Position, measured: Measures, *, steps: int) -> dict[str, Any]:
@@ -61,6 +65,29 @@ def draw_page(
         test_probabilities=probabilities.numpy(),
     )
     return write_report(run, recipe=recipe, rows=rows, summary=summary, environment=environment, exhibits=exhibits)
+
+
+def draw_augmented(recipe: Recipe, out: Path) -> int:
+    """Write a PNG of training images above what the network gets of them, as the first steps of the first epoch mix
+    them; returns how many images it shows. Raises UserError where data or policy cannot be used, or `out` not written.
+    """
+    from fastres import figures
+
+    check_writable(out)
+    feed = open_feed(recipe, torch.device("cpu"))
+    names = feed.dataset.classes
+    before, after, captions = [], [], []
+    for step, batch in zip(range(STEPS_SHOWN), feed.train.batches(0), strict=False):
+        mixed = feed.augment(batch.source, batch.labels, batch.indices, 0, step, batch.rows)
+        share = float(mixed.weight)
+        before.append(batch.source[batch.rows[:EACH_STEP]])
+        after.append(feed.augment.restore(mixed.images[:EACH_STEP]))
+        for label, partner in zip(mixed.labels[:EACH_STEP].tolist(), mixed.partners[:EACH_STEP].tolist(), strict=True):
+            own, other = figures.short(names[label], 10), figures.short(names[partner], 10)
+            captions.append(f"{own}\n" if share == 1 else f"{own} {share:.0%}\n{other} {1 - share:.0%}")
+    figure = figures.mixed(torch.cat(before).numpy(), torch.cat(after).numpy(), captions, EACH_STEP)
+    write_bytes(out, figures.png(figure))
+    return len(captions)
 
 
 def peak_memory(device: torch.device) -> int:
