@@ -138,6 +138,15 @@ def test_a_batch_larger_than_the_data(refused: Any, tmp_path: Path, fastres: Any
         (["data.validation_share=0.001"], "validation_share"),
         (["model.strides=[8, 8]", "train.batch_size=179"], "drop_last"),
         (["data.image_size=64"], "image_size"),
+        (["augment.cutout=33"], "augment.cutout"),
+        (["mix.mixup_alpha=0"], "mix.mixup_alpha"),
+        (["mix.cutmix_alpha=-1"], "mix.cutmix_alpha"),
+        (["augment.random_resized_crop.scale=[0.0, 1.0]"], "scale"),
+        (["augment.random_resized_crop.scale=[0.9, 1.1]"], "scale"),
+        (["augment.random_resized_crop.ratio=[2.0, 1.0]"], "ratio"),
+        (["augment.color_jitter.hue=0.6"], "hue"),
+        (["augment.padding=constant"], "fill"),
+        (["mix.cutmix_alpha=1", "train.batch_size=1", "model.strides=[1, 1]"], "train.batch_size"),
     ],
 )
 def test_choices_that_do_not_fit_the_data(

@@ -56,9 +56,12 @@ def same(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tiny: Path, tmp_path: Path, fastres: Any) -> None:
-    assert fastres("train", tiny, "--out", tmp_path / "straight", "--set", "train.epochs=60", "--quiet")[0] == 0
+    # Mixed batches with every kind of draw: they too must come back after the resume.
+    settings = ["train.epochs=60", "mix.cutmix_alpha=1", "mix.mixup_alpha=1", "augment.grayscale=0.5"]
+    options = [argument for setting in settings for argument in ("--set", setting)]
+    assert fastres("train", tiny, "--out", tmp_path / "straight", *options, "--quiet")[0] == 0
     run = tmp_path / "run"
-    process = start("train", tiny, "--out", run, "--set", "train.epochs=60")
+    process = start("train", tiny, "--out", run, *options)
     wait_for(run, process, STEPS)
     process.send_signal(number)
     code, err = finish(process)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastres as library
 from fastres import checkpoint
+from fastres.feed import open_feed
 from fastres.recipe import Recipe
 
 
@@ -69,6 +71,43 @@ def test_the_resolved_recipe_reproduces_the_run_to_the_bit(fastres: Any, tiny: P
     assert one == two
     assert fastres("train", tiny, "--out", tmp_path / "three", "--set", "train.seed=1", "--quiet")[0] == 0
     assert (tmp_path / "three" / checkpoint.FINAL).read_bytes() != one
+
+
+MIXING = ["mix.cutmix_alpha=1.0", "mix.mixup_alpha=0.8", "augment.autocontrast=0.2", "augment.color_jitter.hue=0.1"]
+
+
+def test_a_mixed_run_learns_and_repeats_to_the_bit(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    settings = [argument for setting in MIXING for argument in ("--set", setting)]
+    for out in ("one", "two"):
+        assert fastres("train", tiny, "--out", tmp_path / out, *settings, "--set", "train.epochs=4", "--quiet")[0] == 0
+    one, two = ((tmp_path / run / checkpoint.FINAL).read_bytes() for run in ("one", "two"))
+    assert one == two
+    rows = rows_of(tmp_path / "one")
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert 0 <= rows[-1]["train_accuracy"] <= 1
+    # Without mixing another network comes out: the table does something.
+    assert fastres("train", tiny, "--out", tmp_path / "plain", "--set", "train.epochs=4", "--quiet")[0] == 0
+    assert (tmp_path / "plain" / checkpoint.FINAL).read_bytes() != one
+
+
+def test_mixing_stops_after_its_last_epoch(tiny: Path) -> None:
+    recipe = Recipe.load(tiny, [*MIXING, "mix.until=2"])
+    feed = open_feed(recipe, torch.device("cpu"), quiet=True)
+    weights = [float(feed.augment(b.source, b.labels, b.indices, epoch, 0, b.rows).weight)
+               for epoch in range(4) for b in [next(iter(feed.train.batches(epoch)))]]  # fmt: skip
+    assert weights[2:] == [1, 1]
+    assert min(weights[:2]) < 1
+
+
+def test_a_drawing_of_the_augmentation(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    settings = [argument for setting in MIXING for argument in ("--set", setting)]
+    code, out, _ = fastres("show", tiny, *settings, "--augment", tmp_path / "drawn.png", "--json")
+    assert (code, json.loads(out)) == (0, {"out": str(tmp_path / "drawn.png"), "images": 32})
+    picture = np.asarray(Image.open(tmp_path / "drawn.png").convert("RGB"))
+    assert min(picture.shape[:2]) > 500
+    assert picture.reshape(-1, 3).std(0).min() > 20, "not an empty page"
+    code, _, err = fastres("show", tiny, "--augment", tmp_path)  # a folder
+    assert (code, "Traceback" in err) == (2, False)
 
 
 def test_json_is_alone_on_standard_output(fastres: Any, tiny: Path, tmp_path: Path) -> None:
