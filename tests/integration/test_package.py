@@ -123,7 +123,8 @@ def test_an_editable_install_follows_the_folders(source: Path, tmp_path: Path) -
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": packages}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (source / "kernels" / "added_later.py").write_text("VALUE = 7\n")
-    code = "import fastres.kernels.added_later as m; print(m.VALUE)"
+    # Appended, not on PYTHONPATH: there this environment's own editable fastres would be found first.
+    code = f"import sys; sys.path.append({packages!r}); import fastres.kernels.added_later as m; print(m.VALUE)"
     done = subprocess.run(
         [tmp_path / "venv" / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
