@@ -65,7 +65,9 @@ class Case:
 
     def images(self) -> Tensor:
         """uint8 [8, H, W, 3]; the last ones grey and of few levels, which colours treat apart."""
-        images = torch.randint(0, 256, (8, *self.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+        images = torch.randint(
+            0, 256, (8, *self.size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3)
+        )
         images[5] = images[5, ..., :1]
         images[6] = images[6] % 3 + 100
         return images.to(DEVICE)

@@ -1,4 +1,4 @@
-"""The augmentation kernels against the plain reference: every operation, the report's policy, mixing, sizes and types."""
+"""The augmentation kernels against the plain reference: operations, the report's policy, mixing, sizes and types."""
 
 from typing import Any
 

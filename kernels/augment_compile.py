@@ -1,0 +1,116 @@
+"""The augmentation kernels compiled ahead of time: which configurations, and how; `compile.py` reads what they need."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastres import recipe
+from fastres.augment import draws
+from fastres.augment.gpu import Launch, kernel_policy, launch
+from fastres.kernels import augment, mix
+
+SHIFT = recipe.Augment(translate=4, flip="random")
+REPORT = recipe.Augment(
+    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bicubic"),
+    translate=0,
+    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    autocontrast=0.2,
+    grayscale=0.2,
+)
+EVERYTHING = recipe.Augment(
+    **REPORT.model_dump(exclude={"translate", "padding", "cutout", "erasing", "noise"}),
+    translate=4,
+    padding="zero",
+    cutout=8,
+    erasing=recipe.Erasing(),
+    noise=0.05,
+)
+POLICIES = {"shift": SHIFT, "report": REPORT, "everything": EVERYTHING}
+MIXED = recipe.Mix(mixup_alpha=0.2, cutmix_alpha=1.0)
+KERNELS = {
+    "direct_kernel": augment.direct_kernel,
+    "tile_kernel": augment.tile_kernel,
+    "measure_kernel": augment.measure_kernel,
+    "mix_kernel": mix.mix_kernel,
+}
+_TYPES = {
+    "*u8": ("images",),
+    "*i64": ("rows", "indices", "labels", "partners", "epoch", "step"),
+    "*i32": ("taps_across", "taps_down", "statistics"),
+    "*fp32": ("weights", "tables", "factors"),
+    "i32": ("seed",),
+}
+"""Types of the kernels' arguments by name; every other one points to values of the configuration's type."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel for a policy and a size of images."""
+
+    kernel: str
+    dtype: str
+    """`bf16`, `fp16` or `fp32`: of the batch."""
+    policy: str
+    """Of POLICIES."""
+    mixes: bool
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.size))
+        return " ".join((self.kernel, self.dtype, self.policy, "mixed" if self.mixes else "unmixed", size))
+
+    @property
+    def launch(self) -> Launch:
+        """Route, tile and warps, as they are chosen for a batch."""
+        policy = POLICIES[self.policy]
+        return launch(kernel_policy(policy, MIXED if self.mixes else recipe.Mix(), draws.plan(policy, self.size)))
+
+
+def configurations() -> Iterator[Configuration]:
+    """All kernels at 32×32, 64×64 and 96×96 pixels, in bf16; the shift in the other types too."""
+    for side in (32, 64, 96):
+        for policy in POLICIES:
+            for mixes in (False, True):
+                chosen = Configuration("", "bf16", policy, mixes, (side, side)).launch
+                for kernel in (chosen.kernel, *(["measure"] if chosen.measures and not mixes else [])):
+                    yield Configuration(f"{kernel}_kernel", "bf16", policy, mixes, (side, side))
+    for dtype in ("fp16", "fp32"):
+        yield Configuration("direct_kernel", dtype, "shift", False, (32, 32))
+    yield Configuration("mix_kernel", "bf16", "shift", True, (32, 32))
+
+
+def build(configuration: Configuration, target: str) -> Any:
+    """Compile for a target such as `cuda:90`; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
+    kernel, chosen = KERNELS[configuration.kernel], configuration.launch
+    fixed = {
+        "POLICY": chosen.policy,
+        "ROWS": chosen.rows,
+        "COLUMNS": chosen.columns,
+        "BLOCK": mix.BLOCK if configuration.kernel == "mix_kernel" else chosen.columns,
+        "CHANNELS": 3,
+    }
+    absent = [] if configuration.mixes else ["labels", "partners", "weights", "step"]
+    absent += [] if chosen.policy.taps else ["taps_across", "taps_down"]
+    absent += [] if chosen.measures else ["statistics"]
+    constants = {name: value for name, value in (fixed | dict.fromkeys(absent)).items() if name in kernel.arg_names}
+    types = {name: kind for kind, names in _TYPES.items() for name in names}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, f"*{configuration.dtype}")
+        for name in kernel.arg_names
+    }
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*")
+    }
+    backend, capability = target.split(":")
+    warps = 4 if configuration.kernel == "mix_kernel" else chosen.warps
+    return triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget(backend, int(capability), 32),
+        options={"num_warps": warps, **augment.OPTIONS},
+    )

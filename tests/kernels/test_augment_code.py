@@ -1,0 +1,88 @@
+"""What the augmentation kernels become: machine code that hardly spills, and PTX that does what the source says."""
+
+import functools
+import re
+import subprocess
+import tempfile
+
+import pytest
+from triton import knobs
+
+if knobs.runtime.interpret:
+    pytest.skip("machine code needs Triton's compiler: TRITON_INTERPRET is set", allow_module_level=True)
+
+from fastres.kernels import augment_compile as ahead
+from fastres.kernels import compile as machine
+from fastres.kernels.augment_compile import Configuration
+
+SHIFT = Configuration("direct_kernel", "bf16", "shift", False, (32, 32))
+MIXED_SHIFT = Configuration("direct_kernel", "bf16", "shift", True, (32, 32))
+REPORT = Configuration("tile_kernel", "bf16", "report", False, (32, 32))
+MIXED_REPORT = Configuration("tile_kernel", "bf16", "report", True, (32, 32))
+MIX = Configuration("mix_kernel", "bf16", "shift", True, (32, 32))
+
+
+@functools.cache
+def ptx(configuration: Configuration) -> str:
+    text: str = ahead.build(configuration, "cuda:90").asm["ptx"]
+    return text
+
+
+@pytest.mark.parametrize("configuration", [SHIFT, MIXED_SHIFT, REPORT, MIXED_REPORT, MIX], ids=str)
+def test_rounds_after_each_operation(configuration: Configuration) -> None:
+    """The CPU's bits need every product and every sum rounded: no fused multiply-add, no approximate quotient."""
+    assert not re.search(r"\bfma\.rn\.f|\bmad\.f|\bdiv\.(full|approx)|\bex2|\blg2|\brcp|\bsqrt", ptx(configuration))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "vector"),
+    [(SHIFT, "v4.b32"), (MIXED_SHIFT, "v4.b32"), (MIX, "v4.b32"), (REPORT, "v2.b32")],
+    ids=str,
+)
+def test_writes_vectors(configuration: Configuration, vector: str) -> None:
+    """16 bytes a thread, or 8 where four pixels are a thread's: a warp fills whole 32-byte sectors either way."""
+    stores = re.findall(r"st\.global(\S*)", ptx(configuration))
+    wide = [store for store in stores if vector in store]
+    labels = 2 if configuration.mixes else 0
+    assert wide and len(stores) - len(wide) == labels
+
+
+def test_only_autocontrast_needs_double_precision() -> None:
+    """fp64 is slow on many GPUs: a table of 256 entries a channel, and nothing in the cheap kernels."""
+    assert ".f64" not in ptx(SHIFT) and ".f64" not in ptx(MIX)
+    quotients = re.findall(r"div\.rn\.f64", ptx(REPORT))
+    assert len(quotients) == 3
+
+
+def test_draws_of_64_bits_are_not_made() -> None:
+    """Triton's Philox for 64-bit counters is another generator: its multipliers must not occur."""
+    for text in map(ptx, (SHIFT, REPORT)):
+        assert str(0xD2511F53 - 2**32) in text
+        assert str(0xD2E7470EE14C6C93 - 2**64) not in text
+
+
+@pytest.mark.parametrize("configuration", [SHIFT, MIXED_SHIFT, REPORT, MIXED_REPORT, MIX], ids=str)
+def test_registers(configuration: Configuration) -> None:
+    """No spills at the size that the recipes use."""
+    registers, spills = needs(configuration, "cuda:90")
+    assert spills == 0
+    # Half of an SM's 65,536 registers are the most that leave room for a second program beside it.
+    assert registers * 32 * configuration.launch.warps <= 32_768
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", machine.TARGETS)
+def test_every_configuration(target: str) -> None:
+    for configuration in ahead.configurations():
+        assert needs(configuration, target)[1] <= machine.SPILL_LIMIT, configuration
+
+
+def needs(configuration: Configuration, target: str) -> tuple[int, int]:
+    """Registers of a thread, and bytes that it spills."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(ahead.build(configuration, target).asm["cubin"])
+        file.flush()
+        command = [machine.cuobjdump(), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
