@@ -9,44 +9,35 @@ import triton.language as tl
 
 
 @triton.jit
-def load_tile(pointer, row, rows, columns, C, BLOCK_M: tl.constexpr):
-    """Rows `row` to `row + BLOCK_M` of some columns, in fp32, zero from row `rows` and column C on.
+def load_packed(pointer, row, rows, columns, C, BLOCK_M: tl.constexpr, LAST: tl.constexpr = False):
+    """Rows `row` to `row + BLOCK_M` of some columns, zero from row `rows` and column C on, in the tensor's own type.
 
-    The offset of the first row is a 64-bit scalar: tensors may have more than 2³¹ elements, a tile never has.
+    LAST: no kernel reads them again soon, so that they are the first to leave the cache. The offset of the first row is
+    a 64-bit scalar: tensors may have more than 2³¹ elements, a tile never has.
     """
     inside = tl.arange(0, BLOCK_M)[:, None]
     mask = (row + inside < rows) & (columns < C)
     base = pointer + tl.cast(row, tl.int64) * C
-    return tl.load(base + (inside * C + columns), mask=mask, other=0.0).to(tl.float32)
+    policy: tl.constexpr = "evict_first" if LAST else ""
+    return tl.load(base + (inside * C + columns), mask=mask, other=0.0, eviction_policy=policy)
 
 
 @triton.jit
-def load_packed(pointer, row, rows, columns, C, BLOCK_M: tl.constexpr):
-    """`load_tile` in the tensor's own type, to be kept in registers: 16-bit values take half of what fp32 would."""
-    inside = tl.arange(0, BLOCK_M)[:, None]
-    mask = (row + inside < rows) & (columns < C)
-    base = pointer + tl.cast(row, tl.int64) * C
-    return tl.load(base + (inside * C + columns), mask=mask, other=0.0)
+def load_tile(pointer, row, rows, columns, C, BLOCK_M: tl.constexpr, LAST: tl.constexpr = False):
+    """`load_packed` in fp32."""
+    return load_packed(pointer, row, rows, columns, C, BLOCK_M, LAST).to(tl.float32)
 
 
 @triton.jit
 def unpack(tile, OPAQUE: tl.constexpr):
     """A packed tile in fp32. OPAQUE hides from the compiler that it has unpacked this tile before.
 
-    Otherwise it would keep the fp32 values from one use to the next, twice the registers, and spill.
+    Otherwise it would keep the fp32 values from one use to the next, twice the registers that 16-bit values need, and
+    spill.
     """
     if OPAQUE and tile.dtype.primitive_bitwidth == 16:
         tile = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tile], dtype=tile.dtype, is_pure=False, pack=2)
     return tile.to(tl.float32)
-
-
-@triton.jit
-def load_tile_last(pointer, row, rows, columns, C, BLOCK_M: tl.constexpr):
-    """`load_tile` of what no kernel reads again soon: it is the first to leave the cache."""
-    inside = tl.arange(0, BLOCK_M)[:, None]
-    mask = (row + inside < rows) & (columns < C)
-    base = pointer + tl.cast(row, tl.int64) * C
-    return tl.load(base + (inside * C + columns), mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
 
 
 @triton.jit
@@ -137,6 +128,52 @@ def channel_terms(statistics, running_mean, running_var, weight, bias, columns, 
     if bias is not None:
         shift = tl.load(bias + columns, mask=inside, other=0.0)
     return mean, rstd, scale, shift
+
+
+@triton.jit
+def load_gradient(dy, dy2, row, rows, columns, C, BLOCK_M: tl.constexpr, LAST: tl.constexpr = False):
+    """The gradient of the output: dy, and dy2 where a second reader sent one."""
+    g = load_tile(dy, row, rows, columns, C, BLOCK_M, LAST)
+    if dy2 is not None:
+        g += load_tile(dy2, row, rows, columns, C, BLOCK_M, LAST)
+    return g
+
+
+@triton.jit
+def behind_activation(
+    g,
+    tile,
+    x_terms,
+    other,
+    z_terms,
+    second,
+    bits,
+    row,
+    rows,
+    columns,
+    octets,
+    C,
+    SECOND: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    OPAQUE: tl.constexpr = False,
+    LAST: tl.constexpr = False,
+):
+    """The gradient in front of the activation: by the bits that the forward pass stored, or from x, `tile`, and what
+    was added: z, `other`, in the dual form, else `second`, of which nothing has been loaded. Tiles may be packed (`unpack`
+    has OPAQUE); the terms are those of `channel_terms`, absent where there is no z.
+    """
+    if bits is not None:
+        g = tl.where(load_bits(bits, row, rows, octets, C, BLOCK_M, BLOCK_C), g, 0.0)
+    elif ACTIVATION != "none":
+        out = normalise(unpack(tile, OPAQUE), x_terms[0], x_terms[2], x_terms[3])
+        if SECOND == "add":
+            out += load_tile(second, row, rows, columns, C, BLOCK_M, LAST)
+        if SECOND == "dual":
+            out += normalise(unpack(other, OPAQUE), z_terms[0], z_terms[2], z_terms[3])
+        g = through_activation(g, out, ACTIVATION)
+    return g
 
 
 @triton.jit

@@ -14,18 +14,17 @@ import triton.language as tl
 
 from fastres.kernels.device import (
     activate,
+    behind_activation,
     channel_terms,
     finish_statistics,
-    load_bits,
+    load_gradient,
     load_packed,
-    load_tile,
     merge_moments,
     normalise,
     split_rows,
     store_bits,
     store_moments,
     store_tile,
-    through_activation,
     unpack,
     wait_for_all,
 )
@@ -226,28 +225,21 @@ def resident_backward_kernel(
     row = split * rows_per_split
     rows = row + split_rows(split, rows_per_split, M)
     SUMS: tl.constexpr = 3 if SECOND == "dual" else 2
-
     OPAQUE: tl.constexpr = PHASE == "all"
 
-    g = load_tile(dy, row, rows, columns, C, BLOCK_M)
-    if dy2 is not None:
-        g += load_tile(dy2, row, rows, columns, C, BLOCK_M)
+    g = load_gradient(dy, dy2, row, rows, columns, C, BLOCK_M)
     tile = load_packed(x, row, rows, columns, C, BLOCK_M)
-    mean, rstd, scale, bias = channel_terms(statistics, None, None, x_weight, x_bias, columns, C, 0.0, False)
+    x_terms = channel_terms(statistics, None, None, x_weight, x_bias, columns, C, 0.0, False)
+    mean, rstd, scale, _ = x_terms
+    other, z_terms = None, None
     if SECOND == "dual":
         other = load_packed(second, row, rows, columns, C, BLOCK_M)
-        z_mean, z_rstd, z_scale, z_shift = channel_terms(
-            statistics + 2 * C, None, None, z_weight, z_bias, columns, C, 0.0, False
-        )
-    if bits is not None:
-        g = tl.where(load_bits(bits, row, rows, octets, C, BLOCK_M, BLOCK_C), g, 0.0)
-    elif ACTIVATION != "none":
-        out = normalise(unpack(tile, OPAQUE), mean, scale, bias)
-        if SECOND == "add":
-            out += load_tile(second, row, rows, columns, C, BLOCK_M)
-        if SECOND == "dual":
-            out += normalise(unpack(other, OPAQUE), z_mean, z_scale, z_shift)
-        g = through_activation(g, out, ACTIVATION)
+        z_terms = channel_terms(statistics + 2 * C, None, None, z_weight, z_bias, columns, C, 0.0, False)
+        z_mean, z_rstd, z_scale, _ = z_terms
+    g = behind_activation(
+        g, tile, x_terms, other, z_terms, second, bits, row, rows, columns, octets, C,
+        SECOND, ACTIVATION, BLOCK_M, BLOCK_C, OPAQUE,
+    )  # fmt: skip
     g = tl.where(row + tl.arange(0, BLOCK_M)[:, None] < rows, g, 0.0)
     total_g = tl.sum(g, axis=0, keep_dims=True)
     total_x = tl.sum(g * (unpack(tile, OPAQUE) - mean), axis=0, keep_dims=True)

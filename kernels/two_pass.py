@@ -14,19 +14,18 @@ import triton.language as tl
 
 from fastres.kernels.device import (
     activate,
+    behind_activation,
     channel_terms,
     finish_statistics,
     is_last,
-    load_bits,
+    load_gradient,
     load_tile,
-    load_tile_last,
     merge_moments,
     normalise,
     split_rows,
     store_bits,
     store_moments,
     store_tile,
-    through_activation,
 )
 
 
@@ -157,18 +156,18 @@ def apply_kernel(
     """
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     row = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
-    tile = load_tile_last(x, row, M, columns, C, BLOCK_M)
+    tile = load_tile(x, row, M, columns, C, BLOCK_M, LAST=True)
     mean, _, scale, bias = channel_terms(
         statistics, x_running_mean, x_running_var, x_weight, x_bias, columns, C, x_eps, FROM_RUNNING
     )
     out = normalise(tile, mean, scale, bias)
     if SECOND == "add":
-        out += load_tile_last(second, row, M, columns, C, BLOCK_M)
+        out += load_tile(second, row, M, columns, C, BLOCK_M, LAST=True)
     if SECOND == "dual":
         mean, _, scale, bias = channel_terms(
             statistics + 2 * C, z_running_mean, z_running_var, z_weight, z_bias, columns, C, z_eps, FROM_RUNNING
         )
-        out += normalise(load_tile_last(second, row, M, columns, C, BLOCK_M), mean, scale, bias)
+        out += normalise(load_tile(second, row, M, columns, C, BLOCK_M, LAST=True), mean, scale, bias)
     if bits is not None:
         octets = tl.program_id(0) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
         store_bits(bits, (out <= 0.0) == 0, row, M, octets, C, BLOCK_M, BLOCK_C)
@@ -220,40 +219,35 @@ def reduce_kernel(
     rows = row + split_rows(split, rows_per_split, M)
     SUMS: tl.constexpr = 3 if SECOND == "dual" else 2
 
-    mean, rstd, scale, bias = channel_terms(
+    x_terms = channel_terms(
         statistics, x_running_mean, x_running_var, x_weight, x_bias, columns, C, x_eps, FROM_RUNNING
     )
+    z_terms = None
     if SECOND == "dual":
-        z_mean, z_rstd, z_scale, z_shift = channel_terms(
+        z_terms = channel_terms(
             statistics + 2 * C, z_running_mean, z_running_var, z_weight, z_bias, columns, C, z_eps, FROM_RUNNING
         )
     of_g = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     of_x = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     of_z = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for at in range(row, rows, BLOCK_M):
-        g = load_tile(dy, at, rows, columns, C, BLOCK_M)
-        if dy2 is not None:
-            g += load_tile(dy2, at, rows, columns, C, BLOCK_M)
+        g = load_gradient(dy, dy2, at, rows, columns, C, BLOCK_M)
         tile = load_tile(x, at, rows, columns, C, BLOCK_M)
+        other = None
         if SECOND == "dual":
             other = load_tile(second, at, rows, columns, C, BLOCK_M)
-        if bits is not None:
-            g = tl.where(load_bits(bits, at, rows, octets, C, BLOCK_M, BLOCK_C), g, 0.0)
-        elif ACTIVATION != "none":
-            out = normalise(tile, mean, scale, bias)
-            if SECOND == "add":
-                out += load_tile(second, at, rows, columns, C, BLOCK_M)
-            if SECOND == "dual":
-                out += normalise(other, z_mean, z_scale, z_shift)
-            g = through_activation(g, out, ACTIVATION)
+        g = behind_activation(
+            g, tile, x_terms, other, z_terms, second, bits, at, rows, columns, octets, C,
+            SECOND, ACTIVATION, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
         if g_out is not None:
             store_tile(g_out, g, at, rows, columns, C, BLOCK_M)
         # Beyond the end the derivative of a zero input may be NaN where the channel's own values are fine.
         g = tl.where(at + tl.arange(0, BLOCK_M)[:, None] < rows, g, 0.0)
         of_g += g
-        of_x += g * (tile - mean)
+        of_x += g * (tile - x_terms[0])
         if SECOND == "dual":
-            of_z += g * (other - z_mean)
+            of_z += g * (other - z_terms[0])
 
     inside = columns < C
     at_split = partials + SUMS * split * C + columns
@@ -264,10 +258,10 @@ def reduce_kernel(
     if is_last(counters + tl.program_id(0), splits):
         total_g, total_x, total_z = merge_sums(partials, splits, columns, C, SUMS, BLOCK_S)
         tl.store(sums + columns, total_g, mask=inside)
-        tl.store(sums + C + columns, total_x * rstd, mask=inside)
+        tl.store(sums + C + columns, total_x * x_terms[1], mask=inside)
         if SECOND == "dual":
             tl.store(sums + 2 * C + columns, total_g, mask=inside)
-            tl.store(sums + 3 * C + columns, total_z * z_rstd, mask=inside)
+            tl.store(sums + 3 * C + columns, total_z * z_terms[1], mask=inside)
 
 
 @triton.jit
@@ -329,54 +323,35 @@ def gradient_kernel(
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     octets = tl.program_id(0) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
     row = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
-    g = load_tile_last(dy, row, M, columns, C, BLOCK_M)
-    if dy2 is not None:
-        g += load_tile_last(dy2, row, M, columns, C, BLOCK_M)
-    mean, rstd, scale, bias = channel_terms(
+    g = load_gradient(dy, dy2, row, M, columns, C, BLOCK_M, LAST=True)
+    x_terms = channel_terms(
         statistics, x_running_mean, x_running_var, x_weight, x_bias, columns, C, x_eps, FROM_RUNNING
     )
-    tile = load_tile_last(x, row, M, columns, C, BLOCK_M)
+    tile = load_tile(x, row, M, columns, C, BLOCK_M, LAST=True)
+    other, z_terms = None, None
     if SECOND == "dual":
-        z_mean, z_rstd, z_scale, z_shift = channel_terms(
+        z_terms = channel_terms(
             statistics + 2 * C, z_running_mean, z_running_var, z_weight, z_bias, columns, C, z_eps, FROM_RUNNING
         )
-        other = load_tile_last(second, row, M, columns, C, BLOCK_M)
-    if bits is not None:
-        g = tl.where(load_bits(bits, row, M, octets, C, BLOCK_M, BLOCK_C), g, 0.0)
-    elif ACTIVATION != "none":
-        out = normalise(tile, mean, scale, bias)
-        if SECOND == "add":
-            out += load_tile_last(second, row, M, columns, C, BLOCK_M)
-        if SECOND == "dual":
-            out += normalise(other, z_mean, z_scale, z_shift)
-        g = through_activation(g, out, ACTIVATION)
+        other = load_tile(second, row, M, columns, C, BLOCK_M, LAST=True)
+    g = behind_activation(
+        g, tile, x_terms, other, z_terms, second, bits, row, M, columns, octets, C,
+        SECOND, ACTIVATION, BLOCK_M, BLOCK_C, LAST=True,
+    )  # fmt: skip
     if g_out is not None:
         store_tile(g_out, g, row, M, columns, C, BLOCK_M)
     if dx is not None:
-        store_tile(
-            dx,
-            input_gradient(g, tile, mean, rstd, scale, sums, columns, C, M, FROM_RUNNING),
-            row,
-            M,
-            columns,
-            C,
-            BLOCK_M,
-        )
+        gradient = input_gradient(g, tile, x_terms, sums, columns, C, M, FROM_RUNNING)
+        store_tile(dx, gradient, row, M, columns, C, BLOCK_M)
     if dz is not None:
-        store_tile(
-            dz,
-            input_gradient(g, other, z_mean, z_rstd, z_scale, sums + 2 * C, columns, C, M, FROM_RUNNING),
-            row,
-            M,
-            columns,
-            C,
-            BLOCK_M,
-        )
+        gradient = input_gradient(g, other, z_terms, sums + 2 * C, columns, C, M, FROM_RUNNING)
+        store_tile(dz, gradient, row, M, columns, C, BLOCK_M)
 
 
 @triton.jit
-def input_gradient(g, x, mean, rstd, scale, sums, columns, C, M, FROM_RUNNING: tl.constexpr):
+def input_gradient(g, x, terms, sums, columns, C, M, FROM_RUNNING: tl.constexpr):
     """The gradient of a BatchNorm's input from that of its output (Ioffe and Szegedy 2015, section 3)."""
+    mean, rstd, scale, _ = terms
     if FROM_RUNNING:
         return scale * g
     inside = columns < C
