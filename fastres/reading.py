@@ -172,19 +172,29 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
 def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """The key as the user wrote it (without pydantic's union tags), and the keys that are valid beside it."""
     key: list[str] = []
-    keys_here = list(recipe.model_fields)
+    table: type[BaseModel] | None = recipe
+    keys_here: list[str] = []
     field: FieldInfo | None = None
     for part in location:
-        if part in _kinds(field):
-            keys_here = list(_kinds(field)[str(part)].model_fields)
-            field = None
+        kinds = _kinds(field)
+        if part in kinds:
+            table, field = kinds[str(part)], None
             continue
         key.append(str(part))
-        if len(key) == 1:
-            field = recipe.model_fields.get(str(part))
-            table = field.annotation if field is not None else None
-            if isinstance(table, type) and issubclass(table, BaseModel):
-                keys_here = list(table.model_fields)
-    if len(key) == 1:
-        keys_here = list(recipe.model_fields)
+        if table is not None:
+            keys_here = list(table.model_fields)
+            field = table.model_fields.get(str(part))
+        table = _table_of(field)
     return tuple(key), keys_here
+
+
+def _table_of(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The table that a key stands for, which may be left out, or None for a value and for a choice of tables."""
+    if field is None:
+        return None
+    found = [
+        kind
+        for kind in (field.annotation, *get_args(field.annotation))
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    return found[0] if len(found) == 1 else None

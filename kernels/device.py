@@ -161,8 +161,9 @@ def behind_activation(
     LAST: tl.constexpr = False,
 ):
     """The gradient in front of the activation: by the bits that the forward pass stored, or from x, `tile`, and what
-    was added: z, `other`, in the dual form, else `second`, of which nothing has been loaded. Tiles may be packed (`unpack`
-    has OPAQUE); the terms are those of `channel_terms`, absent where there is no z.
+    was added: z, `other`, in the dual form, else `second`, of which nothing has been loaded.
+
+    Tiles may be packed (`unpack` has OPAQUE); the terms are those of `channel_terms`, absent where there is no z.
     """
     if bits is not None:
         g = tl.where(load_bits(bits, row, rows, octets, C, BLOCK_M, BLOCK_C), g, 0.0)

@@ -68,6 +68,9 @@ def refused(fastres: Any, tiny: Path, tmp_path: Path) -> Any:
         ("train.epoch=3", "did you mean 'train.epochs'?"),
         ("train.epochs=three", "valid integer"),
         ("optimizer.name=sdg", "did you mean 'sgd'?"),
+        ("augment.color_jitter.contrats=0.2", "did you mean 'augment.color_jitter.contrast'?"),
+        ("augment.colour_jitter.hue=0.2", "did you mean 'augment.color_jitter'?"),
+        ("optimizer.momentun=0.2", "did you mean 'optimizer.momentum'?"),
     ],
 )
 def test_misspelt_keys_and_wrong_types(refused: Any, setting: str, expected: str) -> None:
