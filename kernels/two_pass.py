@@ -227,6 +227,7 @@ def reduce_kernel(
         z_terms = channel_terms(
             statistics + 2 * C, z_running_mean, z_running_var, z_weight, z_bias, columns, C, z_eps, FROM_RUNNING
         )
+        z_mean, z_rstd, _, _ = z_terms
     of_g = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     of_x = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     of_z = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
@@ -247,7 +248,7 @@ def reduce_kernel(
         of_g += g
         of_x += g * (tile - x_terms[0])
         if SECOND == "dual":
-            of_z += g * (other - z_terms[0])
+            of_z += g * (other - z_mean)
 
     inside = columns < C
     at_split = partials + SUMS * split * C + columns
@@ -261,7 +262,7 @@ def reduce_kernel(
         tl.store(sums + C + columns, total_x * x_terms[1], mask=inside)
         if SECOND == "dual":
             tl.store(sums + 2 * C + columns, total_g, mask=inside)
-            tl.store(sums + 3 * C + columns, total_z * z_terms[1], mask=inside)
+            tl.store(sums + 3 * C + columns, total_z * z_rstd, mask=inside)
 
 
 @triton.jit
