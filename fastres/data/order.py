@@ -18,6 +18,18 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return _generator(seed, _SHUFFLE, epoch).permutation(count)
 
 
+def epoch_rows(
+    subset: NDArray[np.int64], seed: int | None, epoch: int, rank: int = 0, ranks: int = 1
+) -> NDArray[np.int64]:
+    """The rows of `subset`, int64 [N], that `rank` of `ranks` delivers in `epoch`: int64 [N // ranks].
+
+    Shuffled by (seed, epoch), or in the order of `subset` where `seed` is None. Shards take turns, so that step by
+    step they deliver together what a single rank delivers in batches `ranks` times as large.
+    """
+    order = subset if seed is None else subset[epoch_order(seed, epoch, len(subset))]
+    return order[rank : len(order) // ranks * ranks : ranks]
+
+
 def split(data: Data, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide `count` training images: indices to train on and to validate on, int64, ascending.
 

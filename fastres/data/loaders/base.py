@@ -1,0 +1,169 @@
+"""What all loaders have in common: order, shards, labels, the way to the device, an end that leaves nothing behind."""
+
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastres.data.order import epoch_rows
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loader yields: a source of pixels and the rows of it that make the batch."""
+
+    source: Tensor
+    """uint8 [M, H, W, 3] on the device: the whole store where it is resident, else this batch's own images."""
+    rows: Tensor
+    """int64 [B]: rows of `source`."""
+    labels: Tensor
+    """int64 [B]."""
+    indices: Tensor
+    """int64 [B]: positions in the data set, which key the augmentation."""
+
+
+class Loader(ABC):
+    """Batches of one part of a data set, in the order of order.py: every loader delivers the same ones.
+
+    Args:
+        labels: int64 [M], of the whole part.
+        subset: int64 [N], the positions in it that are delivered (train or validation).
+        batch_size: images in a batch; the last one of an epoch may have fewer.
+        seed: shuffles each epoch by (seed, epoch); None keeps the order of `subset`.
+        drop_last: leave out the partial batch.
+        rank, ranks: deliver one of `ranks` shards: disjoint, equally long, and together at each step the batch that
+            one loader of `ranks` times the batch size delivers. What does not divide is left out of that epoch.
+        device: where batches arrive.
+
+    A loader is a context manager. `close`, or leaving an iterator early, ends its threads and processes.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        subset: Rows,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        drop_last: bool = False,
+        rank: int = 0,
+        ranks: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"a batch of {batch_size} images")
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank {rank} is none of 0 to {ranks - 1}")
+        self.device = torch.device(device)
+        self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(self.device)
+        self.subset = np.asarray(subset, dtype=np.int64)
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
+        self.rank, self.ranks = rank, ranks
+        self._live: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.subset) // self.ranks, self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def epoch_rows(self, epoch: int) -> Rows:
+        """int64: all positions of this shard in `epoch`, in the order of delivery, the partial batch included."""
+        return epoch_rows(self.subset, self.seed, epoch, self.rank, self.ranks)
+
+    def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (counted from 0) from its step `first_step` on; what comes before is never read.
+
+        What was yielded stays as it is. Raises UserError, naming the sample, where one cannot be read or decoded.
+        """
+        if self._closed:
+            raise ValueError("the loader is closed")
+        generator = self._batches(epoch, first_step)
+        self._live.add(generator)
+        return generator
+
+    @abstractmethod
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]: ...
+
+    def close(self) -> None:
+        """End every iterator, and with it its threads and processes. Closing twice does nothing."""
+        self._closed = True
+        for generator in list(self._live):
+            generator.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ReadingLoader(Loader):
+    """A loader that reads each batch into memory of the batch's own; how it reads is a subclass's `_read`.
+
+    Args:
+        pixels: where the images are: of which kind is each subclass's to say.
+        workers: threads or processes that read ahead; by default as many as this process may use cores.
+        arguments: those of `Loader`.
+    """
+
+    def __init__(self, pixels: Any, *arguments: Any, workers: int | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.pixels = pixels
+        self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
+
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        order = self.epoch_rows(epoch)
+        size, steps = self.batch_size, range(first_step, len(self))
+        chosen = [order[step * size : (step + 1) * size] for step in steps]
+        with closing(self._read(chosen)) as read, closing(to_device(read, self.device)) as arriving:
+            for indices, pixels in zip(chosen, arriving, strict=True):
+                here = torch.from_numpy(indices).to(self.device)
+                rows = torch.arange(len(indices), device=self.device)
+                yield Batch(pixels, rows, self.labels[here], here)
+
+    @abstractmethod
+    def _read(self, batches: Sequence[Rows]) -> Generator[Tensor, None, None]:
+        """Images uint8 [B, H, W, 3] on the CPU for each of `batches`, in their order.
+
+        Their memory is theirs alone, and pinned if it can be where `self.device` is CUDA. Closing the generator, at
+        any point, ends what it started.
+        """
+
+
+def to_device(batches: Generator[Tensor, None, None], device: torch.device) -> Generator[Tensor, None, None]:
+    """Bring each of `batches` to `device`: on CUDA over a stream of its own, one batch ahead of the one in use."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def arrived(moved: Tensor, copied: torch.cuda.Event) -> Tensor:
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        moved.record_stream(
+            current
+        )  # its memory belongs to the copying stream: not to be reused before this one is done
+        return moved
+
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            # The host's allocator notices the copy and keeps pinned memory until it is over.
+            moved = (batch if batch.is_pinned() else batch.pin_memory()).to(device, non_blocking=True)
+            event = stream.record_event()
+        if ahead is not None:
+            yield arrived(*ahead)
+        ahead = moved, event
+    if ahead is not None:
+        yield arrived(*ahead)
