@@ -44,6 +44,16 @@ $(VENV)/.train: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(VENV)/bin/pip
+# What FFCV is built against; root on Debian gets it here.
+FFCV_NEEDS := g++ pkg-config libopencv-dev libturbojpeg0-dev
+.PHONY: ffcv-needs
+ffcv-needs:
+	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null && command -v g++ >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null || \
+	    { echo "the tests need FFCV, which is built from source: apt-get install $(FFCV_NEEDS)" >&2; exit 2; }; \
+	  apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(FFCV_NEEDS) >/dev/null; }
+
+$(VENV)/.test: pyproject.toml | $(VENV)/bin/pip ffcv-needs
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.train

@@ -27,14 +27,14 @@ EXTRAS = (
     (
         "ffcv",
         ("ffcv",),
-        "fast loader, built from source",
-        "apt-get install libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv",
+        "fast streaming loader, built from source",
+        "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev && pip install 'fastres[ffcv]'",
     ),
     (
         "nvidia-dali",
         ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"),
-        "fast JPEG decoding",
-        "pip install nvidia-dali-cuda130",
+        "streaming loader that decodes JPEG on the GPU",
+        "pip install 'fastres[dali]'",
     ),
     ("wandb", ("wandb",), "tracker", "pip install wandb"),
 )

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.augment import Augment
 from fastres.compiling import Compiled
-from fastres.data.loaders import ResidentLoader, on_device
+from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.errors import UserError
 from fastres.step import autocast
 
@@ -34,7 +33,7 @@ class Evaluator:
             return self.network(images).float()
 
     @torch.no_grad()
-    def logits(self, loader: ResidentLoader) -> Tensor:
+    def logits(self, loader: Loader) -> Tensor:
         """float32 [N, classes] on the CPU, in the loader's order."""
         self.network.eval()
         found = []
@@ -96,7 +95,12 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
 
     kept = Kept.load(Path(run), device)
     data = kept.recipe.data
-    dataset = open_dataset(data.source, image_size=data.image_size, root=data.root)
+    dataset = open_dataset(
+        data.source,
+        **({"store": data.store} if data.store != "decoded" else {}),
+        image_size=data.image_size,
+        root=data.root,
+    )
     if dataset.test is None or dataset.test.labels is None:
         raise UserError(f"{data.source} has no test images with labels to evaluate on")
     if dataset.classes != kept.classes:
@@ -145,9 +149,10 @@ def _cell(value: Any) -> bytes:
         return text.encode(errors="replace")
 
 
-def everything(images: NDArray[np.uint8], batch_size: int, device: torch.device) -> ResidentLoader:
-    """A loader over all of `images` in order, without labels."""
+def everything(images: Any, batch_size: int, device: torch.device) -> Loader:
+    """A loader over all of `images`, uint8 [N, H, W, 3], an array or EncodedImages, in order, without labels."""
     count = len(images)
-    return ResidentLoader(
-        on_device(images, device), np.zeros(count, np.int64), np.arange(count), min(batch_size, count)
-    )
+    labels, rows, size = np.zeros(count, np.int64), np.arange(count), min(batch_size, count)
+    if isinstance(images, np.ndarray):
+        return ResidentLoader(on_device(images, device), labels, rows, size)
+    return choose.build("torch", images, labels, rows, size, device=device)

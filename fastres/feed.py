@@ -1,16 +1,17 @@
 """The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
 from fastres.data import Dataset, info, open_dataset
-from fastres.data.loaders import ResidentLoader, on_device
+from fastres.data.loaders import Loader, choose
+from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
 from fastres.errors import UserError
 from fastres.models import Layer
@@ -23,17 +24,21 @@ class Feed:
     """All images and labels that a run meets."""
 
     dataset: Dataset
-    train_images: NDArray[np.uint8]
-    """[M, H, W, 3]: training and validation images."""
+    train_images: Any
+    """uint8 [M, H, W, 3], an array or EncodedImages: training and validation images."""
     train_labels: NDArray[np.int64]
     """[M]."""
-    train: ResidentLoader
+    test_images: Any
+    """uint8 [N, H, W, 3], an array or EncodedImages."""
+    train: Loader
     """Shuffled each epoch."""
-    validation: ResidentLoader | None
+    validation: Loader | None
     """In the order of the set."""
-    test: ResidentLoader
+    test: Loader
     """In the order of the set."""
     augment: Augment
+    loading: Choice
+    """Which loader it is, and why."""
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +56,12 @@ class Feed:
             "std": list(dataset.std),
         }
 
+    def close(self) -> None:
+        """End what the loaders started."""
+        for loader in (self.train, self.validation, self.test):
+            if loader is not None:
+                loader.close()
+
 
 def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> Feed:
     """Open the recipe's data, preparing the store where there is none yet.
@@ -58,7 +69,13 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     Raises UserError where the source cannot be used, or does not fit batch size, split or augmentation.
     """
     data, options = recipe.data, recipe.train
-    dataset = open_dataset(data.source, image_size=data.image_size, root=data.root, quiet=quiet)
+    dataset = open_dataset(
+        data.source,
+        **({"store": data.store} if data.store != "decoded" else {}),
+        image_size=data.image_size,
+        root=data.root,
+        quiet=quiet,
+    )
     images, labels = _labelled(dataset, "train", data.train_images)
     test_images, test_labels = _labelled(dataset, "test", data.test_images)
     chosen, held = split(data, len(images), options.seed)
@@ -76,23 +93,29 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         dtype=DTYPES[options.precision],
         channels_last=options.channels_last,
     )
-    augment.plan(images.shape[1:3])  # an impossible policy fails before the loop
+    augment.plan((images.shape[1], images.shape[2]))  # an impossible policy fails before the loop
     check_mix(recipe.mix, len(dataset.classes), options.batch_size)
 
-    def measured(source: Tensor, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> ResidentLoader:
-        return ResidentLoader(source, labels, subset, min(recipe.eval.batch_size, len(subset)))
+    loading = choose.choose(dataset, data.loader, device)
+    pixels = choose.open_pixels(loading.kind, dataset, device, quiet=quiet)
 
-    source = on_device(images, device)
+    def loader(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64], size: int, **options: Any) -> Loader:
+        common: dict[str, Any] = {"workers": data.workers, "device": device}
+        return choose.build(loading.kind, pixels[part], labels, subset, size, **common, **options)
+
+    def measured(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> Loader:
+        return loader(part, labels, subset, min(recipe.eval.batch_size, len(subset)))
+
     return Feed(
         dataset=dataset,
         train_images=images,
         train_labels=labels,
-        train=ResidentLoader(
-            source, labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last
-        ),
-        validation=measured(source, labels, held) if len(held) else None,
-        test=measured(on_device(test_images, device), test_labels, np.arange(len(test_images))),
+        test_images=test_images,
+        train=loader("train", labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last),
+        validation=measured("train", labels, held) if len(held) else None,
+        test=measured("test", test_labels, np.arange(len(test_images))),
         augment=augment,
+        loading=loading,
     )
 
 
@@ -114,18 +137,23 @@ def shape_of(data: Data) -> tuple[int, int, bool]:
 
     A source that was never prepared, and is none of the named ones, is taken to have ten classes.
     """
-    facts = info(data.source, image_size=data.image_size, root=data.root)
+    facts = info(
+        data.source,
+        **({"store": data.store} if data.store != "decoded" else {}),
+        image_size=data.image_size,
+        root=data.root,
+    )
     named = {"shapes10": 10, "cifar10": 10, "cifar100": 100}.get(data.source)
     classes = len(facts["classes"]) if facts["prepared"] else named
     return classes or 10, facts["image_size"], classes is not None
 
 
-def labels_of(loader: ResidentLoader) -> Tensor:
+def labels_of(loader: Loader) -> torch.Tensor:
     """int64 [N] on the CPU, in the order in which the loader delivers an unshuffled epoch."""
     return loader.labels.cpu()[torch.from_numpy(loader.subset)]
 
 
-def _labelled(dataset: Dataset, name: str, limit: int | None) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _labelled(dataset: Dataset, name: str, limit: int | None) -> tuple[Any, NDArray[np.int64]]:
     """Images and labels of a part, at most `limit` of them."""
     part = dataset.train if name == "train" else dataset.test
     if part is None or part.labels is None:

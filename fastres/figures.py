@@ -279,9 +279,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     return figure
 
 
-def worst_mistakes(
-    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]
-) -> Figure:
+def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """The 15 test images, uint8 [N, H, W, 3], that were given a wrong class with the highest probability.
 
     `probabilities` are float32 [N, classes]; the caption is "true → predicted, probability".

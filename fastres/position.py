@@ -27,6 +27,8 @@ class Position:
     """Seconds of those steps."""
     epoch_seconds: float = 0.0
     """Seconds of all steps of this epoch."""
+    epoch_stalled: float = 0.0
+    """Seconds of them in which the device waited for data."""
     epoch_images: int = 0
     """Images of this epoch's timed steps."""
     epoch_images_seconds: float = 0.0
@@ -43,7 +45,8 @@ class Position:
     def next_epoch(self) -> None:
         """The epoch is over."""
         self.epoch, self.step = self.epoch + 1, 0
-        self.epoch_seconds, self.epoch_images, self.epoch_images_seconds = 0.0, 0, 0.0
+        self.epoch_seconds, self.epoch_stalled = 0.0, 0.0
+        self.epoch_images, self.epoch_images_seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
         """Plain values, from which Position(**state) makes the same position."""

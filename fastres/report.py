@@ -67,8 +67,8 @@ class Exhibits:
     """int64 [n]: their labels."""
     augmented: np.ndarray
     """float32 [n, H, W, 3] in 0 to 1: the same images after augmentation, before normalisation."""
-    test_images: np.ndarray
-    """uint8 [N, H, W, 3]: all test images."""
+    test_images: Any
+    """uint8 [N, H, W, 3], an array or EncodedImages: all test images."""
     test_labels: np.ndarray
     """int64 [N]: their labels."""
     test_probabilities: np.ndarray
@@ -239,6 +239,8 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
     total = len(shown.test_labels)
     low, high = wilson(round(summary["test_accuracy"] * total), total)
     speed = summary["images_per_second"]
+    stall = summary.get("input_stall")  # a run of an older version has none
+    waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary['loader']} loader"
     tiles = [
         ("Test accuracy", f"{summary['test_accuracy']:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
         (
@@ -246,7 +248,7 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
             f"{summary['parameters']:,}",
             f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
         ),
-        ("Training speed", "–" if speed is None else f"{speed:,.0f}", "images a second, first step left out"),
+        ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
         ("Whole run", _seconds(summary["seconds"]), f"first step after {_seconds(summary['cold_seconds'])}"),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
@@ -347,6 +349,7 @@ def _epochs(rows: list[dict[str, Any]], *, leak: bool) -> str:
         "test_accuracy": ("Test accuracy", ".2%"),
         "images_per_second": ("Images/s", ",.0f"),
         "seconds": ("Seconds", ".1f"),
+        "input_stall": ("Waiting for data", ".1%"),
     }
     used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
     lines = [

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,12 @@ def summarise(recipe: Recipe, at: Position, measured: Measures, *, steps: int) -
     }
 
 
+def input_stall(rows: list[dict[str, Any]]) -> float | None:
+    """Share of the time of all training steps in which the device waited for data, from the rows of metrics.jsonl."""
+    measured = [(row["input_stall"] * row["seconds"], row["seconds"]) for row in rows if "input_stall" in row]
+    return sum(waited for waited, _ in measured) / sum(seconds for _, seconds in measured) if measured else None
+
+
 def draw_page(
     run: Path,
     recipe: Recipe,
@@ -51,16 +58,17 @@ def draw_page(
     from fastres.report import Exhibits, write_report
 
     shown = feed.train.subset[:SHOWN]
-    rows_shown = torch.from_numpy(shown).to(feed.train.device)
-    augmented = feed.augment.restore(feed.augment.unmixed(feed.train.source, rows_shown, 0, rows_shown))
+    samples = np.array(feed.train_images[shown])
+    images, indices = (torch.from_numpy(array).to(feed.train.device) for array in (samples, shown))
+    augmented = feed.augment.restore(feed.augment.unmixed(images, indices, 0))
     exhibits = Exhibits(
         classes=feed.dataset.classes,
         train_labels=feed.train_labels[feed.train.subset],
         val_labels=None if feed.validation is None else feed.train_labels[feed.validation.subset],
-        samples=feed.train_images[shown],
+        samples=samples,
         sample_labels=feed.train_labels[shown],
         augmented=augmented.numpy(),
-        test_images=feed.test.source.cpu().numpy(),
+        test_images=feed.test_images,
         test_labels=labels_of(feed.test).numpy(),
         test_probabilities=probabilities.numpy(),
     )

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastres import checkpoint
@@ -134,9 +133,9 @@ class Kept:
         )
         return cls(recipe, network.to(where).eval(), tuple(about["classes"]), about["image_size"], augment, where)
 
-    def logits(self, images: NDArray[np.uint8]) -> Tensor:
-        """float32 [N, classes] for uint8 images [N, H, W, 3], compiled as in training, so that the same bits come
-        out."""
+    def logits(self, images: Any) -> Tensor:
+        """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled as in training, so
+        that the same bits come out."""
         from fastres.evaluate import Evaluator, everything
 
         evaluator = Evaluator(

@@ -23,7 +23,8 @@ from fastres.models import build, count_parameters, layers
 from fastres.position import Position, Tally
 from fastres.recipe import Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
-from fastres.results import draw_page, peak_memory, summarise
+from fastres.results import draw_page, input_stall, peak_memory, summarise
+from fastres.stall import StallMeter
 from fastres.step import Step
 
 
@@ -101,7 +102,7 @@ class _Run:
         self.evaluator = Evaluator(
             self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
         )
-        self.at, self.tally = Position(), Tally(self.device)
+        self.at, self.tally, self.stall = Position(), Tally(self.device), StallMeter(self.device)
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
         self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
 
@@ -125,6 +126,7 @@ class _Run:
         try:
             with self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
+                self.progress.message(f"loader {self.feed.loading.kind}: {self.feed.loading.why}")
                 if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
                     self.progress.message(
                         "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
@@ -141,26 +143,30 @@ class _Run:
                 summary = self._finish(stopped)
         finally:
             self.recorder.close()
+            self.feed.close()
         return RunResult(run, summary)
 
     def _epoch(self) -> None:
         at, epoch = self.at, self.at.epoch
         steps_before = epoch * len(self.feed.train)
-        for batch in self.feed.train.batches(epoch, at.step):
-            started = time.perf_counter()
+        started = time.perf_counter()
+        for batch in self.stall.watch(self.feed.train.batches(epoch, at.step)):
             loss, correct = self._step(steps_before + at.step, batch, epoch, at.step)
             at.step += 1
             self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
             self._show(steps_before + at.step, len(batch.rows))
             known = len(batch.rows) in self.sizes
-            at.time_step(len(batch.rows), time.perf_counter() - started, timed=known)
+            now = time.perf_counter()  # from one step's end to the next: waiting for the batch counts
+            at.time_step(len(batch.rows), now - started, timed=known)
+            started = now
             if not known:
                 self._note_compilation(len(batch.rows))
             if self.interrupt.requested:
                 self._save()
                 self._stop_if_asked()
-            if time.perf_counter() - self.saved >= self.recipe.train.checkpoint_seconds:
+            if now - self.saved >= self.recipe.train.checkpoint_seconds:
                 self._save()
+                started = time.perf_counter()
         row = self._row()
         at.next_epoch()
         self.tally.clear()
@@ -225,6 +231,7 @@ class _Run:
         at, step = self.at, (self.at.epoch + 1) * len(self.feed.train)
         waited = time.perf_counter()
         loss, accuracy = self._read_tally()
+        at.epoch_stalled += self.stall.read()
         at.time_step(0, time.perf_counter() - waited, timed=True)
         row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
         row |= {"train_loss": loss, "train_accuracy": accuracy}
@@ -236,7 +243,8 @@ class _Run:
             measured = self._test()[0]
             row |= {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
         speed = at.epoch_images / at.epoch_images_seconds if at.epoch_images else None
-        return row | {"seconds": at.epoch_seconds, "images_per_second": speed}
+        stall = at.epoch_stalled / at.epoch_seconds
+        return row | {"seconds": at.epoch_seconds, "images_per_second": speed, "input_stall": stall}
 
     # ------------------------------------------------------------------------------------------------ best and last
 
@@ -259,6 +267,7 @@ class _Run:
     def _save(self) -> None:
         if self.at.step:
             self._read_tally()  # on CUDA nobody has looked since the epoch began
+            self.at.epoch_stalled += self.stall.read()
         if not self.step.is_finite():  # never replace a good checkpoint by one that cannot go on
             raise self._not_finite("weights are", self.at.epoch * len(self.feed.train) + self.at.step)
         now = time.perf_counter()
@@ -315,6 +324,8 @@ class _Run:
             "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
             "compiled": self.step.loss_and_correct.active,
             "compile_note": self.step.loss_and_correct.note,
+            "loader": self.feed.loading.kind,
+            "input_stall": input_stall(self.recorder.rows),
             **summarise(self.recipe, self.at, measured, steps=self.at.epoch * len(self.feed.train)),
             "seconds": self.at.seconds + time.perf_counter() - self.began,
             "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],

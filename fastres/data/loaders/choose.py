@@ -1,0 +1,193 @@
+"""Which loader reads a data set, why, and from what.
+
+| loader | decoded store | encoded store |
+|---|---|---|
+| `resident` | the arrays, on the device or memory-mapped | – |
+| `ffcv` | a beton of raw images, prepared beside the store | a beton of JPEG images |
+| `dali` | the arrays | the files |
+| `torch` | the arrays | the files |
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastres.data.loaders.base import Loader
+from fastres.data.loaders.resident import ResidentLoader, on_device
+from fastres.data.store import Dataset, Part
+from fastres.errors import UserError
+
+KINDS = ("resident", "ffcv", "dali", "torch")
+MEMORY_SHARE = 0.5
+"""The part of the device's free memory, or of the machine's, that a resident set may take: the network, its
+activations and other processes need the rest."""
+_MODULES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
+
+
+class Choice(NamedTuple):
+    """A loader, by name."""
+
+    kind: str
+    """One of KINDS."""
+    why: str
+    """For people: one clause."""
+
+
+def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = "cpu") -> Choice:
+    """The loader for `dataset`: `wanted`, or for "auto" the first that will do.
+
+    That is `resident` where the pixels are decoded and fit into MEMORY_SHARE of the memory, else ffcv, else DALI, where
+    they are installed, else torch. Raises UserError for a loader that cannot read this store.
+    """
+    decoded, device = is_decoded(dataset), torch.device(device)
+    if wanted == "resident" and not decoded:
+        raise UserError(
+            "data.loader = 'resident' reads decoded images, and data.store is 'encoded': set data.store to 'decoded', "
+            "or data.loader to 'auto'"
+        )
+    if wanted != "auto":
+        return Choice(wanted, "as the recipe says")
+    if decoded:
+        size, memory = decoded_bytes(dataset), memory_bytes(device)
+        place = f"the free memory of {device}" if device.type == "cuda" else "this machine's memory"
+        if size <= MEMORY_SHARE * memory:
+            return Choice(
+                "resident", f"{_size(size)} of images fit into {MEMORY_SHARE:.0%} of {place}, {_size(memory)}"
+            )
+        because = f"{_size(size)} of images do not fit into {MEMORY_SHARE:.0%} of {place}, {_size(memory)}"
+    else:
+        because = "the images are encoded"
+    missing = []
+    for kind, module in _MODULES.items():
+        if _installed(module):
+            return Choice(kind, because + _without(missing))
+        missing.append(kind)
+    return Choice("torch", because + _without(missing))
+
+
+def _without(missing: Sequence[str]) -> str:
+    if not missing:
+        return ""
+    names = " and ".join(missing)
+    return f"; {names} {'is' if len(missing) == 1 else 'are'} not installed: pip install 'fastres[{','.join(missing)}]'"
+
+
+def _installed(module: str) -> bool:
+    with suppress(ImportError, ValueError):
+        return importlib.util.find_spec(module) is not None
+    return False
+
+
+def is_decoded(dataset: Dataset) -> bool:
+    """Whether the images are arrays of pixels, rather than JPEG or PNG files."""
+    return all(isinstance(part.images, np.ndarray) for part in _parts(dataset))
+
+
+def decoded_bytes(dataset: Dataset) -> int:
+    """Bytes of the pixels of all labelled images, decoded."""
+    return sum(int(np.prod(part.images.shape)) for part in _parts(dataset))
+
+
+def _parts(dataset: Dataset) -> list[Part]:
+    return [part for part in (dataset.train, dataset.test) if part is not None]
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Free memory of a GPU; of a CPU, the machine's, or what this process's control group may use of it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import os
+
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 and 1
+        with suppress(OSError, ValueError):  # none, or "max"
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(limits)
+
+
+def open_pixels(
+    kind: str, dataset: Dataset, device: torch.device | str = "cpu", *, quiet: bool = False
+) -> dict[str, Any]:
+    """What the loader `kind` reads, by the name of the part; loaders of one part share it.
+
+    For "ffcv" the beton is prepared if there is none. Raises UserError where a package is missing.
+    """
+    parts = {name: part for name in ("train", "test") if (part := getattr(dataset, name)) is not None}
+    if kind == "resident":
+        return {name: on_device(part.images, device) for name, part in parts.items()}
+    if kind == "ffcv":
+        from fastres.data import beton
+
+        return dict(beton.prepare(dataset, quiet=quiet).parts)
+    return {name: part.images for name, part in parts.items()}
+
+
+def build(kind: str, pixels: Any, *arguments: Any, workers: int | None = None, **options: Any) -> Loader:
+    """The loader `kind` over `pixels`, which `open_pixels` gave; the other arguments are those of `Loader`."""
+    if kind == "resident":
+        return ResidentLoader(pixels, *arguments, **options)
+    if kind == "ffcv":
+        from fastres.data.loaders.ffcv import FfcvLoader
+
+        return FfcvLoader(pixels, *arguments, workers=workers, **options)
+    if kind == "dali":
+        from fastres.data.loaders.dali import DaliLoader
+
+        return DaliLoader(pixels, *arguments, workers=workers, **options)
+    from fastres.data.loaders.torch import TorchLoader
+
+    return TorchLoader(pixels, *arguments, workers=workers, **options)
+
+
+def make_loader(
+    dataset: Dataset,
+    part: str = "train",
+    *,
+    batch_size: int,
+    loader: str = "auto",
+    subset: NDArray[np.int64] | None = None,
+    seed: int | None = None,
+    drop_last: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Loader:
+    """A loader over the part "train" or "test" of an opened data set.
+
+    Args:
+        dataset: as `fastres.data.open_dataset` gives it.
+        loader: "resident", "ffcv", "dali", "torch", or "auto"; see `choose`. All deliver the same batches.
+        subset: int64 [N], which images, in their order; all by default.
+        seed: shuffles each epoch by (seed, epoch); by default nothing is shuffled.
+        workers: threads or processes that read ahead; by default one a core.
+        quiet: show no progress where a beton has to be prepared.
+
+    The other arguments are those of `Loader`. Raises UserError for a part that is not there or has no labels, for a
+    loader that is not installed or cannot read the store, ValueError for arguments that no data set could have.
+    """
+    if loader not in ("auto", *KINDS):
+        raise ValueError(f"loader is {loader!r}: choose 'auto' or one of {', '.join(KINDS)}")
+    if part not in ("train", "test"):
+        raise ValueError(f"part is {part!r}: choose 'train' or 'test'")
+    chosen: Part | None = getattr(dataset, part)
+    if chosen is None or chosen.labels is None:
+        raise UserError(f"{dataset.source} has no {part} images with labels: give a source with train and test parts")
+    kind = choose(dataset, loader, device).kind
+    rows = np.arange(len(chosen.images)) if subset is None else np.asarray(subset, dtype=np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(chosen.images)):
+        raise ValueError(f"subset leaves the {len(chosen.images)} images of {part}")
+    pixels = open_pixels(kind, dataset, device, quiet=quiet)[part]
+    options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "rank": rank, "ranks": ranks, "device": device}
+    return build(kind, pixels, chosen.labels, rows, batch_size, workers=workers, **options)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
