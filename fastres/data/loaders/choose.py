@@ -9,6 +9,7 @@
 """
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -102,12 +103,22 @@ def memory_bytes(device: torch.device) -> int:
     """Free memory of a GPU; of a CPU, the machine's, or what this process's control group may use of it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import os
-
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2 and 1
-        with suppress(OSError, ValueError):  # none, or "max"
-            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2
+                root, name = Path("/sys/fs/cgroup"), "memory.max"
+            elif "memory" in controllers.split(","):
+                root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+            else:
+                continue
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):  # each group's limit holds for those within it
+                with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    limits.append(int((folder / name).read_text()))
+                if folder == root:
+                    break
     return min(limits)
 
 

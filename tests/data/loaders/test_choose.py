@@ -1,0 +1,109 @@
+"""Which loader "auto" takes, what it says of it, and what is told where one cannot be had."""
+
+import builtins
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastres.data import Dataset, open_dataset
+from fastres.data.loaders import choose
+from fastres.errors import UserError
+
+
+@pytest.fixture
+def dataset(data_root: Path) -> Dataset:
+    return open_dataset("shapes10", quiet=True)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make it look as if exactly these modules were installed."""
+
+    def only(*names: str) -> None:
+        monkeypatch.setattr(choose, "_installed", lambda module: module in names)
+
+    return only
+
+
+def test_a_set_that_fits_is_resident(dataset: Dataset) -> None:
+    kind, why = choose.choose(dataset)
+    assert kind == "resident"
+    assert why.startswith("36.9 MB of images fit into 50% of this machine's memory, ")
+
+
+@pytest.mark.parametrize(
+    ("modules", "kind", "note"),
+    [
+        (("ffcv", "nvidia.dali"), "ffcv", None),
+        (("nvidia.dali",), "dali", "; ffcv is not installed: pip install 'fastres[ffcv]'"),
+        ((), "torch", "; ffcv and dali are not installed: pip install 'fastres[ffcv,dali]'"),
+    ],
+)
+def test_a_set_that_does_not_fit_streams(
+    dataset: Dataset,
+    installed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    modules: tuple[str, ...],
+    kind: str,
+    note: str | None,
+) -> None:
+    installed(*modules)
+    monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000 - 1)
+    chosen = choose.choose(dataset)
+    assert chosen.kind == kind
+    assert chosen.why == "36.9 MB of images do not fit into 50% of this machine's memory, 73.7 MB" + (note or "")
+    monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000)
+    assert choose.choose(dataset).kind == "resident"
+
+
+def test_the_recipes_word_counts(dataset: Dataset) -> None:
+    assert choose.choose(dataset, "torch") == ("torch", "as the recipe says")
+
+
+def test_memory_is_the_machines_or_less() -> None:
+    import torch
+
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    assert 0 < choose.memory_bytes(torch.device("cpu")) <= int(total.split()[1]) * 1024
+
+
+@pytest.mark.parametrize(("kind", "module"), [("ffcv", "ffcv"), ("dali", "nvidia.dali")])
+def test_a_missing_extra_is_told_with_its_line(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, kind: str, module: str
+) -> None:
+    for name in list(sys.modules):
+        if name == module or name.startswith(module + "."):
+            monkeypatch.delitem(sys.modules, name)
+    actual = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == module or name.startswith(module + "."):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return actual(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError) as told:
+        choose.make_loader(dataset, loader=kind, batch_size=4)
+    text = str(told.value)
+    assert f"pip install 'fastres[{kind}]'" in text
+    assert len(text.splitlines()) <= 2
+
+
+def test_resident_needs_pixels(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / part / label / "0.png")
+    encoded = open_dataset(str(tmp_path), store="encoded", quiet=True)
+    with pytest.raises(UserError, match=r"set data\.store to 'decoded'"):
+        choose.choose(encoded, "resident")
+    kind, why = choose.choose(encoded)
+    assert kind in ("ffcv", "dali", "torch")
+    assert why.startswith("the images are encoded")
