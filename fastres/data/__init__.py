@@ -1,7 +1,8 @@
-"""Data: from a source, as the user names it, to a memory-mapped store that every loader reads.
+"""Data: from a source, as the user names it, to a store that loaders read.
 
 sources.py tells what a source is; cifar.py, images.py and shapes10.py read or draw it; outside.py, archives.py and
-unpickle.py keep hostile files harmless; store.py writes, opens and checks the store.
+unpickle.py keep hostile files harmless; store.py writes, opens and checks the store; encoded.py decodes image files,
+and reads those that a store leaves where they are.
 """
 
 from pathlib import Path
@@ -9,57 +10,83 @@ from typing import Any
 
 import numpy as np
 
+from fastres.data.encoded import EncodedImages
 from fastres.data.outside import encodable
-from fastres.data.sources import data_root, resolve
+from fastres.data.sources import Store, data_root, resolve
 from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
 from fastres.errors import UserError
 
-__all__ = ["Dataset", "Part", "data_root", "info", "open_dataset", "prepare", "verify"]
+__all__ = ["Dataset", "EncodedImages", "Part", "data_root", "info", "open_dataset", "prepare", "verify"]
 
 
 def open_dataset(
-    source: str, *, image_size: int | None = None, root: str | Path | None = None, quiet: bool = False
+    source: str,
+    *,
+    store: Store = "decoded",
+    image_size: int | None = None,
+    root: str | Path | None = None,
+    quiet: bool = False,
 ) -> Dataset:
     """Open the store of `source`, prepared first if there is none.
+
+    `store` is "decoded", memory-mapped pixels, or "encoded": the JPEG and PNG files of a folder or an uncompressed tar
+    stay where they are, and a part's `images` are `EncodedImages`, which decode a file when it is asked for. The same
+    images, classes, order and statistics, without a second copy on disk.
 
     `source` is "shapes10", "cifar10", "cifar100", or the path of a CIFAR archive or folder, of a folder or tar of
     images, or of a pickle. Folders and tars of images are brought to `image_size` pixels (default 32). `root` is the
     folder of downloads and stores; see `data_root`. Progress goes to standard error unless `quiet`.
 
-    Opening a prepared store reads headers and labels only. Raises UserError for a source that is missing, damaged or
-    hostile, for a full disk, and for a damaged store; nothing half-written is left.
+    Opening a prepared store reads headers and labels only. Raises UserError for a source that is missing, damaged,
+    hostile or not for this kind of store, for a full disk, and for a damaged store; nothing half-written is left.
     """
-    found = resolve(source, image_size=image_size, root=root)
+    found = resolve(source, store=store, image_size=image_size, root=root)
     if not found.store.exists():
-        return prepare(source, image_size=image_size, root=root, quiet=quiet)
+        return prepare(source, store=store, image_size=image_size, root=root, quiet=quiet)
     return open_store(found.store, source)
 
 
 def prepare(
-    source: str, *, image_size: int | None = None, root: str | Path | None = None, quiet: bool = False
+    source: str,
+    *,
+    store: Store = "decoded",
+    image_size: int | None = None,
+    root: str | Path | None = None,
+    quiet: bool = False,
 ) -> Dataset:
     """As `open_dataset`, but a store that does not open is built again instead of refused."""
-    found = resolve(source, image_size=image_size, root=root)
+    found = resolve(source, store=store, image_size=image_size, root=root)
     with building(found.store, quiet=quiet, rebuild=True) as folder:
         if folder is not None:
-            classes = found.build(Writer(folder), quiet)
-            if resolve(source, image_size=image_size, root=root).store != found.store:
+            writer = Writer(folder)
+            classes = found.build(writer, quiet)
+            if resolve(source, store=store, image_size=image_size, root=root).store != found.store:
                 raise UserError(f"{source} changed while it was read: start again")
-            write_manifest(folder, name=found.name, source=source, classes=classes, image_size=found.image_size)
+            write_manifest(
+                folder,
+                name=found.name,
+                source=source,
+                classes=classes,
+                image_size=found.image_size,
+                facts=writer.facts,
+            )
     return open_store(found.store, source)
 
 
-def info(source: str, *, image_size: int | None = None, root: str | Path | None = None) -> dict[str, Any]:
+def info(
+    source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
+) -> dict[str, Any]:
     """What is known of `source`, ready for JSON; reads no image, downloads and prepares nothing.
 
     Text can be encoded: what UTF-8 cannot hold of a path or a class name is written out, as `\\udce9`.
 
-    Keys: source, name, image_size, path (of the store), prepared; and if it is prepared: classes, mean, std, bytes,
-    fingerprint, and parts: for each part its number of images and, where labelled, the images of each class.
+    Keys: source, store, name, image_size, path (of the store), prepared; and if it is prepared: classes, mean, std,
+    bytes, fingerprint, and parts: for each part its number of images and, where labelled, the images of each class.
     """
-    found = resolve(source, image_size=image_size, root=root)
+    found = resolve(source, store=store, image_size=image_size, root=root)
     facts: dict[str, Any] = {
         "source": encodable(source),
+        "store": store,
         "name": encodable(found.name),
         "image_size": found.image_size,
         "path": encodable(str(found.store)),
@@ -85,12 +112,15 @@ def info(source: str, *, image_size: int | None = None, root: str | Path | None 
     }
 
 
-def verify(source: str, *, image_size: int | None = None, root: str | Path | None = None) -> list[str]:
-    """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums.
+def verify(
+    source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
+) -> list[str]:
+    """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums; of an
+    encoded store also each image file that is gone or has changed.
 
     An empty list means that it is sound. Raises UserError if it was never prepared.
     """
-    found = resolve(source, image_size=image_size, root=root)
+    found = resolve(source, store=store, image_size=image_size, root=root)
     if not found.store.exists():
         raise UserError(f"{source} is not prepared: run `fastres data prepare {source}`")
     return verify_store(found.store)

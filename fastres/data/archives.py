@@ -26,7 +26,19 @@ def is_archive(path: Path) -> bool:
     and UserError for what is no regular file."""
     with open_regular(path) as file:
         start = file.read(512)
-    return start[:2] == b"\x1f\x8b" or start[:6] == b"\xfd7zXZ\x00" or start[257:262] == b"ustar"
+    return _packer(start) is not None or start[257:262] == b"ustar"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file at `path` is packed by gzip or xz. Raises OSError, and UserError for what is no regular file."""
+    with open_regular(path) as file:
+        return _packer(file.read(6)) is not None
+
+
+def _packer(start: bytes) -> str | None:
+    if start[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "xz" if start[:6] == b"\xfd7zXZ\x00" else None
 
 
 class Member:
@@ -35,6 +47,8 @@ class Member:
     def __init__(self, archive: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         self.name = info.name.removeprefix("./")
         self.size = info.size
+        self.offset = info.offset_data
+        """Where the contents start in the unpacked archive."""
         self._archive, self._tar, self._info = archive, tar, info
 
     def read(self, limit: int) -> bytes:
@@ -102,13 +116,11 @@ def _first_line(error: BaseException) -> str:
 
 def _unpacked(path: Path, stack: ExitStack) -> IO[bytes]:
     file = stack.enter_context(open_regular(path))
-    start = file.read(6)
+    packer = _packer(file.read(6))
     file.seek(0)
-    if start[:2] == b"\x1f\x8b":
+    if packer == "gzip":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if start == b"\xfd7zXZ\x00":
-        return lzma.LZMAFile(file)
-    return file
+    return lzma.LZMAFile(file) if packer == "xz" else file
 
 
 class _Stream(io.RawIOBase):

@@ -1,31 +1,28 @@
 """Folders and tars of image files: `train/<class>/*.jpg|jpeg|png` and `test/...`, or a flat heap of unlabelled images.
 
 Two passes, so that memory stays bounded whatever the archive's size: the first reads names only and gives each image
-its row in the store, the second decodes, on all cores, in the order in which the bytes arrive.
+its row in the store, the second decodes, on all cores, in the order in which the bytes arrive. A decoded store keeps
+the pixels; an encoded one keeps where each file lies and what it must contain.
 """
 
-import io
 import os
+import threading
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastres.data import archives
+from fastres.data.encoded import MAX_FILE, decode
 from fastres.data.outside import encodable, read_regular
 from fastres.data.progress import progress, say
-from fastres.data.store import ImageRows, Writer
+from fastres.data.store import PARTS, PixelSums, Writer
 from fastres.errors import UserError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-MAX_FILE = 64 << 20  # bytes of one image file
-MAX_PIXELS = 64_000_000  # width times height of one image: 256 MB decoded
 _ENDINGS = (".jpg", ".jpeg", ".png")
 _PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val"}
 _LAYOUT = "expected train/<class>/*.jpg|jpeg|png and test/<class>/..., or unlabelled images in one flat folder"
@@ -49,6 +46,22 @@ class Layout:
     """What became of the validation folder, if there is one."""
 
 
+@dataclass(frozen=True)
+class File:
+    """An image file on its way to the store."""
+
+    name: str
+    where: Path | int
+    """Its path in a folder, or the position of its contents in the unpacked tar."""
+    size: int
+    """Bytes; in a folder a guess until it is read."""
+    data: bytes | None = None
+
+
+Keep = Callable[[str, int, File, np.ndarray], None]
+"""Takes (part, row, file with its contents, uint8 [size, size, 3]), from any thread."""
+
+
 def build_from_images(path: Path, size: int, writer: Writer, *, quiet: bool) -> tuple[str, ...]:
     """Decode the folder or tar at `path` into `writer` as images of `size` × `size`; returns the classes.
 
@@ -58,29 +71,78 @@ def build_from_images(path: Path, size: int, writer: Writer, *, quiet: bool) -> 
     Raises UserError for a layout without images or classes, for different classes in train and test, and for a file
     that is no image, is damaged, or is too large, naming it.
     """
-    folder = path.is_dir()
+    layout = _lay_out(path, quiet=quiet)
+    files = {part: writer.images(part, count, size) for part, count in layout.counts.items()}
+    try:
+        _write_labels(layout, writer)
+        _decode_all(path, layout, size, lambda part, row, _, pixels: files[part].write(row, pixels), quiet=quiet)
+    finally:
+        for file in files.values():
+            file.__exit__()
+    return layout.classes
+
+
+def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tuple[str, ...]:
+    """Note in `writer` where each image file of the folder or tar at `path` lies, and its checksum; every image is
+    decoded once, which gives mean and standard deviation and shows that it can be. Returns the classes.
+
+    Raises UserError as `build_from_images` does, and for a tar that is packed: its files cannot be read singly.
+    """
+    if path.is_file() and archives.is_packed(path):
+        raise UserError(
+            f"{path} is compressed, so its images cannot be read where they lie:\n"
+            "unpack it and name the folder, or use the decoded store"
+        )
+    layout = _lay_out(path, quiet=quiet)
+    _write_labels(layout, writer)
+    kept: dict[str, dict[str, np.ndarray]] = {
+        part: {"offsets": np.zeros(n, np.int64), "sizes": np.zeros(n, np.int64), "checksums": np.zeros(n, np.uint32)}
+        for part, n in layout.counts.items()
+    }
+    sums, measured, lock = PixelSums(), next(part for part in PARTS if part in layout.counts), threading.Lock()
+
+    def keep(part: str, row: int, file: File, pixels: np.ndarray) -> None:
+        assert file.data is not None
+        here = kept[part]
+        here["offsets"][row] = 0 if isinstance(file.where, Path) else file.where
+        here["sizes"][row], here["checksums"][row] = len(file.data), zlib.crc32(file.data)
+        if part == measured:
+            one = PixelSums.of(pixels)
+            with lock:
+                sums.add(one)
+
+    _decode_all(path, layout, size, keep, quiet=quiet)
+    for part, arrays in kept.items():
+        ordered = sorted((row, os.fsencode(name)) for name, (where, row) in layout.rows.items() if where == part)
+        arrays["names"] = np.frombuffer(b"".join(name for _, name in ordered), np.uint8)
+        arrays["name_ends"] = np.cumsum([len(name) for _, name in ordered], dtype=np.int64)
+        for what, values in arrays.items():
+            writer.array(f"{part}_{what}", values)
+    mean, std = sums.statistics()
+    container = "folder" if path.is_dir() else "tar"
+    # As a URL, because JSON can hold no path that is not UTF-8.
+    writer.facts |= {"store": "encoded", "container": container, "location": path.as_uri(), "mean": mean, "std": std}
+    return layout.classes
+
+
+def _lay_out(path: Path, *, quiet: bool) -> Layout:
     with progress(f"listing {path.name}", None, quiet=quiet) as advance:
         names = []
-        for name in _names_in_folder(path) if folder else (member.name for member in archives.members(path)):
+        for name in _names_in_folder(path) if path.is_dir() else (member.name for member in archives.members(path)):
             advance(1)
             if name.lower().endswith(_ENDINGS) and not PurePosixPath(name).name.startswith("."):
                 names.append(name)
     layout = plan(names, str(path))
     if layout.note and not quiet:
         say(f"{path}: {layout.note}")
-    files = {part: writer.images(part, count, size) for part, count in layout.counts.items()}
-    try:
-        for part, labels in layout.labels.items():
-            writer.array(f"{part}_labels", labels)
-        if layout.ids is not None:
-            writer.array("unlabelled_ids", layout.ids)
-        with progress(f"decoding {path.name}", len(layout.rows), quiet=quiet) as advance:
-            contents = _contents_of_folder(path, names) if folder else _contents_of_archive(path, layout)
-            _decode_all(contents, layout, files, size, str(path), advance)
-    finally:
-        for file in files.values():
-            file.__exit__()
-    return layout.classes
+    return layout
+
+
+def _write_labels(layout: Layout, writer: Writer) -> None:
+    for part, labels in layout.labels.items():
+        writer.array(f"{part}_labels", labels)
+    if layout.ids is not None:
+        writer.array("unlabelled_ids", layout.ids)
 
 
 def plan(names: list[str], where: str) -> Layout:
@@ -158,43 +220,46 @@ def _names_in_folder(path: Path) -> Iterator[str]:
             yield (Path(folder) / name).relative_to(path).as_posix()
 
 
-def _contents_of_folder(path: Path, names: list[str]) -> Iterator[tuple[str, Path | bytes, int]]:
-    for name in names:
-        yield name, path / name, 1 << 14  # read by the thread that decodes it; 16 KB is a guess that bounds batches
+def _files_of_folder(path: Path, layout: Layout) -> Iterator[File]:
+    for name in layout.rows:
+        yield File(name, path / name, 1 << 14)  # read by the thread that decodes it; 16 KB is a guess: bounds batches
 
 
-def _contents_of_archive(path: Path, layout: Layout) -> Iterator[tuple[str, Path | bytes, int]]:
+def _files_of_archive(path: Path, layout: Layout) -> Iterator[File]:
     missing = len(layout.rows)
     for member in archives.members(path):
         if member.name in layout.rows:
             missing -= 1
-            yield member.name, member.read(MAX_FILE), member.size
+            yield File(member.name, member.offset, member.size, member.read(MAX_FILE))
     if missing:
         raise UserError(f"{path} changed while it was read: start again")
 
 
-def _decode_all(
-    contents: Iterable[tuple[str, Path | bytes, int]],
-    layout: Layout,
-    files: dict[str, ImageRows],
-    size: int,
-    where: str,
-    advance: Callable[[int], None],
-) -> None:
+def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: bool) -> None:
     """Threads, not processes: Pillow decodes and resizes outside the GIL, and rows need no copying between them."""
 
-    def run(batch: list[tuple[str, Path | bytes]]) -> int:
-        for name, content in batch:
-            if name in layout.rows:
-                part, row = layout.rows[name]
-                files[part].write(row, _decode_named(content, size, name, where))
+    def run(batch: list[File]) -> int:
+        for file in batch:
+            data = file.data
+            if data is None:
+                assert isinstance(file.where, Path)
+                data = read_regular(file.where, MAX_FILE, "shrink or remove it")
+            try:
+                pixels = decode(data, size)
+            except UserError as error:
+                raise UserError(f"{path}: {file.name} {error}") from error
+            keep(*layout.rows[file.name], replace(file, data=data), pixels)
         return len(batch)
 
+    files = _files_of_folder(path, layout) if path.is_dir() else _files_of_archive(path, layout)
     workers = os.cpu_count() or 1
     pending: deque[Future[int]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with (
+        progress(f"decoding {path.name}", len(layout.rows), quiet=quiet) as advance,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         try:
-            for batch in _batches(contents):
+            for batch in _batches(files):
                 pending.append(pool.submit(run, batch))
                 if len(pending) > 2 * workers:
                     advance(pending.popleft().result())
@@ -204,65 +269,14 @@ def _decode_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _batches(contents: Iterable[tuple[str, Path | bytes, int]]) -> Iterator[list[tuple[str, Path | bytes]]]:
-    batch: list[tuple[str, Path | bytes]] = []
+def _batches(files: Iterable[File]) -> Iterator[list[File]]:
+    batch: list[File] = []
     weight = 0
-    for name, content, size in contents:
-        batch.append((name, content))
-        weight += size
+    for file in files:
+        batch.append(file)
+        weight += file.size
         if len(batch) == _BATCH_IMAGES or weight >= _BATCH_BYTES:
             yield batch
             batch, weight = [], 0
     if batch:
         yield batch
-
-
-def _decode_named(content: Path | bytes, size: int, name: str, where: str) -> np.ndarray:
-    if isinstance(content, Path):
-        content = read_regular(content, MAX_FILE, "shrink or remove it")
-    try:
-        return decode(content, size)
-    except UserError as error:
-        raise UserError(f"{where}: {name} {error}") from error
-
-
-def decode(data: bytes, size: int) -> np.ndarray:
-    """Decode a JPEG or PNG file to uint8 [size, size, 3] RGB.
-
-    The largest centred square is resized with an antialiased bicubic filter; an image of that size already is left
-    as it is. Grey and palette images become RGB, transparency lies on black, EXIF rotation is ignored. Raises
-    UserError for anything that is no such image, is damaged, or has more than 64 million pixels.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"has {image.width}×{image.height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
-            image.load()
-            picture = _to_rgb(image)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError("is no JPEG or PNG image: remove or replace it") from error
-    except Exception as error:  # a damaged file makes decoders fail in many ways: OSError, SyntaxError, struct.error
-        raise UserError(f"is a damaged image ({str(error)[:80] or type(error).__name__}): replace it") from error
-    width, height = picture.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(picture)
-
-
-def _to_rgb(image: "Image.Image") -> "Image.Image":
-    from PIL import Image
-
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        colour = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colour.size, (0, 0, 0, 255)), colour).convert("RGB")
-    return image.convert("RGB")

@@ -43,6 +43,15 @@ def read_regular(path: Path, limit: int, fix: str) -> bytes:
     return data
 
 
+def read_exactly(path: Path, size: int) -> bytes:
+    """The regular file at `path` if it has `size` bytes; else fewer or more, but at most one more.
+
+    Raises UserError for what is no regular file, and OSError for one that cannot be read.
+    """
+    with open_regular(path) as file:
+        return file.read(size + 1) or b""
+
+
 def encodable(name: str) -> str:
     """`name` with what UTF-8 cannot hold written out: the byte E9 of a Latin-1 file name becomes `\\udce9`.
 

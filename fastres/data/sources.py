@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from fastres.data import archives, cifar, shapes10
-from fastres.data.images import build_from_images
+from fastres.data.images import build_encoded, build_from_images
 from fastres.data.progress import progress
 from fastres.data.store import FORMAT, Writer
 from fastres.errors import UserError
 
+Store = Literal["decoded", "encoded"]
 NAMED = ("shapes10", "cifar10", "cifar100")
 DEFAULT_SIZE = 32
 
@@ -40,16 +42,23 @@ def data_root(root: str | Path | None) -> Path:
     return Path(chosen).expanduser().resolve()
 
 
-def resolve(text: str, *, image_size: int | None = None, root: str | Path | None = None) -> Source:
+def resolve(
+    text: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
+) -> Source:
     """Find the source `text`: a name of `NAMED`, else a path. Costs a few stats, and reads no image.
 
-    Raises UserError for a path that does not exist, and for an `image_size` that the source cannot have.
+    Raises UserError for a path that does not exist, and for an `image_size` or a kind of store that the source cannot
+    have. An encoded store lies beside the decoded one, under its name and `-encoded`.
     """
+    if store not in ("decoded", "encoded"):
+        raise UserError(f"there is no store '{store}': choose 'decoded' or 'encoded'")
     place = data_root(root)
     if image_size is not None and not 4 <= image_size <= 1024:
         raise UserError(f"data.image_size is {image_size}: choose 4 to 1024 pixels")
     size = image_size or DEFAULT_SIZE
     if text in NAMED:
+        if store == "encoded":
+            raise UserError(f"{text} has no image files to leave where they are: use the decoded store")
         if size != DEFAULT_SIZE:
             raise UserError(f"{text} has images of 32 pixels, not {size}: leave data.image_size out")
         identity, name = f"{text} {shapes10.VERSION if text == 'shapes10' else ''}", text
@@ -57,10 +66,11 @@ def resolve(text: str, *, image_size: int | None = None, root: str | Path | None
     else:
         path = _existing(text)
         identity, name = _identity(path), path.name
-        build = partial(_read, path, size)
+        build = partial(_read if store == "decoded" else _read_encoded, path, size)
     key = hashlib.sha256(json.dumps([FORMAT, identity, size]).encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.tar)?\.(gz|xz|tar|tgz|txz|pkl|pickle)$", "", name))
-    return Source(text, name, size, place / "stores" / f"{stem.strip('-')[:40] or 'data'}-{size}-{key}", build)
+    folder = f"{stem.strip('-')[:40] or 'data'}-{size}-{key}{'-encoded' if store == 'encoded' else ''}"
+    return Source(text, name, size, place / "stores" / folder, build)
 
 
 def _existing(text: str) -> Path:
@@ -118,12 +128,22 @@ def _fetch(kind: cifar.Kind, downloads: Path, writer: Writer, quiet: bool) -> tu
     return cifar.build_from_cifar(path, kind, writer, quiet=quiet)
 
 
-def _read(path: Path, size: int, writer: Writer, quiet: bool) -> tuple[str, ...]:
-    """Tell by its contents what `path` is, and read it."""
+def _is_archive(path: Path) -> bool:
     try:
-        packed = path.is_file() and archives.is_archive(path)
+        return path.is_file() and archives.is_archive(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+
+
+def _read_encoded(path: Path, size: int, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    if path.is_dir() or _is_archive(path):
+        return build_encoded(path, size, writer, quiet=quiet)
+    raise UserError(f"{path} is neither a folder nor a tar of images: use the decoded store")
+
+
+def _read(path: Path, size: int, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    """Tell by its contents what `path` is, and read it."""
+    packed = _is_archive(path)
     kind = None
     if packed or path.is_dir():
         cifar.check_md5(path, cifar.kind_of_folder(path) if path.is_dir() else None)

@@ -1,8 +1,10 @@
-"""The store: decoded images as memory-mapped `.npy` files with a manifest.
+"""The store: `.npy` files with a manifest, of images decoded and memory-mapped, or left encoded in their files.
 
 A store is one folder, `<root>/stores/<name>-<size>-<key>/`, with `<part>_images.npy` for the parts train, test and
-unlabelled, `<part>_labels.npy` or `<part>_ids.npy`, and `manifest.json`. It is built in a folder beside it under a
-lock, synced and renamed, so that it is complete or absent at any instant, whoever else prepares the same one.
+unlabelled, `<part>_labels.npy` or `<part>_ids.npy`, and `manifest.json`. Instead of `<part>_images.npy`, an encoded
+store, `<name>-<size>-<key>-encoded`, has `<part>_sizes.npy` and what else encoded.py needs to find and check each file.
+A store is built in a folder beside it under a lock, synced and renamed, so that it is complete or absent at any
+instant, whoever else prepares the same one.
 """
 
 import fcntl
@@ -19,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastres._version import __version__
+from fastres.data.encoded import EncodedImages
 from fastres.data.outside import encodable
 from fastres.data.progress import say
 from fastres.errors import UserError, disk_errors_are_the_users
@@ -33,8 +36,8 @@ MANIFEST = "manifest.json"
 class Part:
     """One part of a store."""
 
-    images: np.ndarray
-    """uint8 [N, H, W, 3], a read-only memory map."""
+    images: Any
+    """uint8 [N, H, W, 3]: a read-only memory map, or the `EncodedImages` of an encoded store."""
     labels: np.ndarray | None
     """int64 [N], or None for unlabelled images."""
     ids: np.ndarray | None
@@ -63,7 +66,13 @@ class Dataset:
     std: tuple[float, float, float]
     """Standard deviation of the same pixels (divided by N), in units of 1 = white."""
     manifest: dict[str, Any]
-    """`manifest.json`: format, fastres version, source, classes, and each file's shape, dtype, bytes and sha256."""
+    """`manifest.json`: format, fastres version, kind of store, source, classes, and each file's shape, dtype, bytes and
+    sha256; of an encoded store also its `container`, "folder" or "tar", and where that lies, as a URL."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the images are still in their files."""
+        return bool(self.manifest.get("store") == "encoded")
 
 
 class Writer:
@@ -75,6 +84,8 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.facts: dict[str, Any] = {"store": "decoded"}
+        """What goes into the manifest as it is; without `mean` and `std`, they are measured."""
 
     def images(self, part: str, count: int, size: int) -> "ImageRows":
         """Reserve uint8 [count, size, size, 3]. Raises OSError where the disk has no room for it."""
@@ -190,8 +201,10 @@ def _opens(path: Path) -> bool:
     return True
 
 
-def write_manifest(folder: Path, *, name: str, source: str, classes: tuple[str, ...], image_size: int) -> None:
-    """Measure the arrays in `folder` and write its manifest."""
+def write_manifest(
+    folder: Path, *, name: str, source: str, classes: tuple[str, ...], image_size: int, facts: dict[str, Any]
+) -> None:
+    """Measure the arrays in `folder` and write its manifest, with the writer's `facts`."""
     files = {}
     for path in sorted(folder.glob("*.npy")):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -203,8 +216,10 @@ def write_manifest(folder: Path, *, name: str, source: str, classes: tuple[str, 
             "bytes": path.stat().st_size,
             "sha256": digest,
         }
-    measured = next(part for part in PARTS if f"{part}_images.npy" in files)
-    mean, std = _statistics(np.load(folder / f"{measured}_images.npy", mmap_mode="r", allow_pickle=False))
+    if "mean" not in facts:
+        measured = next(part for part in PARTS if f"{part}_images.npy" in files)
+        mean, std = _measure(np.load(folder / f"{measured}_images.npy", mmap_mode="r", allow_pickle=False))
+        facts = {**facts, "mean": mean, "std": std}
     manifest = {
         "format": FORMAT,
         "fastres": __version__,
@@ -213,25 +228,46 @@ def write_manifest(folder: Path, *, name: str, source: str, classes: tuple[str, 
         "classes": [encodable(label) for label in classes],
         "image_size": image_size,
         "fingerprint": hashlib.sha256("".join(file["sha256"] for file in files.values()).encode()).hexdigest()[:16],
-        "mean": mean,
-        "std": std,
+        **facts,
         "files": files,
     }
     write_json(folder / MANIFEST, manifest)
 
 
-def _statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, from sums of integers: exact until the last division."""
-    total, squares, count = np.zeros(3, np.int64), np.zeros(3, np.int64), images[..., 0].size
+@dataclass
+class PixelSums:
+    """Sums over pixels, by channel: integers, so that any order of adding gives the same statistics."""
+
+    count: int = 0
+    total: tuple[int, ...] = (0, 0, 0)
+    squares: tuple[int, ...] = (0, 0, 0)
+
+    @staticmethod
+    def of(images: np.ndarray) -> "PixelSums":
+        """Of uint8 [..., 3]."""
+        pixels = images.reshape(-1, 3).astype(np.int64)
+        total, squares = pixels.sum(axis=0), np.square(pixels).sum(axis=0)
+        return PixelSums(len(pixels), tuple(total.tolist()), tuple(squares.tolist()))
+
+    def add(self, other: "PixelSums") -> None:
+        self.count += other.count
+        self.total = tuple(map(sum, zip(self.total, other.total, strict=True)))
+        self.squares = tuple(map(sum, zip(self.squares, other.squares, strict=True)))
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel in units of 1 = white, exact until the last division."""
+        count, sums = self.count, list(zip(self.total, self.squares, strict=True))
+        mean = [first / (255 * count) for first, _ in sums]
+        std = [float(np.sqrt((count * second - first * first) / count**2)) / 255 for first, second in sums]
+        return mean, std
+
+
+def _measure(images: np.ndarray) -> tuple[list[float], list[float]]:
+    sums = PixelSums()
     step = max(1, (1 << 22) // images[0].size)
     for start in range(0, len(images), step):
-        pixels = images[start : start + step].reshape(-1, 3).astype(np.int64)
-        total += pixels.sum(axis=0)
-        squares += np.square(pixels).sum(axis=0)
-    sums = [(int(first), int(second)) for first, second in zip(total, squares, strict=True)]
-    mean = [first / (255 * count) for first, _ in sums]
-    std = [float(np.sqrt((count * second - first * first) / count**2)) / 255 for first, second in sums]
-    return mean, std
+        sums.add(PixelSums.of(images[start : start + step]))
+    return sums.statistics()
 
 
 def open_store(path: Path, source: str) -> Dataset:
@@ -242,7 +278,12 @@ def open_store(path: Path, source: str) -> Dataset:
             raise ValueError(f"its format is {manifest['format']}")
         files = manifest["files"]
         arrays = {name: _open_array(path / name, entry) for name, entry in files.items()}
-        parts = {part: _part(arrays, part) for part in PARTS if f"{part}_images.npy" in arrays}
+        images: dict[str, np.ndarray | EncodedImages]
+        if manifest.get("store", "decoded") == "encoded":  # a store older than that entry is decoded
+            images = {part: EncodedImages(path, part) for part in PARTS if f"{part}_sizes.npy" in arrays}
+        else:
+            images = {part: arrays[f"{part}_images.npy"] for part in PARTS if f"{part}_images.npy" in arrays}
+        parts = {part: _part(pixels, arrays, part) for part, pixels in images.items()}
         if not parts:
             raise ValueError("it has no images")
         return Dataset(
@@ -281,10 +322,9 @@ def _open_array(path: Path, entry: dict[str, Any]) -> np.ndarray:
     return array
 
 
-def _part(arrays: dict[str, np.ndarray], part: str) -> Part:
-    images = arrays[f"{part}_images.npy"]
+def _part(images: "np.ndarray | EncodedImages", arrays: dict[str, np.ndarray], part: str) -> Part:
     labels, ids = arrays.get(f"{part}_labels.npy"), arrays.get(f"{part}_ids.npy")
-    if images.dtype != np.uint8 or images.ndim != 4 or (labels is None) != (part == "unlabelled"):
+    if images.dtype != np.uint8 or len(images.shape) != 4 or (labels is None) != (part == "unlabelled"):
         raise ValueError(f"{part} is incomplete")
     if any(other is not None and other.shape != images.shape[:1] for other in (labels, ids)):
         raise ValueError(f"{part} has arrays of different lengths")
@@ -294,7 +334,8 @@ def _part(arrays: dict[str, np.ndarray], part: str) -> Part:
 def verify_store(path: Path) -> list[str]:
     """Read every byte of the store at `path` and list what differs from its manifest."""
     try:
-        files = open_store(path, "").manifest["files"]
+        dataset = open_store(path, "")
+        files = dataset.manifest["files"]
     except UserError as error:
         return [str(error)]
     problems = []
@@ -302,4 +343,7 @@ def verify_store(path: Path) -> list[str]:
         with (path / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 problems.append(f"{path / name} was changed: its sha256 is not the manifest's")
+    if dataset.encoded and not problems:
+        for part in (dataset.train, dataset.test, dataset.unlabelled):
+            problems += [] if part is None else part.images.problems()
     return problems
