@@ -6,7 +6,8 @@ belongs to a channel is fp32 [C]. `second` is the residual or the other BatchNor
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import triton
@@ -17,10 +18,25 @@ from fastres.kernels.resident import resident_backward_kernel, resident_forward_
 from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Plan, Problem, Tile, plan
 from fastres.kernels.two_pass import apply_kernel, gradient_kernel, reduce_kernel, statistics_kernel
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 NO_NORM = Norm(None, None, None, None)
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when the process began)."""
+
+
+def _on_their_device(function: Callable[Concatenate[Tensor, P], T]) -> Callable[Concatenate[Tensor, P], T]:
+    """Triton launches on the current device, wherever its tensors are. PyTorch's operators first make that of their
+    tensors the current one, and so does this, for about a microsecond a call."""
+
+    @functools.wraps(function)
+    def launch(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.cuda.device_of(x):
+            return function(x, *args, **kwargs)
+
+    return launch
 
 
 class Forward(NamedTuple):
@@ -42,6 +58,7 @@ class Backward(NamedTuple):
     """fp32 [2, C] (dual: [4, C]): gradients of bias and weight, for x and for z."""
 
 
+@_on_their_device
 def forward(
     x: Tensor,
     second: Tensor | None,
@@ -88,7 +105,7 @@ def forward(
             DUAL=kind == "dual", **_tile(chosen.sums, merges=chosen.form),
         )  # fmt: skip
     tile = chosen.output
-    apply_kernel[(math.ceil(channels / tile.columns), math.ceil(rows / tile.rows))](
+    apply_kernel[_tiles(tile, rows, channels)](
         x, second, y, given_bits, statistics,
         *x_norm[2:4], *x_norm[:2], *z_norm[2:4], *z_norm[:2],
         rows, channels, x_norm.eps, z_norm.eps,
@@ -97,6 +114,7 @@ def forward(
     return Forward(y, statistics, bits)
 
 
+@_on_their_device
 def backward(
     dy: Tensor,
     dy2: Tensor | None,
@@ -161,7 +179,7 @@ def backward(
             dy, dy2, given_second, bits, g_out, kind, activation = g_out, None, None, None, None, "none", "none"
     if needs_x or dz is not None or g_out is not None:
         tile = chosen.output
-        gradient_kernel[(math.ceil(channels / tile.columns), math.ceil(rows / tile.rows))](
+        gradient_kernel[_tiles(tile, rows, channels)](
             dy, dy2, x, given_second, bits, given_dx, dz, g_out, sums, statistics, *terms, *eps,
             SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(tile),
         )  # fmt: skip
@@ -177,6 +195,11 @@ def _tile(tile: Tile, merges: str | None = None) -> dict[str, int]:
     if not INTERPRETED:
         options |= OPTIONS
     return {**options, "BLOCK_S": MERGE_SPLITS[merges]} if merges else options
+
+
+def _tiles(tile: Tile, rows: int, channels: int) -> tuple[int]:
+    """A program for each tile, in one dimension: `two_pass.tile_from_the_end` says why."""
+    return (math.ceil(channels / tile.columns) * math.ceil(rows / tile.rows),)
 
 
 def _phases(split: bool) -> tuple[str, ...]:

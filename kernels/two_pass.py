@@ -126,6 +126,18 @@ def statistics_kernel(
 
 
 @triton.jit
+def tile_from_the_end(C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """First row and block of columns of this program's tile: the last rows first, a row's blocks one after another.
+
+    The grid, (⌈C/BLOCK_C⌉·⌈M/BLOCK_M⌉,), has one dimension: a GPU's others end at 65,535, which tiles of 32 rows exceed
+    at two million rows, the first layer of a ResNet on 168 images of 224 × 224.
+    """
+    blocks = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0)
+    return (tl.num_programs(0) - 1 - program) // blocks * BLOCK_M, program % blocks
+
+
+@triton.jit
 def apply_kernel(
     x,
     second,
@@ -152,10 +164,10 @@ def apply_kernel(
 ):
     """y = activation(BN(x) + second). Reads x and `second`, writes y, and the sign bits where `bits` is given.
 
-    Grid (⌈C/BLOCK_C⌉, ⌈M/BLOCK_M⌉), the last rows first.
+    Grid as in `tile_from_the_end`.
     """
-    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
+    row, column = tile_from_the_end(C, BLOCK_M, BLOCK_C)
+    columns = column * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     tile = load_tile(x, row, M, columns, C, BLOCK_M, LAST=True)
     mean, _, scale, bias = channel_terms(
         statistics, x_running_mean, x_running_var, x_weight, x_bias, columns, C, x_eps, FROM_RUNNING
@@ -169,7 +181,7 @@ def apply_kernel(
         )
         out += normalise(load_tile(second, row, M, columns, C, BLOCK_M, LAST=True), mean, scale, bias)
     if bits is not None:
-        octets = tl.program_id(0) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
+        octets = column * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
         store_bits(bits, (out <= 0.0) == 0, row, M, octets, C, BLOCK_M, BLOCK_C)
     store_tile(y, activate(out, ACTIVATION), row, M, columns, C, BLOCK_M)
 
@@ -318,12 +330,12 @@ def gradient_kernel(
 ):
     """dx = scale·(g − Σg/M − x̂·Σg·x̂/M), likewise dz; with running statistics, which are constants, dx = scale·g.
 
-    Grid as in `apply_kernel`. Outputs that are not given are not written. Where `reduce_kernel` has already written g,
-    this kernel gets it as dy, with SECOND and ACTIVATION "none".
+    Grid as in `tile_from_the_end`. Outputs that are not given are not written. Where `reduce_kernel` has already
+    written g, this kernel gets it as dy, with SECOND and ACTIVATION "none".
     """
-    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    octets = tl.program_id(0) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
-    row = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
+    row, column = tile_from_the_end(C, BLOCK_M, BLOCK_C)
+    columns = column * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    octets = column * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)[None, :]
     g = load_gradient(dy, dy2, row, M, columns, C, BLOCK_M, LAST=True)
     x_terms = channel_terms(
         statistics, x_running_mean, x_running_var, x_weight, x_bias, columns, C, x_eps, FROM_RUNNING
