@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu")
@@ -144,6 +145,9 @@ def _obstacle(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | Non
                 return "weights and statistics must be float32 on the device of x"
             if tensor is not None and (tensor.shape != x.shape[1:2] or not tensor.is_contiguous()):
                 return f"weights and statistics must be contiguous, of shape [{x.shape[1]}]"
+        batches = None if norm is None else norm.num_batches_tracked
+        if training and batches is not None and batches.device != x.device:
+            return "num_batches_tracked must be on the device of x"
         if norm is not None and not training and (norm.running_mean is None or norm.running_var is None):
             return "without training running_mean and running_var are needed"
     if x.device.type == "cuda":
@@ -171,7 +175,9 @@ def _kernels(
         _demand_several(x)
     kind = "none" if second is None else "add" if z_norm is None else "dual"
     z_norm = z_norm or Norm(None, None, None, None)
-    run = BatchNormAct.apply if torch.is_grad_enabled() else without_gradient
+    # Forward-mode derivatives pass through no_grad. The kernels have none: `apply` says so, the other would lose them.
+    derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    run = BatchNormAct.apply if derived else without_gradient
     return run(
         x, second, *x_norm[:2], *z_norm[:2], *x_norm[2:5], *z_norm[2:5],
         [x_norm.momentum, z_norm.momentum], [x_norm.eps, z_norm.eps], kind, training, activation, fork,
@@ -183,7 +189,8 @@ def _plain(
 ) -> Tensor:
     """The same in PyTorch's own operators."""
     alike = second is None or (second.shape == x.shape and second.dtype == x.dtype)
-    if training and alike and x.device.type == "cpu" and x.ndim == 4 and torch.compiler.is_compiling():
+    fusible = alike and x.device.type == "cpu" and x.ndim == 4 and x.numel() > 0  # of no values PyTorch takes no mean
+    if training and fusible and torch.compiler.is_compiling():
         return _fusible(x, second, x_norm, z_norm, activation)
     y = _batch_norm(x, x_norm, training)
     if second is not None:

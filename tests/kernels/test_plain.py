@@ -235,6 +235,25 @@ class TestCompiled:
         # Two roundings to bf16 of values below 8, in another order.
         assert torch.allclose(found.float(), eager.float(), rtol=0, atol=2 * 8 * 2**-8)
 
+    @pytest.mark.parametrize("second", SECONDS)
+    def test_an_empty_batch(self, second: str) -> None:
+        """As in eager: statistics stay, the counter moves, gradients of weights are 0."""
+        torch._dynamo.reset()
+        found = []
+        for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True)):
+            x, other = images(2, torch.float32, (0, 4, 3, 2))
+            x_norm, z_norm = norm(torch.float32), norm(torch.float32, 7) if second == "dual" else None
+            weight = x_norm.weight
+            assert weight is not None
+            weight.requires_grad_()
+            given = None if second == "none" else other
+            y = function(x.requires_grad_(), given, x_norm, z_norm, training=True, activation="relu")
+            gradients = torch.autograd.grad(y.sum(), (x, weight))
+            norms = [*x_norm[2:5], *(() if z_norm is None else z_norm[2:5])]
+            found.append([y.detach(), *gradients, *norms])
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))  # type: ignore[arg-type]
+        assert x_norm.num_batches_tracked == 4
+
     def test_one_value_a_channel(self) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(call, backend="eager")
@@ -314,6 +333,8 @@ def wrong() -> Any:
     yield "weight's type", (x, None, norm(torch.float64), None), "must be float32"
     yield "weight's shape", (x, None, norm(torch.float32, channels=3), None), r"of shape \[4\]"
     yield "strided bias", (x, None, n._replace(bias=torch.zeros(8)[::2]), None), "contiguous"
+    elsewhere = n._replace(num_batches_tracked=torch.zeros((), dtype=torch.int64, device="meta"))
+    yield "counter's device", (x, None, elsewhere, None), "num_batches_tracked must be on the device"
     yield "other norm's shape", (x, x, n, norm(torch.float32, channels=3)), r"of shape \[4\]"
 
 

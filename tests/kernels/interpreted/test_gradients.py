@@ -20,6 +20,7 @@ from norm_cases import (
     plan_of,
     statistics,
 )
+from torch.autograd import forward_ad
 
 from fastres.kernels import Norm, launch
 
@@ -91,6 +92,16 @@ def test_second_derivative_is_refused() -> None:
     (dx,) = torch.autograd.grad(call(CASE, inputs), x, inputs.dy.requires_grad_(), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused(grad: bool) -> None:
+    """Under no_grad too, which it passes through: without a word the derivative would be lost."""
+    inputs = draw(CASE)
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        x = forward_ad.make_dual(inputs.x, inputs.dy)
+        with pytest.raises(NotImplementedError, match="forward mode"):
+            call(CASE, inputs._replace(x=x))
 
 
 def test_saved_tensors_that_were_changed_are_noticed() -> None:
