@@ -186,7 +186,7 @@ def test_decoded(augmentation: str, dataset: Dataset, benchmark: Any, request: p
         if "ffcv" in KINDS:
             from fastres.data import beton
 
-            turns["bare FFCV"] = bare_ffcv(beton.open_beton(dataset).folder / "train.beton")
+            turns["bare FFCV"] = bare_ffcv(beton.open_beton(dataset).path / "train.beton")
     medians = by_turns(turns, benchmark, request)
     for loader in loaders.values():
         loader.close()

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -67,6 +67,10 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.",
 Source = Annotated[
     str,
     typer.Argument(metavar="SOURCE", help="shapes10, cifar10, cifar100, an archive or a folder.", show_default=False),
+]
+StoreKind = Annotated[
+    Literal["decoded", "encoded"],
+    typer.Option(help="decoded: pixels; encoded: JPEG and PNG files left where they are (data.store in a recipe)."),
 ]
 Size = Annotated[int | None, typer.Option(help="Side in pixels to which images are brought.", show_default="32")]
 Root = Annotated[
@@ -230,25 +234,44 @@ def doctor(root: Root = None, as_json: Json = False) -> None:
 
 
 @data_app.command()
-def prepare(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
-    """Decode a source into a store that opens at once; a damaged store is built anew."""
+def prepare(
+    source: Source,
+    store: StoreKind = "decoded",
+    format_: Annotated[
+        Literal["store", "beton"],
+        typer.Option("--format", help="beton: also write the store in FFCV's file format, for the ffcv loader."),
+    ] = "store",
+    image_size: Size = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a source into a store that opens at once; a damaged store is built anew."""
     from fastres.data import info as describe_store
     from fastres.data import prepare as build_store
 
-    dataset = build_store(source, image_size=image_size, root=root)
+    dataset = build_store(source, store=store, image_size=image_size, root=root)
+    if format_ == "beton":
+        from fastres.data import beton
+
+        beton.prepare(dataset)
+    facts = describe_store(source, store=store, image_size=image_size, root=root)
     if as_json:
-        _print_json(describe_store(source, image_size=image_size, root=root))
+        _print_json(facts)
         return
     size = f"{dataset.image_size}×{dataset.image_size}"
     print(printable(f"{dataset.name}: {len(dataset.classes)} classes, {size}, in {dataset.path}"))
+    if format_ == "beton":
+        print(printable(f"for FFCV, {facts['beton']['bytes'] / 1e6:,.1f} MB in {facts['beton']['path']}"))
 
 
 @data_app.command()
-def info(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
+def info(
+    source: Source, store: StoreKind = "decoded", image_size: Size = None, root: Root = None, as_json: Json = False
+) -> None:
     """Say what a source holds."""
     from fastres.data import info as describe_store
 
-    facts = describe_store(source, image_size=image_size, root=root)
+    facts = describe_store(source, store=store, image_size=image_size, root=root)
     if as_json:
         _print_json(facts)
         return
@@ -258,11 +281,13 @@ def info(source: Source, image_size: Size = None, root: Root = None, as_json: Js
 
 
 @data_app.command()
-def verify(source: Source, image_size: Size = None, root: Root = None, as_json: Json = False) -> None:
-    """Recompute the checksums of a prepared store."""
+def verify(
+    source: Source, store: StoreKind = "decoded", image_size: Size = None, root: Root = None, as_json: Json = False
+) -> None:
+    """Recompute the checksums of a prepared store, of what it refers to, and of its beton if it has one."""
     from fastres.data import verify as find_problems
 
-    problems = find_problems(source, image_size=image_size, root=root)
+    problems = find_problems(source, store=store, image_size=image_size, root=root)
     if as_json:
         _print_json({"source": source, "problems": problems})
     if problems and not as_json:

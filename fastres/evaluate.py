@@ -97,7 +97,7 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
     data = kept.recipe.data
     dataset = open_dataset(
         data.source,
-        **({"store": data.store} if data.store != "decoded" else {}),
+        store=data.store,
         image_size=data.image_size,
         root=data.root,
     )

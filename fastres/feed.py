@@ -71,7 +71,7 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     data, options = recipe.data, recipe.train
     dataset = open_dataset(
         data.source,
-        **({"store": data.store} if data.store != "decoded" else {}),
+        store=data.store,
         image_size=data.image_size,
         root=data.root,
         quiet=quiet,
@@ -139,7 +139,7 @@ def shape_of(data: Data) -> tuple[int, int, bool]:
     """
     facts = info(
         data.source,
-        **({"store": data.store} if data.store != "decoded" else {}),
+        store=data.store,
         image_size=data.image_size,
         root=data.root,
     )

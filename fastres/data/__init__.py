@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastres.data import beton
 from fastres.data.encoded import EncodedImages
 from fastres.data.outside import encodable
 from fastres.data.sources import Store, data_root, resolve
@@ -81,7 +82,8 @@ def info(
     Text can be encoded: what UTF-8 cannot hold of a path or a class name is written out, as `\\udce9`.
 
     Keys: source, store, name, image_size, path (of the store), prepared; and if it is prepared: classes, mean, std,
-    bytes, fingerprint, and parts: for each part its number of images and, where labelled, the images of each class.
+    bytes, fingerprint, parts: for each part its number of images and, where labelled, the images of each class; and
+    beton: path and bytes of the store in FFCV's file format, None if there is none.
     """
     found = resolve(source, store=store, image_size=image_size, root=root)
     facts: dict[str, Any] = {
@@ -109,18 +111,29 @@ def info(
         "std": list(dataset.std),
         "bytes": sum(entry["bytes"] for entry in dataset.manifest["files"].values()),
         "fingerprint": dataset.manifest["fingerprint"],
+        "beton": _about_beton(dataset),
     }
+
+
+def _about_beton(dataset: Dataset) -> dict[str, Any] | None:
+    folder = beton.beton_folder(dataset)
+    if not folder.exists():
+        return None
+    return {"path": encodable(str(folder)), "bytes": sum(path.stat().st_size for path in folder.glob("*.beton"))}
 
 
 def verify(
     source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
 ) -> list[str]:
     """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums; of an
-    encoded store also each image file that is gone or has changed.
+    encoded store also each image file that is gone or has changed; and of the beton beside it, if there is one.
 
     An empty list means that it is sound. Raises UserError if it was never prepared.
     """
     found = resolve(source, store=store, image_size=image_size, root=root)
     if not found.store.exists():
         raise UserError(f"{source} is not prepared: run `fastres data prepare {source}`")
-    return verify_store(found.store)
+    problems = verify_store(found.store)
+    if not problems and beton.beton_folder(dataset := open_store(found.store, source)).exists():
+        problems += beton.verify(dataset)
+    return problems

@@ -75,8 +75,8 @@ def test_the_encoded_store_trains_the_same_weights(fastres: Any, tiny: Path, tmp
 
 def test_loaders_that_cannot_be_had_are_told(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     for sets, words in (
-        (["data.loader=resident", "data.store=encoded"], ["encoded"]),
-        (["data.store=encoded"], ["encoded"]),
+        (["data.loader=resident", "data.store=encoded"], ["decoded"]),
+        (["data.store=encoded"], ["shapes10", "decoded"]),
         (["data.loader=fast"], ["data.loader", "resident"]),
         (["data.workers=-1"], ["data.workers"]),
     ):
