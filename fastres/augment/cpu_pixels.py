@@ -25,6 +25,8 @@ FP32, BF16, FP16 = range(3)
 """What `out` of `augment_range` holds: fp32 as itself, the others as uint16."""
 ZERO, REFLECT = range(2)
 """What a shift uncovers; ZERO is any single colour."""
+PERIOD = 96
+"""Values that loops do at a time: whole pixels, and whole vectors of up to 32 lanes."""
 
 
 @_compiled
@@ -88,36 +90,119 @@ def _reflected(position, size):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _translate(source, begin, down, right, flip, size, padding, fill, out):  # type: ignore[no-untyped-def]
-    """reference.translate of uint8 [H·W·3] at source[begin:], mirrored where `flip`, into out uint8 [H·W·3]."""
+def _mirror(source, begin, size, out):  # type: ignore[no-untyped-def]
+    """Left and right exchanged: uint8 [H·W·3] at source[begin:] into out."""
+    line = _U(size[1] * 3)
+    for y in range(_U(size[0])):
+        read, write = _U(begin) + y * line, y * line + line - _U(3)
+        for x in range(_U(0), line, _U(3)):
+            out[write - x] = source[read + x]
+            out[write - x + _U(1)] = source[read + x + _U(1)]
+            out[write - x + _U(2)] = source[read + x + _U(2)]
+
+
+@_compiled
+def _bf16(value):  # type: ignore[no-untyped-def]
+    """fp32 to the bits of bf16, ties to even. No NaN comes here."""
+    bits = np.float32(value).view(np.uint32)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@_compiled
+def _fp16(value):  # type: ignore[no-untyped-def]
+    """fp32 to the bits of fp16, ties to even. No NaN comes here."""
+    bits = np.float32(value).view(np.uint32)
+    size = bits & np.uint32(0x7FFFFFFF)
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    normal = size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))
+    normal = min((normal >> np.uint32(13)) - np.uint32(0x1C000), np.uint32(0x7C00))
+    # Below 2⁻¹⁴ fp16 counts in steps of 2⁻²⁴: whole numbers, to which fp32 rounds from 2²³ on.
+    steps = abs(value) * np.float32(2.0**24)
+    small = np.uint32(np.int32((min(steps, np.float32(2.0**22)) + np.float32(2.0**23)) - np.float32(2.0**23)))
+    return np.uint16(sign | (normal if size >= np.uint32(0x38800000) else small))
+
+
+@_compiled
+def _write(values, kind, out):  # type: ignore[no-untyped-def]
+    """fp32 to `out`: as it is, or rounded."""
+    if out.itemsize == 4:
+        for i in range(len(values)):
+            out[i] = values[i]
+    elif kind == BF16:
+        for i in range(len(values)):
+            out[i] = _bf16(values[i])
+    else:
+        for i in range(len(values)):
+            out[i] = _fp16(values[i])
+
+
+@_compiled
+def _values(source, read, count, pattern, kind, out, write):  # type: ignore[no-untyped-def]
+    """`count` uint8 from source[read] on to out[write] on: as they are where `out` is uint8, else normalised.
+
+    Read and write stand at a pixel's first value. The inner loops have one length, so that LLVM keeps the patterns in
+    registers.
+    """
+    read, write, count = _U(read), _U(write), _U(count)
+    if out.itemsize == 1:
+        for i in range(count):
+            out[write + i] = source[read + i]
+        return
+    scale, offset = pattern[0], pattern[1]
+    whole = count // _U(PERIOD) * _U(PERIOD)
+    if out.itemsize == 4:
+        for i in range(_U(0), whole, _U(PERIOD)):
+            for j in range(PERIOD):
+                out[write + i + _U(j)] = np.float32(source[read + i + _U(j)]) * scale[j] + offset[j]
+        for j in range(count - whole):
+            out[write + whole + j] = np.float32(source[read + whole + j]) * scale[j] + offset[j]
+    elif kind == BF16:
+        for i in range(_U(0), whole, _U(PERIOD)):
+            for j in range(PERIOD):
+                out[write + i + _U(j)] = _bf16(np.float32(source[read + i + _U(j)]) * scale[j] + offset[j])
+        for j in range(count - whole):
+            out[write + whole + j] = _bf16(np.float32(source[read + whole + j]) * scale[j] + offset[j])
+    else:
+        for i in range(count):
+            out[write + i] = _fp16(np.float32(source[read + i]) * scale[i % _U(3)] + offset[i % _U(3)])
+
+
+@_compiled
+def _translate(source, begin, down, right, size, padding, edge, pattern, kind, out):  # type: ignore[no-untyped-def]
+    """reference.translate of uint8 [H·W·3] at source[begin:] into out [H·W·3]: uint8, or normalised in its own type.
+
+    A shift moves every pixel by the same distance in memory: one long loop writes them all, wrong ones at the edges,
+    which are then written again, with `edge`, a line of the padding colour as `out` holds it, or reflected.
+    """
     height, width = size
-    inner = width - abs(right)
+    line = width * 3
+    length, distance = height * line, down * line + right * 3
+    _values(source, begin + max(-distance, 0), length - abs(distance), pattern, kind, out, max(distance, 0))
+    if down == 0 and right == 0:
+        return
     for y in range(height):
-        to, row = y * width, y - down
-        if padding == REFLECT:
-            row = _reflected(row, height)
-        elif row < 0 or row >= height:
-            for x in range(width):
-                for c in range(3):
-                    out[(to + x) * 3 + c] = fill[c]
+        row, to = y - down, y * line
+        uncovered = row < 0 or row >= height
+        if padding != REFLECT and uncovered:
+            for i in range(_U(line)):
+                out[_U(to) + i] = edge[i]
             continue
-        start = begin + row * width * 3
-        if flip:
-            read, write = _U(start + (max(-right, 0) + inner - 1) * 3), _U((to + max(-right, 0)) * 3)
-            for x in range(_U(0), _U(inner * 3), _U(3)):
-                out[write + x] = source[read - x]
-                out[write + x + _U(1)] = source[read - x + _U(1)]
-                out[write + x + _U(2)] = source[read - x + _U(2)]
-        else:
-            read, write = _U(start + max(-right, 0) * 3), _U((to + max(right, 0)) * 3)
-            for i in range(_U(inner * 3)):
-                out[write + i] = source[read + i]
+        start = begin + _reflected(row, height) * line
+        if uncovered:
+            inner = line - abs(right) * 3
+            _values(source, start + max(-right, 0) * 3, inner, pattern, kind, out, to + max(right, 0) * 3)
         for k in range(abs(right)):
             x = k if right > 0 else width - 1 - k
-            at = (to + (width - 1 - x if flip else x)) * 3
-            origin = start + _reflected(x - right, width) * 3
-            for c in range(3):
-                out[at + c] = source[origin + c] if padding == REFLECT else fill[c]
+            at = to + x * 3
+            if padding != REFLECT:
+                for c in range(3):
+                    out[at + c] = edge[c]
+            elif 2 * abs(right) < width:  # what is reflected has been written to the same line
+                origin = to + 3 * (2 * right - k if right > 0 else width - 1 + k + 2 * right)
+                for c in range(3):
+                    out[at + c] = out[origin + c]
+            else:
+                _values(source, start + _reflected(x - right, width) * 3, 3, pattern, kind, out, at)
 
 
 @_compiled
@@ -245,31 +330,8 @@ def _colours(pixels, grey, packed, row, strengths):  # type: ignore[no-untyped-d
 
 
 @_compiled
-def _write(values, kind, out):  # type: ignore[no-untyped-def]
-    """fp32 to `out`: as it is, or rounded to bf16 or fp16 as uint16, ties to even. No NaN comes here."""
-    if out.itemsize == 4:
-        for i in range(len(values)):
-            out[i] = values[i]
-        return
-    bits = values.view(np.uint32)
-    if kind == BF16:
-        for i in range(len(bits)):
-            out[i] = (bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return
-    for i in range(len(bits)):
-        size = bits[i] & np.uint32(0x7FFFFFFF)
-        sign = (bits[i] >> np.uint32(16)) & np.uint32(0x8000)
-        normal = size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))
-        normal = min((normal >> np.uint32(13)) - np.uint32(0x1C000), np.uint32(0x7C00))
-        # Below 2⁻¹⁴ fp16 counts in steps of 2⁻²⁴: whole numbers, to which fp32 rounds from 2²³ on.
-        steps = abs(values[i]) * np.float32(2.0**24)
-        small = np.uint32(np.int32((min(steps, np.float32(2.0**22)) + np.float32(2.0**23)) - np.float32(2.0**23)))
-        out[i] = sign | (normal if size >= np.uint32(0x38800000) else small)
-
-
-@_compiled
 def _fill(values, box, colour, width):  # type: ignore[no-untyped-def]
-    """A box of fp32 [H·W·3] in one colour."""
+    """A box of [H·W·3] in one colour."""
     for y in range(box[0], box[2]):
         for x in range(box[1], box[3]):
             for c in range(3):
@@ -277,21 +339,20 @@ def _fill(values, box, colour, width):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _geometry(images, start, row, size, taps, padding, fill, scratch):  # type: ignore[no-untyped-def]
-    """Crop, shift and mirror one image: where its uint8 [H·W·3] is then found, an array and a position in it."""
-    height, width = size
-    down, right, flip = row[4], row[5], row[6] != 0
-    moves = down != 0 or right != 0
-    source, begin = images, start
-    if row[2] != height or row[3] != width:
-        into = scratch[1] if moves else scratch[0]
-        # Without a shift the mirroring costs nothing here: columns are written in reverse order.
-        _resized_crop(images, start, row, flip and not moves, size, taps, scratch[2], scratch[3], into)
-        source, begin, flip = into, 0, flip and moves
-    if moves or flip:
-        _translate(source, begin, down, right, flip, size, padding, fill, scratch[0])
-        source, begin = scratch[0], 0
-    return source, begin
+def _geometry(images, start, row, size, taps, scratch):  # type: ignore[no-untyped-def]
+    """Crop and mirror one image: where its uint8 [H·W·3] is then found, an array and a position in it.
+
+    Mirroring comes before the shift, which goes the other way then: the crop does it at no cost, by writing its columns
+    in reverse order.
+    """
+    flip = row[6] != 0
+    if row[2] != size[0] or row[3] != size[1]:
+        _resized_crop(images, start, row, flip, size, taps, scratch[2], scratch[3], scratch[0])
+    elif flip:
+        _mirror(images, start, size, scratch[0])
+    else:
+        return images, start
+    return scratch[0], 0
 
 
 @_compiled
@@ -317,27 +378,39 @@ def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, fi
     length = height * line
     scratch = np.empty((4, line * _padded(height)), dtype=np.uint8)
     grey, packed = np.empty(height * width, dtype=np.uint8), np.empty(height * width, dtype=np.int32)
-    # A line's worth of each, so that the loop over a line is the same for every value.
-    pattern = np.empty((4, line), dtype=np.float32)
-    for i in range(line):
+    # Long enough for a line and for _values, so that their loops are the same for every value.
+    pattern = np.empty((4, max(line, PERIOD)), dtype=np.float32)
+    edge = np.empty(line, dtype=np.uint8)
+    for i in range(pattern.shape[1]):
         for k in range(4):
             pattern[k, i] = finish[k, i % 3]
+    for i in range(line):
+        edge[i] = fill[i % 3]
+    how, weight, top, left, bottom, right = mixing
+    # Without noise and mixing the bytes become the output in one step, otherwise fp32 first.
+    direct = how == NO_MIX and noise.size == 0
     # By turns a sample's own values and its partner's; the third holds what is mixed of them.
     values = np.empty((3, length), dtype=np.float32)
-    how, weight, top, left, bottom, right = mixing
+    edge32, edge_out, colours_out = np.empty(line, np.float32), np.empty(line, out.dtype), np.empty((2, 3), out.dtype)
+    _values(edge, 0, line, pattern, FP32, edge32, 0)
+    _write(edge32, kind, edge_out)
+    for k in range(2):
+        _write(finish[4 + k], kind, colours_out[k])
     for n in range(len(chosen)):
         row = rows[n]
-        source, begin = _geometry(images, chosen[n] * length, row, size, taps, padding, fill, scratch)
+        source, begin = _geometry(images, chosen[n] * length, row, size, taps, scratch)
+        down_by, right_by = row[4], -row[5] if row[6] else row[5]
         if row[7] or row[13] or row[14]:
-            if source is images or begin > 0:
-                scratch[0, :length] = source[begin : begin + length]
-            _colours(scratch[0, :length], grey, packed, row, strengths)
-            source, begin = scratch[0], 0
+            _translate(source, begin, down_by, right_by, size, padding, edge, pattern, kind, scratch[1])
+            _colours(scratch[1, :length], grey, packed, row, strengths)
+            source, begin, down_by, right_by = scratch[1], 0, 0, 0
+        if direct:
+            _translate(source, begin, down_by, right_by, size, padding, edge_out, pattern, kind, out[n])
+            _fill(out[n], row[15:19], colours_out[0], width)
+            _fill(out[n], row[19:23], colours_out[1], width)
+            continue
         own, partner = values[n & 1], values[1 - (n & 1)]
-        for y in range(_U(height)):
-            at = y * _U(line)
-            for i in range(_U(line)):
-                own[at + i] = np.float32(source[_U(begin) + at + i]) * pattern[0, i] + pattern[1, i]
+        _translate(source, begin, down_by, right_by, size, padding, edge32, pattern, FP32, own)
         _fill(own, row[15:19], finish[4], width)
         _fill(own, row[19:23], finish[5], width)
         if noise.size:
