@@ -83,6 +83,16 @@ def configurations() -> Iterator[Configuration]:
     yield Configuration("mix_kernel", "bf16", "shift", True, (32, 32))
 
 
+def representative() -> list[Configuration]:
+    """One configuration a kernel: bf16, mixed where it can mix, the report's policy where there is a choice."""
+    return [
+        Configuration("direct_kernel", "bf16", "shift", True, (32, 32)),
+        Configuration("tile_kernel", "bf16", "report", True, (32, 32)),
+        Configuration("measure_kernel", "bf16", "report", False, (96, 96)),
+        Configuration("mix_kernel", "bf16", "shift", True, (32, 32)),
+    ]
+
+
 def build(configuration: Configuration, target: str) -> Any:
     """Compile for a target such as `cuda:90`; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
     kernel, chosen = KERNELS[configuration.kernel], configuration.launch

@@ -1,8 +1,9 @@
 """Compiling the kernels ahead of time, with no GPU present: `python -m fastres.kernels.compile --target cuda:90`.
 
-Every configuration that `routing.candidates` offers is compiled to machine code for the targets, in its largest form:
-two incoming gradients, all outputs, all parameters. What the machine code needs is read from the cubin: registers,
-bytes that spill to local memory, shared memory, bytes of code.
+Every configuration of the normalisation kernels that `routing.candidates` offers is compiled to machine code for the
+targets, in its largest form: two incoming gradients, all outputs, all parameters; then the augmentation kernels, whose
+configurations augment_compile.py has. What the machine code needs is read from the cubin: registers, bytes that spill
+to local memory, shared memory, bytes of code.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastres.kernels import resident, two_pass
+from fastres.kernels import augment_compile, resident, two_pass
 from fastres.kernels.functional import ACTIVATIONS
 from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
@@ -88,8 +89,21 @@ class Resources:
     """Bytes of machine code."""
 
 
+AnyConfiguration = Configuration | augment_compile.Configuration
+
+
+def everything() -> list[AnyConfiguration]:
+    """Every configuration of all kernels."""
+    return [*configurations(), *augment_compile.configurations()]
+
+
+def quick() -> list[AnyConfiguration]:
+    """One configuration a kernel."""
+    return [*representative(), *augment_compile.representative()]
+
+
 def configurations(aligned: Sequence[bool] = (True, False)) -> Iterator[Configuration]:
-    """Every configuration that a plan can lead to, each once."""
+    """Every configuration of the normalisation kernels that a plan can lead to, each once."""
     yield from dict.fromkeys(_configurations(aligned))
 
 
@@ -117,7 +131,7 @@ def _configurations(aligned: Sequence[bool]) -> Iterator[Configuration]:
 
 
 def representative() -> list[Configuration]:
-    """One configuration a kernel: bf16, a residual and relu where there is a choice, the tile with most elements."""
+    """One configuration a normalisation kernel: bf16, a residual and relu where there is a choice, the largest tile."""
     chosen: dict[str, Configuration] = {}
     for configuration in configurations(aligned=(True,)):
         usual = configuration.second != "none" and configuration.activation in ("relu", "none")
@@ -197,9 +211,12 @@ def _type(name: str, dtype: str) -> str:
     return "*fp32"
 
 
-def resources(configuration: Configuration, target: str) -> Resources:
+def resources(configuration: AnyConfiguration, target: str) -> Resources:
     """Compile for a target and read what the machine code needs."""
-    cubin = build(configuration, target).asm["cubin"]
+    if isinstance(configuration, Configuration):
+        cubin = build(configuration, target).asm["cubin"]
+    else:
+        cubin = augment_compile.build(configuration, target).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -229,7 +246,7 @@ def code_bytes(cubin: bytes) -> int:
     return total
 
 
-def _resources(job: tuple[Configuration, str]) -> Resources:
+def _resources(job: tuple[AnyConfiguration, str]) -> Resources:
     return resources(*job)
 
 
@@ -249,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unknown target {target}: name compute capabilities from 8.0 as cuda:80, cuda:90, cuda:100")
     wanted = [
         configuration
-        for configuration in (representative() if options.quick else configurations())
+        for configuration in (quick() if options.quick else everything())
         if all(word in str(configuration).split() for word in options.match.split())
     ]
     if not wanted:

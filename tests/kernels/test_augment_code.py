@@ -1,9 +1,8 @@
 """What the augmentation kernels become: machine code that hardly spills, and PTX that does what the source says."""
 
 import functools
+import json
 import re
-import subprocess
-import tempfile
 
 import pytest
 from triton import knobs
@@ -64,25 +63,16 @@ def test_draws_of_64_bits_are_not_made() -> None:
 @pytest.mark.parametrize("configuration", [SHIFT, MIXED_SHIFT, REPORT, MIXED_REPORT, MIX], ids=str)
 def test_registers(configuration: Configuration) -> None:
     """No spills at the size that the recipes use."""
-    registers, spills = needs(configuration, "cuda:90")
-    assert spills == 0
+    found = machine.resources(configuration, "cuda:90")
+    assert found.spills == 0
     # Half of an SM's 65,536 registers are the most that leave room for a second program beside it.
-    assert registers * 32 * configuration.launch.warps <= 32_768
+    assert found.registers * 32 * configuration.launch.warps <= 32_768
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", machine.TARGETS)
-def test_every_configuration(target: str) -> None:
-    for configuration in ahead.configurations():
-        assert needs(configuration, target)[1] <= machine.SPILL_LIMIT, configuration
-
-
-def needs(configuration: Configuration, target: str) -> tuple[int, int]:
-    """Registers of a thread, and bytes that it spills."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(ahead.build(configuration, target).asm["cubin"])
-        file.flush()
-        command = [machine.cuobjdump(), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return found["REG"], found["STACK"] + found["LOCAL"]
+def test_the_command_line_compiles_them_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {each.kernel for each in ahead.representative()} == set(ahead.KERNELS)
+    assert set(ahead.representative()) <= set(ahead.configurations())
+    assert set(ahead.representative()) <= set(machine.quick()) <= set(machine.everything())
+    assert machine.main(["--target", "cuda:90", "--json", "--quick", "--jobs", "1", "--match", "mix_kernel bf16"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["kernels"]
+    assert entry["configuration"] == str(MIX)
