@@ -59,7 +59,7 @@ class TorchLoader(ReadingLoader):
         shape, workers = self.pixels.shape[1:], min(self.workers, len(batches))
         pinned = self.device.type == "cuda"
         if not workers:
-            yield from DataLoader(_Here(source, batches, shape, pinned), batch_size=None, sampler=range(len(batches)))
+            yield from _loader(_Here(source, batches, shape, pinned), len(batches))
             return
         # Step s is asked for once step s - _AHEAD * workers was received, so that one slot more than are under way
         # leaves the received one in peace until the next is asked for.
@@ -76,6 +76,11 @@ class TorchLoader(ReadingLoader):
                     raise UserError(failure)
                 own = torch.empty((len(rows), *shape), dtype=torch.uint8, pin_memory=pinned)
                 yield own.copy_(slots[step % len(slots), : len(rows)])
+
+
+def _loader(dataset: Dataset[Any], steps: int, **options: Any) -> DataLoader[Any]:
+    # One item is one batch. The generator is its own: a DataLoader draws a seed, by default from the whole process's.
+    return DataLoader(dataset, batch_size=None, sampler=range(steps), generator=torch.Generator(), **options)
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:
@@ -148,15 +153,13 @@ def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "
     that asking would wait for.
     """
     context = _Context()
-    loader = DataLoader(
+    loader = _loader(
         dataset,
-        batch_size=None,
-        sampler=range(steps),
+        steps,
         num_workers=workers,
         prefetch_factor=_AHEAD,
         multiprocessing_context=context,
         worker_init_fn=_start,
-        generator=torch.Generator(),  # its own: a DataLoader draws a seed, by default from the whole process's state
     )
     iterator = None
     atexit.register(context.kill)  # before multiprocessing's own, which would send a SIGTERM and wait
