@@ -119,11 +119,10 @@ def _expected(augment: Augment, images: Tensor, rows: Tensor, epoch: int, step: 
     size = (images.shape[1], images.shape[2])
     drawn = augment.draw(indices, epoch, size)
     none = np.zeros((*size, 3), dtype=np.float32)
+    scale, offset = augment.finish[0], augment.finish[1]
     values = np.stack(
         [
-            reference.normalise(
-                reference.augment_pixels(image, augment.policy, drawn, sample), *augment.finish[:2], [], none
-            )
+            reference.normalise(reference.augment_pixels(image, augment.policy, drawn, sample), scale, offset, [], none)
             for sample, image in enumerate(picked)
         ]
     )
@@ -137,7 +136,7 @@ def time_case(case: Case, device: torch.device, *, dry: bool = False) -> dict[st
     `share_of_copy`: the floor's bytes a second over the rate of copies that move as many.
     """
     effort = DRY if dry else GPU
-    case = replace(case, batch=8) if dry else case
+    case = replace(case, batch=2) if dry else case
     images, sets = store(device), sets_for_cold_cache(case.floor_bytes, cache_bytes(device))
     rows = [torch.randint(0, len(images), (case.batch,), device=device) for _ in range(1 if dry else sets)]
     makers = {"ours": ours(case, images)}

@@ -217,6 +217,32 @@ def kernels(suite: Suite) -> None:
         raise Failed("; ".join(wrong))
 
 
+@section("augment", seconds=30, share=0.5)
+def augmentation(suite: Suite) -> None:
+    """Augmentation: every bit against the reference, then time against torchvision and the copy rate."""
+    if importlib.util.find_spec("pydantic") is None:
+        raise Skipped("a recipe's tables need pydantic, which is not installed")
+    from fastres.kernels.launch import INTERPRETED
+
+    if suite.dry and not INTERPRETED:
+        raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+    from benchmarks import augment_cases
+
+    cases = list(augment_cases.cases())
+    shown = list({(case.policy, case.mixes): case for case in cases}.values())
+    wrong: list[str] = []
+    for case in suite.while_time(shown[-1:] if suite.dry else shown):
+        found = augment_cases.check(case, suite.device, count=2 if suite.dry else 64)
+        suite.record(found)
+        if not found["passed"]:
+            wrong.append(f"{case.name}: {found['differing_values']} values differ, repeats {found['repeats']}")
+    for case in suite.while_time(cases[:1] if suite.dry else cases):
+        suite.say(f"    {case.name}")
+        suite.record(augment_cases.time_case(case, suite.device, dry=suite.dry))
+    if wrong:
+        raise Failed("; ".join(wrong))
+
+
 @section("launches", seconds=20, share=0.5)
 def launches(suite: Suite) -> None:
     """Names of the kernels that ours and the rivals launch, by the profiler."""
@@ -332,6 +358,15 @@ def table(report: dict[str, Any], most_characters: int = 11_000) -> str:
         if each["rule_is_times_as_slow"] > 1.02:
             slower = f"{each['rule_is_times_as_slow']:.2f} times as long"
             lines.append(f"{each['route']}: {each['fastest']}; the rule's {each['rule']} takes {slower}")
+    for each in figures.get("augment", []):
+        if "differing_values" in each:
+            lines.append(f"augment {each['case']}: {'as the reference' if each['passed'] else 'WRONG'}")
+        if "variants" in each:
+            mine, rival = each["variants"].get("ours"), each["variants"].get("torchvision", {})
+            ratio = rival.get("ours_is_times_as_fast")
+            against = f"{ratio:.1f} times torchvision" if ratio else "torchvision missing"
+            speed = f"{mine['microseconds']:.4g} µs, {mine['share_of_copy']:.0%} of the copy rate" if mine else ""
+            lines.append(f"augment {each['case']}: {speed or 'missing'}, {against}")
     timed = [each for each in figures.get("kernels", []) if "variants" in each]
     text = "\n".join(lines)
     if timed:

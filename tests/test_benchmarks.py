@@ -198,11 +198,13 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
     assert {name: entry["status"] for name, entry in report["sections"].items()} == {
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
         "routing": "skipped",  # it launches kernels: see the next test
+        "augment": "skipped",
         "pytest": "skipped",
     }
     recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
     assert all(each["dry"] is True for each in recorded)
     assert report["sections"]["pytest"]["reason"] == "pytest is not installed"
+    assert "pydantic" in report["sections"]["augment"]["reason"]
     assert len(report["sections"]["kernels"]["figures"]) == 4 * 4 * 2, "forms, passes, states of the cache"
     assert all(each["passed"] for each in report["sections"]["correctness"]["figures"])
     assert list(target.parent.iterdir()) == [target], "no temporary file stays"
@@ -236,6 +238,32 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
     assert table == {"measured_on": "dry run", "entries": [each["entry"] for each in figures]}
     # What the process chooses afterwards is what it measured.
     assert json.loads(done.stdout.splitlines()[-1]) == [0, entry["form"], *entry["sums"][:2]]
+
+
+def test_augmentation_is_checked_and_timed(tmp_path: Path) -> None:
+    """In the interpreter, with no more packages than the section asks for."""
+    target = tmp_path / "suite.json"
+    arguments = ["--device", "cpu", "--sections", "augment", "--json", str(target)]
+    absent = ["typer", "rich", "tomli_w", "pytest", "numba", "matplotlib"]
+    program = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"
+        "from benchmarks import gpu_suite\n"
+        f"sys.exit(gpu_suite.main({arguments}))\n"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    checked, timed = json.loads(target.read_text())["sections"]["augment"]["figures"]
+    assert (checked["differing_values"], checked["passed"]) == (0, True)
+    assert timed["missing"] == {}
+    assert list(timed["variants"]) == ["ours", "torchvision"]
+    # 3 bytes are read and written of each of 3·32·32 values of two images, and the time is that of one call.
+    mine = timed["variants"]["ours"]
+    assert timed["floor_bytes"] == 2 * 3072 * 3
+    assert mine["images_per_second"] * mine["microseconds"] == pytest.approx(2e6)
+    assert "as the reference" in done.stdout and "of the copy rate" in done.stdout
 
 
 def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
