@@ -123,7 +123,7 @@ class EncodedImages:
         """Open `part` of the store in the folder `store`. Raises OSError, ValueError and KeyError if it is damaged."""
         manifest = json.loads((store / "manifest.json").read_text())
         self._store, self._part, self._size = store, part, int(manifest["image_size"])
-        location = manifest["location"]
+        location = str(manifest["location"])
         if not location.startswith("file:///"):
             raise ValueError(f"its location is {location!r:.80}")
         self.location = Path(os.fsdecode(unquote_to_bytes(location.removeprefix("file://"))))
@@ -135,8 +135,11 @@ class EncodedImages:
         self._name_ends = self._load("name_ends", np.int64)
         self._names = self._load("names", np.uint8).tobytes()
         lengths = {len(array) for array in (self._sizes, self._offsets, self._checksums, self._name_ends)}
-        if len(lengths) > 1 or not all(0 <= size <= MAX_FILE for size in (self._sizes.min(), self._sizes.max())):
+        name_sizes = np.diff(self._name_ends, prepend=0)
+        if len(lengths) > 1 or name_sizes.min() < 0 or self._name_ends[-1] != len(self._names):
             raise ValueError(f"{part} has arrays that do not belong together")
+        if self._sizes.min() < 0 or self._sizes.max() > MAX_FILE or self._offsets.min() < 0:
+            raise ValueError(f"{part} has sizes or offsets that no file has")
         self._rows = range(len(self._sizes))
 
     def _load(self, what: str, dtype: type) -> np.ndarray:
