@@ -1,5 +1,5 @@
 """Augmentation: a recipe's policy applied to batches of a store, or in a loop of your own."""
 
-from fastres.augment.policy import Augment, AugmentModule, Mixed
+from fastres.augment.policy import Augment, AugmentModule, Mixed, mix_batch
 
-__all__ = ["Augment", "AugmentModule", "Mixed"]
+__all__ = ["Augment", "AugmentModule", "Mixed", "mix_batch"]

@@ -164,6 +164,34 @@ class Augment:
         return (pixels * self.std.float() + self.mean.float()).clamp(0, 1)
 
 
+def mix_batch(batch: Tensor, labels: Tensor, mix: recipe.Mix, *, seed: int = 0, epoch: int = 0, step: int = 0) -> Mixed:
+    """CutMix or MixUp of any float batch with its neighbours, in place of torchvision's two transforms.
+
+    Args:
+        batch: float32, float16 or bfloat16 [B, C, H, W]; it is left as it is, and no gradient flows through.
+        labels: int64 [B].
+        mix: which of the two, how strong, how often.
+        seed, epoch, step: decide the draw, as they do for `Augment`.
+    """
+    if batch.is_cuda:
+        from fastres.augment import gpu
+
+        return Mixed(*gpu.mix_batch(batch, labels, mix, seed=seed, epoch=epoch, step=step))
+    batch = batch.detach()
+    mixing = draws.draw_mix(mix, seed, epoch, step, (batch.shape[2], batch.shape[3]))
+    if mixing.kind == draws.NO_MIX:
+        return Mixed(batch.clone(), labels, labels, torch.ones(1))
+    other = batch.roll(1, 0)
+    if mixing.kind == draws.MIXUP:  # in fp32, rounded once
+        own, rest = float(mixing.weight), float(np.float32(1) - mixing.weight)
+        mixed = (batch.float() * own + other.float() * rest).to(batch.dtype)
+    else:
+        top, left, bottom, right = mixing.box
+        mixed = batch.clone()
+        mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return Mixed(mixed, labels, labels.roll(1, 0), torch.tensor([float(mixing.weight)]))
+
+
 class AugmentModule(nn.Module):
     """`Augment` for a loop of your own, in place of torchvision's transforms: a module that counts epochs and steps.
 

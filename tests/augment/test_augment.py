@@ -1,6 +1,7 @@
 """Augment and its module: the Numba twin against the reference bit for bit, and what a training loop relies on."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from policies import EVERYTHING, MEAN, REPORT, SEEDS, SIZES, STD, by_reference, noise_images, policies
 
 from fastres import recipe
-from fastres.augment import Augment, AugmentModule
-from fastres.augment.draws import CUTMIX, MIXUP, NO_MIX, check_mix
+from fastres.augment import Augment, AugmentModule, mix_batch, reference
+from fastres.augment.draws import CUTMIX, MIXUP, NO_MIX, check_mix, draw_mix
 from fastres.errors import UserError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -301,6 +302,32 @@ def test_the_module_counts_and_resumes() -> None:
     assert torch.equal(resumed(images[0]), resumed.augment.plain(images[0]))
     _, _, partners, weight = resumed(images[0], labels=labels)
     assert torch.equal(partners, labels) and weight.item() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_float_batch_is_mixed(dtype: torch.dtype) -> None:
+    batch, labels = torch.randn(5, 3, 8, 6).to(dtype), torch.arange(5)
+    before, kinds = batch.clone(), set()
+    for step in range(30):
+        found, own, partners, weight = mix_batch(batch, labels, MIXES[3], seed=2, epoch=1, step=step)
+        mixing = draw_mix(MIXES[3], 2, 1, step, (8, 6))
+        kinds.add(mixing.kind)
+        expected = reference.mix(batch.permute(0, 2, 3, 1).float().numpy(), mixing)
+        assert torch.equal(found, torch.from_numpy(expected).permute(0, 3, 1, 2).to(dtype))
+        assert torch.equal(own, labels) and weight.item() == float(mixing.weight)
+        assert torch.equal(partners, labels.roll(1) if mixing.kind else labels)
+    assert kinds == {NO_MIX, MIXUP, CUTMIX} and torch.equal(batch, before)
+
+
+def test_the_readmes_loop() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "AugmentModule" in part]
+    images, labels = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8), torch.arange(6)
+    losses: list[torch.Tensor] = []
+    given: dict[str, Any] = {"mean": MEAN, "std": STD, "epochs": 2, "loader": [(images, labels)] * 3}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    exec(block + "        losses.append(loss)\n", {**given, "network": network, "losses": losses})
+    assert len(losses) == 6 and all(loss.isfinite().all() for loss in losses)
 
 
 def test_memory_maps_are_read_as_they_are(tmp_path: Path) -> None:
