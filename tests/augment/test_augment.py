@@ -269,9 +269,19 @@ def test_bad_policies_are_recipe_errors(tmp_path: Path, override: str, expected:
         assert part in str(error.value)
 
 
-def test_the_reports_policy_is_in_its_recipe() -> None:
-    policy = recipe.Recipe.load(Path(__file__).parents[2] / "recipes" / "report_best.toml").augment
+def test_the_reports_policy_is_in_its_recipes() -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    policy = recipe.Recipe.load(recipes / "report_best.toml").augment
     assert policy.model_copy(update={"mean": None, "std": None}) == REPORT
+    compared = [
+        recipe.Recipe.load(recipes / "augment" / f"{name}.toml") for name in ("none", "shift", "report", "mixed")
+    ]
+    none, shift, report, mixed = (each.augment for each in compared)
+    assert none == recipe.Augment(translate=0, flip="none") and shift == recipe.Augment()
+    assert report == mixed == REPORT
+    assert [each.mix.active for each in compared] == [False, False, False, True]
+    rest = [each.model_dump(exclude={"augment", "mix"}) for each in compared]
+    assert all(each == rest[0] for each in rest), "recipes that are compared differ in nothing else"
 
 
 def test_the_module_counts_and_resumes() -> None:
