@@ -24,6 +24,7 @@ changing = threading.RLock()
 @functools.cache
 def import_ffcv() -> Any:
     """FFCV, imported so that nothing else in the process changes, and in 0.2 s beyond torch and Numba instead of 6.
+    (One thread stays: loading OpenCV starts it.)
 
     Its import would set torch to one thread, start Numba's threads, and compile a typed dictionary whose two entries
     it looks up from Python only. The import of OpenCV that comes with it changes LD_LIBRARY_PATH for all children: its
