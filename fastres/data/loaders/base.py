@@ -134,7 +134,7 @@ class ReadingLoader(Loader):
 
     @abstractmethod
     def _read(self, batches: Sequence[Rows]) -> Generator[Tensor, None, None]:
-        """Images uint8 [B, H, W, 3] on the CPU for each of `batches`, in their order.
+        """Images uint8 [B, H, W, 3] for each of `batches`, in their order: on the CPU, or already on `self.device`.
 
         Their memory is theirs alone, and pinned if it can be where `self.device` is CUDA. Closing the generator, at
         any point, ends what it started.
@@ -142,7 +142,10 @@ class ReadingLoader(Loader):
 
 
 def to_device(batches: Generator[Tensor, None, None], device: torch.device) -> Generator[Tensor, None, None]:
-    """Bring each of `batches` to `device`: on CUDA over a stream of its own, one batch ahead of the one in use."""
+    """Bring each of `batches` to `device`: on CUDA over a stream of its own, one batch ahead of the one in use.
+
+    A batch that is on CUDA already, usable on the current stream, passes.
+    """
     if device.type != "cuda":
         yield from batches
         return
@@ -158,6 +161,9 @@ def to_device(batches: Generator[Tensor, None, None], device: torch.device) -> G
         return moved
 
     for batch in batches:
+        if batch.is_cuda:
+            yield batch
+            continue
         with torch.cuda.stream(stream):
             # The host's allocator notices the copy and keeps pinned memory until it is over.
             moved = (batch if batch.is_pinned() else batch.pin_memory()).to(device, non_blocking=True)
