@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,18 +234,21 @@ def test_a_killed_worker_of_encoded_images_is_told_with_names(encoded: EncodedIm
                 os.kill(pid, signal.SIGKILL)
 
 
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # the epoch may be over
+        os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_workers_killed_at_any_moment(mapped: np.ndarray, leaves_nothing: None) -> None:
-    """100 epochs, in each of which a worker dies at a random time: every batch that arrives is right, and the end is
+    """40 epochs, in each of which a worker dies at a random time: every batch that arrives is right, and the end is
     either the epoch's or the error."""
     random, ended = np.random.default_rng(0), 0
-    for epoch in range(100):
+    for epoch in range(40):
         with over(mapped, 2, size=1, seed=0) as loader:
             iterator = loader.batches(epoch)
             next(iterator)
-            killer = threading.Timer(
-                random.uniform(0, 0.03), os.kill, (children()[int(random.integers(2))], signal.SIGKILL)
-            )
+            killer = threading.Timer(random.uniform(0, 0.03), kill, (children()[int(random.integers(2))],))
             killer.start()
             try:
                 for batch in iterator:
@@ -365,6 +369,21 @@ def test_beside_the_threads_of_others(mapped: np.ndarray, leaves_nothing: None) 
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_what_python_3_12_warns_of_every_fork_beside_threads(mapped: np.ndarray) -> None:
+    """Here, where warnings are errors, on every version of Python."""
+    fork = os.fork
+
+    def warning() -> int:
+        if pid := fork():
+            text = "This process (pid=1) is multi-threaded, use of fork() may lead to deadlocks in the child."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return pid
+
+    with pytest.MonkeyPatch.context() as patch, over(mapped, 2) as loader:
+        patch.setattr(os, "fork", warning)
+        assert sum(1 for _ in loader.batches()) == len(loader)
 
 
 SCRIPT = """
