@@ -163,8 +163,11 @@ def _values(source, read, count, pattern, kind, out, write):  # type: ignore[no-
         for j in range(count - whole):
             out[write + whole + j] = _bf16(np.float32(source[read + whole + j]) * scale[j] + offset[j])
     else:
-        for i in range(count):
-            out[write + i] = _fp16(np.float32(source[read + i]) * scale[i % _U(3)] + offset[i % _U(3)])
+        for i in range(_U(0), whole, _U(PERIOD)):
+            for j in range(PERIOD):
+                out[write + i + _U(j)] = _fp16(np.float32(source[read + i + _U(j)]) * scale[j] + offset[j])
+        for j in range(count - whole):
+            out[write + whole + j] = _fp16(np.float32(source[read + whole + j]) * scale[j] + offset[j])
 
 
 @_compiled
