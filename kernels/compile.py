@@ -10,6 +10,7 @@ import argparse
 import functools
 import itertools
 import json
+import os
 import re
 import struct
 import subprocess
@@ -33,13 +34,16 @@ SPILL_LIMIT = 64
 """Bytes a thread that may spill without a complaint: sixteen registers, stored and loaded once a program.
 
 The largest resident tiles, on 16 warps, take up to 64 of the 128 registers that a thread can have there, and a few of
-the others do not fit; and the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel` while
-registers are free. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
-bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its
-data sheet: 4.8 TB/s over 132 multiprocessors).
+the others do not fit; the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel` while
+registers are free; and in evaluation `apply_kernel` spills 16 bytes in its dual form on 8.0, and 8 with fp32 and an
+addition on 10.0, to hold what tells a program its place. 64 bytes of 512 threads, written and read, are 64 KB through
+the first-level cache, which moves 128 bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a
+program reads and writes (an H200 by its data sheet: 4.8 TB/s over 132 multiprocessors).
 """
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100")
+CAPABILITIES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
+"""From 8.0 on, those that ptxas knows."""
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SECONDS = ("none", "add", "dual")
 
@@ -250,6 +254,12 @@ def _resources(job: tuple[AnyConfiguration, str]) -> Resources:
     return resources(*job)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of processes: give 1 or more")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exits with 1 where more than SPILL_LIMIT spills."""
     parser = argparse.ArgumentParser(prog="python -m fastres.kernels.compile", description=__doc__.split("\n\n")[0])
@@ -259,11 +269,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="one configuration a kernel")
     parser.add_argument("--match", default="", help="only configurations with these words, such as 'bf16 dual relu'")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument("--jobs", type=_positive, default=2, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     for target in options.target:
-        if not re.fullmatch(r"cuda:(8\d|9\d|1[0-2]\d)", target):
-            parser.error(f"unknown target {target}: name compute capabilities from 8.0 as cuda:80, cuda:90, cuda:100")
+        if target.removeprefix("cuda:") not in CAPABILITIES or not target.startswith("cuda:"):
+            known = ", ".join(f"cuda:{capability}" for capability in CAPABILITIES)
+            parser.error(f"unknown target {target}: name compute capabilities from 8.0, of {known}")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 replaces the compiler by the interpreter: unset it")
     wanted = [
         configuration
         for configuration in (quick() if options.quick else everything())

@@ -118,14 +118,30 @@ class TestCommandLine:
         (line,) = capsys.readouterr().out.splitlines()
         assert re.fullmatch(r"statistics_kernel .*cuda:100 +\d+ registers +0 spilled +\d+ B shared +\d+ B code", line)
 
-    @pytest.mark.parametrize("target", ["cuda:70", "hip:90", "90", "cuda:"])
+    @pytest.mark.parametrize("target", ["cuda:70", "cuda:92", "cuda:125", "hip:90", "90", "cuda:"])
     def test_unknown_target(self, target: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             ahead.main(["--target", target])
         assert caught.value.code == 2
         shown = capsys.readouterr().err
         assert shown.startswith("usage: python -m fastres.kernels.compile")
-        assert f"unknown target {target}: name compute capabilities from 8.0 as cuda:80" in shown
+        assert f"unknown target {target}: name compute capabilities from 8.0 of cuda:80, " in shown
+
+    @pytest.mark.parametrize("jobs", ["0", "-1", "x"])
+    def test_no_number_of_processes(self, jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            ahead.main([f"--jobs={jobs}"])
+        assert caught.value.code == 2
+        assert f"{jobs} is no number of processes: give 1 or more" in capsys.readouterr().err
+
+    def test_the_interpreter_compiles_nothing(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with pytest.raises(SystemExit) as caught:
+            ahead.main([])
+        assert caught.value.code == 2
+        assert "unset it" in capsys.readouterr().err
 
     def test_nothing_matches(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
