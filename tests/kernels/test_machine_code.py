@@ -125,7 +125,7 @@ class TestCommandLine:
         assert caught.value.code == 2
         shown = capsys.readouterr().err
         assert shown.startswith("usage: python -m fastres.kernels.compile")
-        assert f"unknown target {target}: name compute capabilities from 8.0 of cuda:80, " in shown
+        assert f"unknown target {target}: name compute capabilities from 8.0, of cuda:80, " in shown
 
     @pytest.mark.parametrize("jobs", ["0", "-1", "x"])
     def test_no_number_of_processes(self, jobs: str, capsys: pytest.CaptureFixture[str]) -> None:
