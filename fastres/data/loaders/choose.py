@@ -64,7 +64,7 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
         because = f"{_size(size)} of images do not fit into {MEMORY_SHARE:.0%} of {place}, {_size(memory)}"
     else:
         because = "the images are encoded"
-    missing = []
+    missing: list[str] = []
     for kind, module in _MODULES.items():
         if _installed(module):
             return Choice(kind, because + _without(missing))
