@@ -2,9 +2,11 @@
 
 Ours, a rival and a copy take turns in one process; figures are of one image. A turn of ours goes once through 20,000
 images in an order at random, batch by batch, and so does a turn of FFCV's loader; pipelines that take one image at a
-time get 256. A turn has to be that long: after a pause of 5 ms, whatever filled it, the first batch takes two to three
-times as long as those that follow, because the second thread's processor has to wake up and the caches hold other
-things. That first batch's rate stands beside the others as `first_batch_images_per_second`.
+time get 256. A turn has to be that long. The first batch after a rival takes twice as long as those that follow (2.0 ms
+and 1.0 ms), mostly because OpenMP's idle workers spin on the second core: with OMP_WAIT_POLICY=passive and
+GOMP_SPINCOUNT=0 it takes 1.2 ms. Waiting until they sleep is no remedy: after 25 ms without work the machine itself is
+slow for several batches, 1.6 ms each. That first batch's rate stands beside the others as
+`first_batch_images_per_second`.
 """
 
 import importlib.util
