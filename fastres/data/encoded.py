@@ -174,7 +174,7 @@ class EncodedImages:
         size = int(self._sizes[place])
         try:
             if self._tar is None:
-                data = read_exactly(self.location / self.name(row), size)
+                data = read_exactly(f"{self.location}/{self.name(row)}", size)
             else:
                 data = self._tar.read(int(self._offsets[place]), size)
         except OSError as error:

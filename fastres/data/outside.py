@@ -15,12 +15,16 @@ def open_regular(path: Path) -> BufferedReader:
     Raises UserError for anything that is no regular file: a pipe would be waited on for ever, and a device such as
     /dev/zero never ends while its size is 0. Raises OSError where the file cannot be opened.
     """
+    return os.fdopen(_descriptor(path), "rb")
+
+
+def _descriptor(path: Path | str) -> int:
     # Looked at before it is opened, because opening alone has effects on some devices, and again afterwards, because
     # it may have been replaced in between; O_NONBLOCK then keeps a pipe from being waited on.
-    if stat.S_ISREG(path.stat().st_mode):
+    if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # Path's takes 3 µs more, once an image
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return os.fdopen(descriptor, "rb")
+            return descriptor
         os.close(descriptor)
     raise UserError(f"{path} is no regular file: remove it")
 
@@ -43,13 +47,21 @@ def read_regular(path: Path, limit: int, fix: str) -> bytes:
     return data
 
 
-def read_exactly(path: Path, size: int) -> bytes:
+def read_exactly(path: str, size: int) -> bytes:
     """The regular file at `path` if it has `size` bytes; else fewer or more, but at most one more.
 
-    Raises UserError for what is no regular file, and OSError for one that cannot be read.
+    Without the layers of a Python file: 9 µs instead of 17, where decoding a small image takes 63. Raises UserError
+    for what is no regular file, and OSError for one that cannot be read.
     """
-    with open_regular(path) as file:
-        return file.read(size + 1) or b""
+    descriptor = _descriptor(path)
+    try:
+        data = part = os.read(descriptor, size + 1)
+        while part and len(data) <= size:  # the end, or more than there should be, has not been seen yet
+            part = os.read(descriptor, size + 1 - len(data))
+            data += part
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def encodable(name: str) -> str:
