@@ -14,10 +14,12 @@ checksum of each sample in `<part>_sums.npy`, and every read is checked.
 import contextlib
 import hashlib
 import json
+import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastres._version import __version__
+from fastres.data.encoded import decode
 from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
 from fastres.data.progress import progress
 from fastres.data.store import MANIFEST, PARTS, Dataset, Part, building
@@ -127,19 +130,18 @@ def _write(folder: Path, name: str, part: Part, side: int, advance: Callable[[in
         allocator = ffcv.memory_allocator.MemoryAllocator(str(path), writer.data_region_start, page)
     fields = described | {"image": _Images(side)}
     metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type)
-    sums = np.empty(0 if isinstance(part.images, np.ndarray) else len(part.images), np.uint64)
-    with _open_pages(allocator):
-        for row in range(len(part.images)):
-            data = part.images[row] if isinstance(part.images, np.ndarray) else _shortest(part.images, row, side)
+    sums: list[np.uint64] = []
+    with _open_pages(allocator), closing(_samples(part, side)) as samples:
+        for row, data in enumerate(samples):
             label = -1 if part.labels is None else int(part.labels[row])
             ffcv.writer.handle_sample((data, label), row, metadata.dtype.names, metadata, allocator, fields)
-            if len(sums):
-                sums[row] = _checksum(data)
+            if not isinstance(part.images, np.ndarray):
+                sums.append(_checksum(data))
             advance(1)
     writer.finalize([allocator.allocations])
-    if len(sums):
+    if not isinstance(part.images, np.ndarray):
         with (folder / f"{name}_sums.npy").open("wb") as file:
-            np.lib.format.write_array(file, sums, allow_pickle=False)
+            np.lib.format.write_array(file, np.array(sums, np.uint64), allow_pickle=False)
 
 
 class _Images:
@@ -155,15 +157,34 @@ class _Images:
         room[:] = data.reshape(-1)
 
 
-def _shortest(images: Any, row: int, side: int) -> NDArray[np.uint8]:
-    """What a beton holds of an encoded image: uint8 [n], the JPEG file, or uint8 [side, side, 3], its pixels."""
-    pixels = np.ascontiguousarray(images[row])
-    file = images.read(row)
-    if len(file) >= pixels.nbytes or not file.startswith(b"\xff\xd8"):
-        return pixels
-    data = np.frombuffer(file, np.uint8)
-    decoded = _decode_jpeg(data, side)
-    return data if decoded is not None and np.array_equal(decoded, pixels) else pixels
+def _samples(part: Part, side: int) -> Generator[NDArray[np.uint8], None, None]:
+    """What a beton holds of each image: uint8 [n], the JPEG file, or uint8 [side, side, 3], its pixels."""
+    if isinstance(part.images, np.ndarray):
+        yield from (np.ascontiguousarray(pixels) for pixels in part.images)
+        return
+    from fastres.data.loaders.ahead import ahead
+
+    threads, several = len(os.sched_getaffinity(0)), 64  # a future for each image would cost as much as the image
+    groups = (range(row, min(row + several, len(part.images))) for row in range(0, len(part.images), several))
+    with closing(ahead(partial(_shortest, part.images, side), groups, threads=threads, depth=2 * threads)) as found:
+        for group in found:
+            yield from group
+
+
+def _shortest(images: Any, side: int, rows: range) -> list[NDArray[np.uint8]]:
+    found = []
+    for row in rows:
+        file = images.read(row)
+        try:
+            pixels = np.ascontiguousarray(decode(file, side))
+        except UserError:
+            pixels = images[row]  # raises it with the image's name
+        data = np.frombuffer(file, np.uint8)
+        decoded = None
+        if len(file) < pixels.nbytes and file.startswith(b"\xff\xd8"):
+            decoded = _decode_jpeg(data, side)
+        found.append(pixels if decoded is None or not np.array_equal(decoded, pixels) else data)
+    return found
 
 
 def _decode_jpeg(data: NDArray[np.uint8], side: int) -> NDArray[np.uint8] | None:

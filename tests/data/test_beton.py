@@ -113,6 +113,21 @@ def test_what_is_there_is_opened_and_not_written_anew(dataset: Dataset) -> None:
     assert open_beton(dataset).manifest == first.manifest
 
 
+@needs_ffcv
+def test_what_another_process_made_meanwhile_is_left_as_it_is(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, made = beton.building, []
+
+    def late(path: Path, **options: bool) -> object:
+        monkeypatch.setattr(beton, "building", building)
+        made.append((prepare(dataset, quiet=True).folder / "train.beton").stat())
+        return building(path, **options)
+
+    monkeypatch.setattr(beton, "building", late)
+    assert (prepare(dataset, quiet=True).folder / "train.beton").stat() == made[0]
+
+
 def damage_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{}")
 

@@ -79,6 +79,7 @@ def _ffcv_loader(beton: Beton) -> Any:
     ffcv_decode.bind(turbojpeg())
 
     operation, traversal = ffcv.pipeline.operation.Operation, ffcv.traversal_order.base.TraversalOrder
+    mapping = ffcv.memory_managers.OSCacheManager
 
     class Decoder(operation):  # type: ignore[misc, valid-type]  # FFCV has no types
         def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, Any]:
@@ -101,9 +102,20 @@ def _ffcv_loader(beton: Beton) -> Any:
         def sample_order(self, epoch: int) -> Rows:
             return np.arange(len(beton))  # which rows make a batch is said anew for each: see FfcvLoader
 
+    class Mapped(mapping):  # type: ignore[misc, valid-type]
+        """Without the tables of all samples that only FFCV's other manager needs: 5 µs and 0.4 KB a sample."""
+
+        def __init__(self, reader: Any) -> None:
+            self.reader, self.ptrs, self.sizes = reader, np.empty(0, np.uint64), np.empty(0, np.uint64)
+            self.context = ffcv.memory_managers.os_cache.OSCacheContext(self)
+
     compiler = ffcv.pipeline.compiler.Compiler
-    with changing, replaced(compiler, is_enabled=False, num_threads=1, set_num_threads=lambda count: None):
-        loader = ffcv.Loader(
+    with (
+        changing,
+        replaced(compiler, is_enabled=False, num_threads=1, set_num_threads=lambda count: None),
+        replaced(ffcv.loader.loader, OSCacheManager=Mapped),
+    ):
+        return ffcv.Loader(
             str(beton.path),
             batch_size=1,
             num_workers=1,
@@ -112,10 +124,6 @@ def _ffcv_loader(beton: Beton) -> Any:
             seed=0,  # unused, but otherwise drawn from NumPy's global generator
             pipelines={"image": ffcv.pipeline.PipelineSpec("image", decoder=Decoder()), "label": None},
         )
-    manager = loader.memory_manager
-    # Sets and dictionaries over all samples, which only FFCV's other memory manager looks at: 0.4 KB a sample.
-    manager.ptr_to_size, manager.sample_to_pages, manager.page_to_samples = {}, {}, {}
-    return loader
 
 
 def _decode(

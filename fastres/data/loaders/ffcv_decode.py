@@ -12,6 +12,7 @@ Pillow's pixels bit for bit and is no slower on images of 32 pixels. The library
 """
 
 import ctypes
+import functools
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ OUTSIDE, CHANGED, UNDECODABLE, NO_DECODER = 1, 2, 3, 4
 """Why `decode_rows` stopped."""
 
 
+@functools.cache
 def bind(library: ctypes.CDLL) -> None:
     """Let compiled code call libturbojpeg, which `library` was linked with. To be called before it runs."""
     binding.add_symbol("fastres_memcpy", ctypes.cast(ctypes.CDLL(None).memcpy, ctypes.c_void_p).value)
