@@ -7,6 +7,11 @@ own.
 
 FFCV would also compile its pipeline for 7 to 14 seconds at every start. Here the pipeline's one operation is compiled
 code that is kept on disk (ffcv_decode.py), and FFCV's compiler is told to leave it alone.
+
+On two cores, 50,000 images of 32 pixels in batches of 512, medians of runs one after the other: 1.8 to 2.2 million
+images a second of pixels, where FFCV's own loader gives 1.6 to 1.7 million, and 190,000 of JPEG files, as FFCV's does
+without checksums and exact decoding. From import to first batch 0.5 s beyond torch and Numba; where nothing is cached
+yet, 0.6 s for pixels and 0.8 s for JPEG files.
 """
 
 import weakref
