@@ -5,7 +5,6 @@ are gathered into memory of their own: `resident` yields rows, so that here it i
 augmentation otherwise does as it reads. All loaders have as many threads or processes as there are cores.
 """
 
-import importlib.util
 import os
 import tarfile
 import time
@@ -21,15 +20,12 @@ from benchmarks.harness import note
 from fastres import recipe
 from fastres.augment import Augment
 from fastres.data import Dataset, open_dataset
-from fastres.data.loaders import Batch, Loader, make_loader
+from fastres.data.loaders import Batch, Loader, choose, make_loader
 from fastres.memory import keep_freed_memory
 
 BATCH, ROUNDS = 512, 5
 CORES = len(os.sched_getaffinity(0))
-STREAMING = [
-    kind for kind, module in (("ffcv", "ffcv"), ("dali", "nvidia")) if importlib.util.find_spec(module) is not None
-]
-KINDS = ["resident", *STREAMING, "torch"]
+KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
 SIMPLE = recipe.Augment(translate=4, padding="zero")
 
 Turn = Callable[[int], int]
@@ -186,7 +182,7 @@ def test_decoded(augmentation: str, dataset: Dataset, benchmark: Any, request: p
         if "ffcv" in KINDS:
             from fastres.data import beton
 
-            turns["bare FFCV"] = bare_ffcv(beton.open_beton(dataset).path / "train.beton")
+            turns["bare FFCV"] = bare_ffcv(beton.open_beton(dataset).folder / "train.beton")
     medians = by_turns(turns, benchmark, request)
     for loader in loaders.values():
         loader.close()

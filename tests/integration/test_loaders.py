@@ -1,6 +1,5 @@
 """data.loader changes speed and nothing else: whole runs, compared by their weights."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from fastres.data import open_dataset, shapes10
-
-MODULES = {"ffcv": "ffcv", "dali": "nvidia"}
+from fastres.data.loaders import choose
 
 
 def kinds() -> list[str]:
     """The loaders that can be had here."""
-    streaming = [kind for kind, module in MODULES.items() if importlib.util.find_spec(module) is not None]
-    return ["resident", "torch", *streaming]
+    return [kind for kind in choose.KINDS if choose.installed(kind)]
 
 
 def trained(fastres: Any, tiny: Path, out: Path, *sets: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:

@@ -20,10 +20,10 @@ def dataset(data_root: Path) -> Dataset:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make it look as if exactly these modules were installed."""
+    """Make it look as if the packages of exactly these loaders were installed."""
 
     def only(*names: str) -> None:
-        monkeypatch.setattr(choose, "_installed", lambda module: module in names)
+        monkeypatch.setattr(choose, "installed", lambda kind: kind in names)
 
     return only
 
@@ -35,10 +35,10 @@ def test_a_set_that_fits_is_resident(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("modules", "kind", "note"),
+    ("packages", "kind", "note"),
     [
-        (("ffcv", "nvidia.dali"), "ffcv", None),
-        (("nvidia.dali",), "dali", "; ffcv is not installed: pip install 'fastres[ffcv]'"),
+        (("ffcv", "dali"), "ffcv", None),
+        (("dali",), "dali", "; ffcv is not installed: pip install 'fastres[ffcv]'"),
         ((), "torch", "; ffcv and dali are not installed: pip install 'fastres[ffcv,dali]'"),
     ],
 )
@@ -46,11 +46,11 @@ def test_a_set_that_does_not_fit_streams(
     dataset: Dataset,
     installed: Any,
     monkeypatch: pytest.MonkeyPatch,
-    modules: tuple[str, ...],
+    packages: tuple[str, ...],
     kind: str,
     note: str | None,
 ) -> None:
-    installed(*modules)
+    installed(*packages)
     monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000 - 1)
     chosen = choose.choose(dataset)
     assert chosen.kind == kind

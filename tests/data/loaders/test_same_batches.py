@@ -1,6 +1,5 @@
 """Every loader delivers the batches of the order, whichever store it reads: indices, labels and pixels, bit for bit."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastres.data import Dataset, open_dataset, shapes10
-from fastres.data.loaders import Batch, make_loader
+from fastres.data.loaders import Batch, choose, make_loader
 from fastres.data.order import epoch_rows
 
 TRAIN, TEST, CLASSES = 203, 31, 5  # no multiple of any batch size or number of ranks below
-MODULES = {"ffcv": "ffcv", "dali": "nvidia"}
 KINDS = [
     pytest.param(
         kind,
         marks=pytest.mark.skipif(
-            kind in MODULES and importlib.util.find_spec(MODULES[kind]) is None,
-            reason=f"{kind} is not installed: pip install 'fastres[{kind}]'",
+            not choose.installed(kind), reason=f"{kind} is not installed: pip install 'fastres[{kind}]'"
         ),
     )
-    for kind in ("resident", "ffcv", "dali", "torch")
+    for kind in choose.KINDS
 ]
 
 
