@@ -291,9 +291,9 @@ def test_stock_ffcv_reads_it(kind: str, request: pytest.FixtureRequest, tmp_path
     with np.load(tmp_path / "read.npz") as read:
         assert read["labels"].reshape(-1).tolist() == dataset.train.labels.tolist()  # type: ignore[union-attr]
         difference = np.abs(read["images"].astype(int) - dataset.train.images[np.arange(TRAIN)])
-    # Raw samples are equal; FFCV decodes JPEG files with a fast transform, whose error is 5 of 255 on photographs and
-    # grows with the contrast: these drawings have full contrast and noise.
-    assert difference.max() <= (0 if kind == "dataset" else 12)
+    # Raw samples are equal; FFCV decodes JPEG files with a fast transform, which is off by up to 5 of 255 here and on
+    # 10,000 photographs. One more for another version of its library.
+    assert difference.max() <= (0 if kind == "dataset" else 6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Each call is one thread's work and releases the interpreter's lock; nothing here
 which compares this file only: everything that a compiled function calls stands here.
 
 JPEG samples are decoded by libturbojpeg, the library that FFCV is linked with, without its own `imdecode`: that one
-keeps a decompressor for each thread that ever decoded and frees none, and its fast, inexact transform differs from
+keeps two handles, 10 KB, of each thread that ever decoded, and its fast, inexact transform differs from
 Pillow's pixels by up to 5 of 255 in 65% of all values (mean 0.99, 10,000 files of CIFAR-10), while the exact one gives
 Pillow's pixels bit for bit and is no slower on images of 32 pixels. The library's functions are called by names that
 `bind` gives to addresses, so that cached code holds no address of another process.
@@ -63,7 +63,7 @@ def copy_rows(mapped: Any, starts: Any, rows: Any, out: Any) -> int:
             return position
     size = out.shape[1]
     for position in range(len(rows)):
-        # A loop over bytes, or an assignment of slices, takes six times as long.
+        # An assignment of slices takes six times as long, a loop over bytes thirteen times.
         _copy(out.ctypes.data + position * size, mapped.ctypes.data + starts[rows[position]], size)
     return -1
 
