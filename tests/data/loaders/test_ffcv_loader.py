@@ -372,5 +372,5 @@ def test_twenty_loaders_left_early_leave_nothing(dataset: Dataset) -> None:
         once()
         assert (handles(), threads(), threading.active_count()) == before
     gc.collect()
-    # FFCV's own decoder keeps 10 KB of each thread that ever decoded: 1.2 MB of these 120. Measured here: at most 20 KB.
+    # FFCV's own decoder keeps 10 KB of each thread that ever decoded: 1.2 MB of these 120. Measured: up to 20 KB.
     assert rss() - memory < 400_000
