@@ -17,13 +17,15 @@ import pytest
 import torch
 
 from benchmarks.harness import note
+from benchmarks.streaming import run, synthetic_store
 from fastres import recipe
 from fastres.augment import Augment
 from fastres.data import Dataset, open_dataset
 from fastres.data.loaders import Batch, Loader, choose, make_loader
+from fastres.data.store import open_store
 from fastres.memory import keep_freed_memory
 
-BATCH, ROUNDS = 512, 5
+BATCH, ROUNDS, LARGE = 512, 5, 2_000_000_000
 CORES = len(os.sched_getaffinity(0))
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
 SIMPLE = recipe.Augment(translate=4, padding="zero")
@@ -188,6 +190,39 @@ def test_decoded(augmentation: str, dataset: Dataset, benchmark: Any, request: p
         loader.close()
     if augmentation == "none":
         assert medians["resident"] > 0.6 * medians["index_select alone"], "the loader costs more than its gather"
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = synthetic_store(tmp_path_factory.mktemp("streaming"), LARGE)
+    if "ffcv" in KINDS:
+        from fastres.data import beton
+
+        beton.prepare(open_store(store, "synthetic"), quiet=True)
+    return store
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.FixtureRequest) -> None:
+    """2 GB of images, from the disk on, then with what the page cache has kept; in any memory and in 1 GB of it.
+
+    Takes four epochs of 650,000 images; asked for with `-m slow`.
+    """
+    free = benchmark.pedantic(lambda: run(large, kind, epochs=2), rounds=1)
+    figures: dict[str, Any] = {
+        "images/s": free["images_per_second"],
+        "most anonymous bytes": free["peak_anonymous_bytes"],
+    }
+    wrong = free["wrong"]
+    try:
+        limited = run(large, kind, epochs=2, limit=LARGE // 2)
+    except OSError as error:
+        figures["in 1 GB"] = f"no control group can be made here: {error}"
+    else:
+        figures["images/s in 1 GB"], wrong = limited["images_per_second"], wrong + limited["wrong"]
+    note(request, benchmark, **figures)
+    assert wrong == 0
 
 
 def test_files(folder: Path, tmp_path: Path, benchmark: Any, request: pytest.FixtureRequest) -> None:

@@ -33,6 +33,27 @@ def computes_bf16(facts: dict[str, Any]) -> bool:
     return not isa or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(isa))
 
 
+def usable_memory() -> int:
+    """Bytes of this machine's memory, or of what this process's control groups may use of it."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2
+                root, name = Path("/sys/fs/cgroup"), "memory.max"
+            elif "memory" in controllers.split(","):
+                root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+            else:
+                continue
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):  # each group's limit holds for those within it
+                with suppress(OSError, ValueError):  # there is none, or it is "max"
+                    limits.append(int((folder / name).read_text()))
+                if folder == root:
+                    break
+    return min(limits)
+
+
 def run_quietly(command: list[str], seconds: float = 3.0) -> str | None:
     """Standard output of `command`, stripped; None if it is missing, fails or takes longer than `seconds`."""
     try:

@@ -9,10 +9,8 @@
 """
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ from fastres.data.loaders.base import Loader
 from fastres.data.loaders.resident import ResidentLoader, on_device
 from fastres.data.store import Dataset, Part
 from fastres.errors import UserError
+from fastres.machine import usable_memory
 
 KINDS = ("resident", "ffcv", "dali", "torch")
 MEMORY_SHARE = 0.5
@@ -101,26 +100,10 @@ def _parts(dataset: Dataset) -> list[Part]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Free memory of a GPU; of a CPU, the machine's, or what this process's control group may use of it."""
+    """Free memory of a GPU; of a CPU, what `usable_memory` says."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":  # version 2
-                root, name = Path("/sys/fs/cgroup"), "memory.max"
-            elif "memory" in controllers.split(","):
-                root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-            else:
-                continue
-            group = root / path.lstrip("/")
-            for folder in (group, *group.parents):  # each group's limit holds for those within it
-                with suppress(OSError, ValueError):  # there is none, or it is "max"
-                    limits.append(int((folder / name).read_text()))
-                if folder == root:
-                    break
-    return min(limits)
+    return usable_memory()
 
 
 def open_pixels(

@@ -31,6 +31,7 @@ from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
 from fastres.data.loaders import ffcv_decode
 from fastres.data.loaders.ahead import ahead
 from fastres.data.loaders.base import ReadingLoader, Rows
+from fastres.data.loaders.paging import Paging
 from fastres.errors import UserError
 
 
@@ -47,6 +48,7 @@ class BetonPixels:
         self._stages, _ = self._loader.code
         self._file = self._loader.memory_manager.schedule_epoch([])
         self._file.__enter__()
+        self._paging = Paging(self._file.state[0])
         # FFCV's objects refer to each other: without this, the file would stay mapped until they are collected.
         weakref.finalize(self, setattr, self._file, "mmap", None)
 
@@ -56,6 +58,8 @@ class BetonPixels:
         if state[0]._mmap.size() < self.beton.size:  # the kernel kills a process that reads what is no longer there
             raise UserError(f"{self.beton.path} was cut short while it was read:\n{_remedy(self.beton)}")
         out = torch.empty((len(rows), side, side, 3), dtype=torch.uint8, pin_memory=pinned)
+        if self._paging.active:
+            self._paging.announce(self.beton.starts[rows], self.beton.sizes[rows])
         for code, (result,) in self._stages:
             code(
                 batch_indices=rows,

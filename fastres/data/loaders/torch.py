@@ -28,6 +28,7 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type:
 
 from fastres.data.encoded import EncodedImages, load_decoders
 from fastres.data.loaders.base import ReadingLoader, Rows
+from fastres.data.loaders.paging import Paging
 from fastres.data.loaders.resident import on_device
 from fastres.errors import UserError
 from fastres.interrupt import signals_wait
@@ -56,15 +57,16 @@ class TorchLoader(ReadingLoader):
             source: Tensor | EncodedImages = self.pixels
         else:
             source = on_device(self.pixels)
+        paging = Paging(self.pixels)
         shape, workers = self.pixels.shape[1:], min(self.workers, len(batches))
         pinned = self.device.type == "cuda"
         if not workers:
-            yield from _loader(_Here(source, batches, shape, pinned), len(batches))
+            yield from _loader(_Here(source, paging, batches, shape, pinned), len(batches))
             return
         # Step s is asked for once step s - _AHEAD * workers was received, so that one slot more than are under way
         # leaves the received one in peace until the next is asked for.
         slots = _shared((_AHEAD * workers + 1, max(map(len, batches)), *shape))
-        with _forked(_There(source, batches, slots), len(batches), workers) as (iterator, context):
+        with _forked(_There(source, paging, batches, slots), len(batches), workers) as (iterator, context):
             for step, rows in enumerate(batches):
                 try:
                     failure = next(iterator)
@@ -97,8 +99,9 @@ def _shared(shape: tuple[int, ...]) -> Tensor:
         ) from error
 
 
-def _fill(out: Tensor, source: "Tensor | EncodedImages", rows: Rows) -> None:
+def _fill(out: Tensor, source: "Tensor | EncodedImages", paging: Paging, rows: Rows) -> None:
     try:
+        paging.announce_rows(rows)
         if isinstance(source, EncodedImages):
             source.decode(rows, out.numpy())
         else:
@@ -119,27 +122,35 @@ class _Here(Dataset[Tensor]):
     """A step's batch, read in the process that asks."""
 
     def __init__(
-        self, source: "Tensor | EncodedImages", batches: Sequence[Rows], shape: tuple[int, ...], pinned: bool
+        self,
+        source: "Tensor | EncodedImages",
+        paging: Paging,
+        batches: Sequence[Rows],
+        shape: tuple[int, ...],
+        pinned: bool,
     ) -> None:
-        self._source, self._batches, self._shape, self._pinned = source, batches, shape, pinned
+        self._source, self._paging, self._batches = source, paging, batches
+        self._shape, self._pinned = shape, pinned
 
     def __getitem__(self, step: int) -> Tensor:
         rows = self._batches[step]
         out = torch.empty((len(rows), *self._shape), dtype=torch.uint8, pin_memory=self._pinned)
-        _fill(out, self._source, rows)
+        _fill(out, self._source, self._paging, rows)
         return out
 
 
 class _There(Dataset[str | None]):
     """A step's batch, read into its slot by a worker, which answers None, or what is wrong."""
 
-    def __init__(self, source: "Tensor | EncodedImages", batches: Sequence[Rows], slots: Tensor) -> None:
-        self._source, self._batches, self._slots = source, batches, slots
+    def __init__(
+        self, source: "Tensor | EncodedImages", paging: Paging, batches: Sequence[Rows], slots: Tensor
+    ) -> None:
+        self._source, self._paging, self._batches, self._slots = source, paging, batches, slots
 
     def __getitem__(self, step: int) -> str | None:
         rows = self._batches[step]
         try:
-            _fill(self._slots[step % len(self._slots), : len(rows)], self._source, rows)
+            _fill(self._slots[step % len(self._slots), : len(rows)], self._source, self._paging, rows)
         except UserError as error:
             return str(error)
         return None
