@@ -1,8 +1,9 @@
 """Loaders on the CPU: images a second by turns in one process, against bare FFCV, a bare gather and ImageFolder.
 
-A turn is an epoch, or as many as fill a tenth of a second, of CIFAR-10 (JPEG, from FASTRES_TEST_DATA; else shapes10), shuffled, in batches of 512 whose pixels
-are gathered into memory of their own: `resident` yields rows, so that here it is followed by the gather that the
-augmentation otherwise does as it reads. All loaders have as many threads or processes as there are cores.
+A turn is an epoch, or as many as fill a tenth of a second, of CIFAR-10 (JPEG, from FASTRES_TEST_DATA; else shapes10),
+shuffled, in batches of 512 whose pixels are gathered into memory of their own: `resident` yields rows, so that here it
+is followed by the gather that the augmentation otherwise does as it reads. All loaders have as many threads or
+processes as there are cores.
 """
 
 import itertools

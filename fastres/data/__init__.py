@@ -6,7 +6,7 @@ and reads those that a store leaves where they are.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,19 @@ from fastres.data.sources import Store, data_root, resolve
 from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
 from fastres.errors import UserError
 
-__all__ = ["Dataset", "EncodedImages", "Part", "data_root", "info", "open_dataset", "prepare", "verify"]
+if TYPE_CHECKING:
+    from fastres.data.loaders import make_loader
+
+__all__ = ["Dataset", "EncodedImages", "Part", "data_root", "info", "make_loader", "open_dataset", "prepare", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """`make_loader`, which brings torch along, only when it is asked for."""
+    if name == "make_loader":
+        from fastres.data.loaders import make_loader
+
+        return make_loader
+    raise AttributeError(f"module 'fastres.data' has no attribute '{name}'")
 
 
 def open_dataset(

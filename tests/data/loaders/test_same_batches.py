@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import fastres
 from fastres.data import Dataset, open_dataset, shapes10
 from fastres.data.loaders import Batch, choose, make_loader
 from fastres.data.order import epoch_rows
@@ -150,6 +151,15 @@ def test_shards_together_are_a_batch_of_one_rank(decoded: Dataset) -> None:
     for whole, *parts in zip(single.batches(1), *(shard.batches(1) for shard in shards), strict=False):
         if len(whole.rows) == 32:
             assert np.array_equal(np.sort(whole.indices), np.sort(np.concatenate([part.indices for part in parts])))
+
+
+def test_the_loop_of_the_readme() -> None:
+    """The README's second example for libraries, from the opened set on."""
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    start = text.index("dataset = fastres.data.open_dataset")
+    names = {"fastres": fastres, "recipe": fastres.Recipe()}
+    exec(text[start : text.index("```", start)], names)
+    assert names["images"].shape == (10_000 % 512, 3, 32, 32)  # type: ignore[attr-defined]
 
 
 def test_arguments_that_no_set_could_have(decoded: Dataset) -> None:
