@@ -23,6 +23,7 @@ from PIL import Image
 from fastres.data import Dataset, open_dataset, shapes10
 from fastres.data.beton import open_beton, prepare
 from fastres.data.loaders import Loader, ResidentLoader, on_device
+from fastres.data.loaders.ffcv import BetonPixels
 from fastres.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -282,10 +283,23 @@ def test_a_file_deleted_in_mid_epoch_is_read_to_its_end(dataset: Dataset) -> Non
             assert torch.equal(one.source, two.source[two.rows])
 
 
-def test_a_file_cut_in_mid_epoch_is_an_error(dataset: Dataset) -> None:
+def test_a_file_cut_in_mid_epoch_is_an_error(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two batches: within one, the kernel ends the process, as for every mapped file that is cut."""
+    done: list[int] = []
+    actual = BetonPixels.read
+
+    def counted(self: BetonPixels, rows: np.ndarray, **options: bool) -> torch.Tensor:
+        images = actual(self, rows, **options)
+        done.append(len(rows))
+        return images
+
+    monkeypatch.setattr(BetonPixels, "read", counted)
     with make(dataset, 1, workers=1) as loader:
         iterator = loader.batches()
         next(iterator)
+        deadline = time.monotonic() + 30
+        while len(done) < 3 and time.monotonic() < deadline:  # the one delivered, and the two that are read ahead
+            time.sleep(0.01)
         os.truncate(loader.pixels.path, 4096)  # type: ignore[attr-defined]
         with pytest.raises(UserError, match=r"train\.beton was cut short while it was read"):
             list(iterator)
