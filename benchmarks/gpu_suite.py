@@ -243,6 +243,19 @@ def augmentation(suite: Suite) -> None:
         raise Failed("; ".join(wrong))
 
 
+@section("loaders", seconds=60, share=0.5)
+def loaders(suite: Suite) -> None:
+    """Loaders: how long the device waits for each, while the report's network trains."""
+    if importlib.util.find_spec("pydantic") is None:
+        raise Skipped("a recipe's tables need pydantic, which is not installed")
+    from benchmarks import loader_stalls
+
+    for found in loader_stalls.stalls(suite.device, dry=suite.dry):
+        suite.say(f"    {found['loader']}")
+        suite.record(found)
+        suite.save()
+
+
 @section("launches", seconds=20, share=0.5)
 def launches(suite: Suite) -> None:
     """Names of the kernels that ours and the rivals launch, by the profiler."""
@@ -367,6 +380,12 @@ def table(report: dict[str, Any], most_characters: int = 11_000) -> str:
             against = f"{ratio:.1f} times torchvision" if ratio else "torchvision missing"
             speed = f"{mine['microseconds']:.4g} µs, {mine['share_of_copy']:.0%} of the copy rate" if mine else ""
             lines.append(f"augment {each['case']}: {speed or 'missing'}, {against}")
+    for each in figures.get("loaders", []):
+        if "missing" in each:
+            lines.append(f"loader {each['loader']}: {each['missing']}")
+        else:
+            speed = f"{each['images_per_second']:,.0f} images/s, {each['input_stall']:.1%} of the time waiting for data"
+            lines.append(f"loader {each['loader']}: {speed}")
     timed = [each for each in figures.get("kernels", []) if "variants" in each]
     text = "\n".join(lines)
     if timed:

@@ -199,6 +199,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
         "routing": "skipped",  # it launches kernels: see the next test
         "augment": "skipped",
+        "loaders": "skipped",
         "pytest": "skipped",
     }
     recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
@@ -238,6 +239,25 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
     assert table == {"measured_on": "dry run", "entries": [each["entry"] for each in figures]}
     # What the process chooses afterwards is what it measured.
     assert json.loads(done.stdout.splitlines()[-1]) == [0, entry["form"], *entry["sums"][:2]]
+
+
+def test_every_loader_feeds_a_network(tmp_path: Path) -> None:
+    """On the CPU, with a tiny network: each loader's speed and the share of the time that was waited for it."""
+    from fastres.data.loaders import choose
+
+    target = tmp_path / "suite.json"
+    command = [sys.executable, SUITE, "--device", "cpu", "--sections", "loaders", "--json", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(target.read_text())["sections"]["loaders"]["figures"]
+    assert [each["loader"] for each in figures] == list(choose.KINDS)
+    for each in figures:
+        if choose.installed(each["loader"]):
+            assert each["images_per_second"] > 0
+            assert 0 <= each["input_stall"] < 1
+            assert f"loader {each['loader']}: " in done.stdout
+        else:
+            assert "not installed" in each["missing"]
 
 
 def test_augmentation_is_checked_and_timed(tmp_path: Path) -> None:
