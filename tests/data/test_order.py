@@ -93,7 +93,7 @@ def test_a_thousand_loaders_left_early_leave_nothing() -> None:
 
     def held() -> tuple[int, int, int]:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), pages * os.sysconf("SC_PAGE_SIZE")
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), pages * os.sysconf("SC_PAGE_SIZE")
 
     for way in range(100):
         leave(way)
