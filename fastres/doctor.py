@@ -138,6 +138,7 @@ def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]
     elsewhere = "set FASTRES_DATA, or data.root in the recipe, to another folder"
     try:
         from fastres.data import data_root
+        from fastres.data.beton import is_beton
         from fastres.data.store import open_store
 
         place = data_root(root)
@@ -156,6 +157,9 @@ def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]
             if not path.is_dir():
                 continue
             entry: dict[str, Any] = {"folder": path.name, "bytes": _bytes(path)[0], "sound": True}
+            if is_beton(path):
+                facts["stores"].append(entry)
+                continue
             try:
                 store = open_store(path, "")
             except UserError:
@@ -289,6 +293,8 @@ def render(facts: dict[str, Any], console: Console | None = None) -> None:
 def _store(store: dict[str, Any]) -> str:
     if not store["sound"]:
         return f"damaged, {_size(store['bytes'])}"
+    if "images" not in store:
+        return f"for FFCV, {_size(store['bytes'])}"
     counts = ", ".join(f"{count:,} {name}" for name, count in store["images"].items())
     return f"{counts} images of {store['image_size']} px, {store['classes']} classes, {_size(store['bytes'])}"
 

@@ -93,6 +93,7 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
         for label, partner in zip(mixed.labels[:EACH_STEP].tolist(), mixed.partners[:EACH_STEP].tolist(), strict=True):
             own, other = figures.short(names[label], 10), figures.short(names[partner], 10)
             captions.append(f"{own}\n" if share == 1 else f"{own} {share:.0%}\n{other} {1 - share:.0%}")
+    feed.close()
     figure = figures.mixed(torch.cat(before).numpy(), torch.cat(after).numpy(), captions, EACH_STEP)
     write_bytes(out, figures.png(figure))
     return len(captions)

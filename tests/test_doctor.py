@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import time
 import tomllib
@@ -94,6 +95,20 @@ def test_stores_are_listed_with_their_size(tmp_path: Path) -> None:
     assert (store["image_size"], store["classes"], store["images"]) == (8, 2, {"train": 4, "test": 4})
     assert store["sound"] and not any("store" in what for what in fixes(facts))
     assert "4 train, 4 test images of 8 px, 2 classes" in shown(facts)
+
+
+def test_betons_are_listed_and_damaged_ones_found(tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", reason="ffcv is not installed: pip install 'fastres[ffcv]'")
+    from fastres.data import beton, open_dataset
+
+    folder = beton.prepare(open_dataset("shapes10", root=tmp_path, quiet=True), quiet=True).folder
+    facts = doctor.examine(tmp_path)
+    entry = next(each for each in facts["data"]["stores"] if each["folder"] == folder.name)
+    assert entry["sound"] and entry["bytes"] > 36_864_000
+    assert f"{folder.name}  for FFCV, " in shown(facts, 200)
+    os.truncate(folder / "train.beton", 1000)
+    facts = doctor.examine(tmp_path)
+    assert [each["folder"] for each in facts["data"]["stores"] if not each["sound"]] == [folder.name]
 
 
 def test_a_damaged_store_is_a_problem_with_a_fix(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def verify(
     """
     found = resolve(source, store=store, image_size=image_size, root=root)
     if not found.store.exists():
-        raise UserError(f"{source} is not prepared: run `fastres data prepare {source}`")
+        kind = " --store encoded" if store == "encoded" else ""
+        raise UserError(f"{source} is not prepared: run `fastres data prepare {source}{kind}`")
     problems = verify_store(found.store)
     if not problems and beton.beton_folder(dataset := open_store(found.store, source)).exists():
         problems += beton.verify(dataset)

@@ -81,6 +81,16 @@ def beton_folder(dataset: Dataset) -> Path:
     return dataset.path.with_name(f"{dataset.path.name}-beton")
 
 
+def is_beton(folder: Path) -> bool:
+    """Whether `folder` is a beton store whose files have the sizes that its manifest says; needs no FFCV."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
+        return manifest["store"] == "beton" and all((folder / name).stat().st_size == sizes[name] for name in sizes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def prepare(dataset: Dataset, *, quiet: bool = False) -> Betons:
     """The beton store of `dataset`, made if there is none, or if it is damaged or of other data.
 
@@ -297,7 +307,8 @@ def _index(ffcv: Any, path: Path) -> _Index:
 
 
 def _command(dataset: Dataset) -> str:
-    return f"`fastres data prepare {shlex.quote(dataset.source)} --format beton`"
+    store = " --store encoded" if dataset.encoded else ""
+    return f"`fastres data prepare {shlex.quote(dataset.source)}{store} --format beton`"
 
 
 def open_beton(dataset: Dataset) -> Betons:
