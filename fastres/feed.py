@@ -1,11 +1,13 @@
 """The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
@@ -17,6 +19,9 @@ from fastres.errors import UserError
 from fastres.models import Layer
 from fastres.recipe import Data, Recipe
 from fastres.step import DTYPES
+
+SAMPLED = 250
+"""Images that are decoded at a time to compute initial weights: their patches in fp64 are twenty times their size."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,16 @@ class Feed:
             "mean": list(dataset.mean),
             "std": list(dataset.std),
         }
+
+    def sample(self, count: int) -> Iterator[Tensor]:
+        """Batches [B, 3, H, W] on the CPU of `count` training images, or all where there are fewer: evenly spaced over
+        the set, which may be sorted by class; normalised, not augmented, in the precision of training."""
+        subset = self.train.subset
+        count = min(count, len(subset))
+        chosen = subset[np.arange(count) * len(subset) // max(count, 1)]
+        for start in range(0, count, SAMPLED):
+            pixels = np.array(self.train_images[chosen[start : start + SAMPLED]])
+            yield self.augment.plain(torch.from_numpy(pixels))
 
     def close(self) -> None:
         """End what the loaders started."""

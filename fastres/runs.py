@@ -134,11 +134,12 @@ class Kept:
         return cls(recipe, network.to(where).eval(), tuple(about["classes"]), about["image_size"], augment, where)
 
     def logits(self, images: Any) -> Tensor:
-        """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled as in training, so
-        that the same bits come out."""
+        """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time
+        augmentation as in training, so that the same bits come out."""
         from fastres.evaluate import Evaluator, everything
 
         evaluator = Evaluator(
             self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
         )
-        return evaluator.logits(everything(images, self.recipe.eval.batch_size, self.device))
+        options = self.recipe.eval
+        return evaluator.logits(everything(images, options.batch_size, self.device), options)

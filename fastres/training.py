@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastres import checkpoint, runs
 from fastres.data.loaders import Batch
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import Evaluator, Measures, measure
+from fastres.evaluate import Evaluator, Measures, measure, passes
 from fastres.feed import check_statistics, labels_of, open_feed
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
@@ -21,7 +21,7 @@ from fastres.machine import computes_bf16
 from fastres.memory import keep_freed_memory
 from fastres.models import build, count_parameters, layers
 from fastres.position import Position, Tally
-from fastres.recipe import Recipe
+from fastres.recipe import Eval, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.stall import StallMeter
@@ -93,7 +93,8 @@ class _Run:
         self.feed = open_feed(recipe, self.device, quiet=quiet)
         dataset = self.feed.dataset
         torch.manual_seed(options.seed)
-        network: nn.Module = build(recipe.model, len(dataset.classes), dataset.image_size)
+        network = build(recipe.model, len(dataset.classes), dataset.image_size)
+        network.initialise(self.feed.sample(network.initial_images))
         self.layers, self.parameters = layers(network, dataset.image_size), count_parameters(network)
         check_statistics(self.layers, recipe, len(self.feed.train.subset))
         if options.channels_last:
@@ -236,11 +237,12 @@ class _Run:
         row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
         row |= {"train_loss": loss, "train_accuracy": accuracy}
         if self.feed.validation is not None:
-            measured = measure(self.evaluator.logits(self.feed.validation), labels_of(self.feed.validation))
+            logits = self.evaluator.logits(self.feed.validation, self._while_training())
+            measured = measure(logits, labels_of(self.feed.validation))
             row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
         every = self.recipe.eval.test_every
         if every and (at.epoch + 1) % every == 0:
-            measured = self._test()[0]
+            measured = self._test(self._while_training())[0]
             row |= {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
         speed = at.epoch_images / at.epoch_images_seconds if at.epoch_images else None
         stall = at.epoch_stalled / at.epoch_seconds
@@ -304,8 +306,12 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def _test(self) -> tuple[Measures, Tensor]:
-        logits = self.evaluator.logits(self.feed.test)
+    def _while_training(self) -> Eval | None:
+        """How to evaluate after an epoch: without views, which multiply its time, unless they are asked for."""
+        return self.recipe.eval if self.recipe.eval.tta_while_training else None
+
+    def _test(self, options: Eval | None) -> tuple[Measures, Tensor]:
+        logits = self.evaluator.logits(self.feed.test, options)
         return measure(logits, labels_of(self.feed.test)), logits
 
     def _finish(self, stopped: str) -> dict[str, Any]:
@@ -313,7 +319,7 @@ class _Run:
         if self.at.best is not None:
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
-        measured, logits = self._test()
+        measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self.at.epoch * len(self.feed.train))
         checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
@@ -324,6 +330,8 @@ class _Run:
             "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
             "compiled": self.step.loss_and_correct.active,
             "compile_note": self.step.loss_and_correct.note,
+            "tta": self.recipe.eval.tta,
+            "tta_passes": passes(self.recipe.eval),
             "loader": self.feed.loading.kind,
             "input_stall": input_stall(self.recorder.rows),
             **summarise(self.recipe, self.at, measured, steps=self.at.epoch * len(self.feed.train)),

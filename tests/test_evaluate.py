@@ -1,17 +1,19 @@
-"""Measures against hand counts; the evaluator's padding."""
+"""Measures against hand counts; the evaluator's padding; test-time augmentation against means by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from fastres import recipe
 from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader, on_device
-from fastres.evaluate import Evaluator, measure
+from fastres.evaluate import SHIFTED, Evaluator, measure, passes, view
 from fastres.models import build
 
 
@@ -67,3 +69,106 @@ def test_the_filled_up_batch_changes_nothing(count: int) -> None:
     assert found.shape == (count, 3)
     # Other batch sizes may sum in another order: fp32 rounding of values near 1.
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+class Dot(nn.Module):
+    """Logits that are linear in the image, so that hand-made views can be put through it."""
+
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.weight = nn.Parameter(torch.randn(3 * size * size, classes, generator=generator))
+        self.seen: list[tuple[torch.Size, tuple[int, ...]]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((x.shape, x.stride()))
+        return x.flatten(1) @ self.weight
+
+
+def by_hand(images: np.ndarray, network: Dot) -> dict[str, np.ndarray]:
+    """Plain, mirrored and translated means in fp64 by NumPy: [N, H, W, 3] in, logits out."""
+    weight = network.weight.detach().double().numpy()
+
+    def logits(seen: np.ndarray) -> np.ndarray:
+        return seen.transpose(0, 3, 1, 2).reshape(len(seen), -1) @ weight
+
+    def mirror(seen: np.ndarray) -> np.ndarray:
+        return (logits(seen) + logits(seen[:, :, ::-1])) / 2
+
+    size = images.shape[1]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    corners = [padded[:, :size, :size], padded[:, 2:, 2:]]
+    translated = mirror(images) / 2 + (mirror(corners[0]) + mirror(corners[1])) / 4
+    return {"none": logits(images), "mirror": mirror(images), "translate": translated}
+
+
+def evaluate_views(tta: str, count: int = 21, share: float = 0.3, **options: Any) -> tuple[Tensor, Dot, np.ndarray]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    network = Dot(6, 5)
+    augment = Augment(recipe.Augment(), (0.5,) * 3, (0.25,) * 3, **options)
+    loader = ResidentLoader(on_device(pixels), np.zeros(count, np.int64), np.arange(count), 8)
+    table = recipe.Eval(tta=tta, tta_share=share)  # type: ignore[arg-type]
+    found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader, table)
+    return found, network, (pixels / 255 - 0.5) / 0.25
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("count", [1, 8, 21])
+@pytest.mark.parametrize("tta", ["none", "mirror", "translate"])
+def test_views_against_means_by_hand(tta: str, count: int, channels_last: bool) -> None:
+    found, network, images = evaluate_views(tta, count, channels_last=channels_last)
+    # fp32 sums of 108 products of values up to 2 and 3.
+    assert np.allclose(found.numpy(), by_hand(images, network)[tta], atol=1e-4)
+    assert len({shape for shape, _ in network.seen}) == 1, "one shape"
+    assert count == 1 or len(set(network.seen)) == 1, "and one layout: one graph"
+    assert len(network.seen) == -(-count // 8) * passes(recipe.Eval(tta=tta))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
+def test_selective_shifts_the_least_sure_only(share: float) -> None:
+    found, network, images = evaluate_views("selective", share=share)
+    expected = by_hand(images, network)
+    odds = np.exp(expected["mirror"] - expected["mirror"].max(1, keepdims=True))
+    order = np.argsort((odds / odds.sum(1, keepdims=True)).max(1))
+    chosen = np.isin(np.arange(21), order[: math.ceil(21 * share)])
+    mixed = np.where(chosen[:, None], expected["translate"], expected["mirror"])
+    # As above.
+    assert np.allclose(found.numpy(), mixed, atol=1e-4)
+    assert len(set(network.seen)) == 1, "one shape, one layout"
+    assert len(network.seen) == 3 * 2 + -(-math.ceil(21 * share) // 8) * 4
+
+
+@pytest.mark.parametrize("count", [1, 8, 21])
+def test_selective_of_all_is_translate_to_the_bit(count: int) -> None:
+    assert torch.equal(evaluate_views("selective", count, share=1.0)[0], evaluate_views("translate", count)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_views_move_pixels_and_nothing_else(dtype: torch.dtype) -> None:
+    images = torch.randn(2, 3, 5, 7).to(dtype).contiguous(memory_format=torch.channels_last)
+    for shift, mirrored in SHIFTED:
+        seen = view(images, (shift, mirrored))
+        assert seen.stride() == images.stride()
+        back = seen.flip(3) if mirrored else seen
+        inner = images[:, :, :-1, :-1] if shift > 0 else images[:, :, 1:, 1:]
+        assert torch.equal(back[:, :, 1:, 1:] if shift > 0 else back[:, :, :-1, :-1], inner)
+        # The uncovered row shows the second row from that edge, mirrored at the edge row.
+        row, source = (0, 1) if shift > 0 else (-1, -2)
+        assert torch.equal(back[:, :, row, 1:-1], images[:, :, source, :-2] if shift > 0 else images[:, :, source, 2:])
+    assert view(images, (0, False)) is images
+
+
+def test_views_compile_nothing_more() -> None:
+    torch.manual_seed(0)
+    network = build(recipe.Speednet(widths=[4]), 3, 8)
+    augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3, dtype=torch.bfloat16)
+    images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
+    loader = ResidentLoader(on_device(images), np.zeros(21, np.int64), np.arange(21), 8)
+    evaluator = Evaluator(network, augment, "bf16", torch.device("cpu"), compile=True)
+    plain = evaluator.logits(loader)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    found = {tta: evaluator.logits(loader, recipe.Eval(tta=tta)) for tta in ("none", "translate", "selective")}  # type: ignore[arg-type]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert evaluator._logits.active
+    assert torch.equal(found["none"], plain)
+    assert torch.equal(evaluator.logits(loader, recipe.Eval(tta="selective", tta_share=1.0)), found["translate"])

@@ -1,35 +1,30 @@
 """Networks, built from a recipe's `model` table."""
 
 from fastres.errors import UserError
+from fastres.models.network import Network
 from fastres.models.resnet import BasicBlock, ResNet
+from fastres.models.speednet import Speednet
 from fastres.models.summary import Layer, count_parameters, layers
 from fastres.recipe import Model
+from fastres.recipe import Speednet as SpeednetTable
 
-__all__ = ["BasicBlock", "Layer", "ResNet", "build", "count_parameters", "layers"]
+__all__ = ["BasicBlock", "Layer", "Network", "ResNet", "Speednet", "build", "count_parameters", "layers"]
+
+_NOT_ARGUMENTS = {"name", "preset", "max_parameters"}
+"""Keys of the table that are not the network's: every other one is an argument of its class."""
 
 
-def build(model: Model, classes: int, image_size: int) -> ResNet:
+def build(model: Model | SpeednetTable, classes: int, image_size: int) -> Network:
     """The network that `model` describes, in fp32 on the CPU, with weights drawn from torch's global generator.
 
     Raises UserError where the options do not fit the image or exceed `model.max_parameters`.
     """
-    network = ResNet(
-        model.blocks,
-        model.channels,
-        model.strides,
-        model.kernels,
-        model.skip_kernels,
-        classes=classes,
-        image_size=image_size,
-        stem=model.stem,
-        pool=model.pool,
-        dropout=model.dropout,
-        zero_init_residual=model.zero_init_residual,
-    )
+    kind = Speednet if isinstance(model, SpeednetTable) else ResNet
+    network: Network = kind(**model.model_dump(exclude=_NOT_ARGUMENTS), classes=classes, image_size=image_size)
     parameters = count_parameters(network)
     if model.max_parameters is not None and parameters > model.max_parameters:
         raise UserError(
             f"the model has {parameters:,} trainable parameters, over model.max_parameters = {model.max_parameters:,}: "
-            "take fewer blocks or channels, or raise the limit"
+            "take fewer blocks, groups or channels, or raise the limit"
         )
     return network

@@ -14,10 +14,12 @@ from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
 from fastres.layers.patterns import is_plain
 from fastres.models.convolution import Conv2d
+from fastres.models.network import Network, configure_norms, scaled, start_as_identity
 
 
 class BasicBlock(nn.Module):
-    """k×k convolution, BN, ReLU, k×k convolution, BN, plus the skip, ReLU (He et al. 2016, figure 5 left).
+    """k×k convolution, BN, ReLU, k×k convolution, BN, plus the skip, ReLU (He et al. 2016, figure 5 left); another
+    activation where `bn1` and `bn2` have one.
 
     [N, in_channels, H, W] → [N, channels, ⌈H/stride⌉, ⌈W/stride⌉]. Where that changes the shape, the skip is a
     convolution of side `skip_kernel` with BN (option B of section 4.1), else the identity.
@@ -49,10 +51,10 @@ class BasicBlock(nn.Module):
         if not (is_plain(self.downsample) and is_plain(norm) and is_plain(self.bn2)):
             return self.bn2(y, self.downsample(skip), fork)  # so that their hooks run
         assert isinstance(norm, nn.BatchNorm2d)
-        return dual(self.bn2, norm, y, convolution(skip), "relu", fork=fork)
+        return dual(self.bn2, norm, y, convolution(skip), self.bn2.activation, fork=fork)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Stem, stages of basic blocks, average pool, linear classifier.
 
     `forward` takes float images [N, 3, image_size, image_size] and returns logits [N, classes]. Every list has one
@@ -60,6 +62,8 @@ class ResNet(nn.Module):
     2015), BN at weight 1 and bias 0, as in torchvision and in the report's code. Raises UserError where strides and
     pool do not fit the image.
     """
+
+    head = "fc"
 
     def __init__(
         self,
@@ -75,9 +79,15 @@ class ResNet(nn.Module):
         pool: int = 0,
         dropout: float = 0.0,
         zero_init_residual: bool = False,
+        activation: str = "relu",
+        dirac_init: bool = False,
+        bn_scale: bool = True,
+        bn_momentum: float = 0.1,
+        bn_eps: float = 1e-5,
+        logit_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.stem, self.pool, self.stages = stem, pool, len(blocks)
+        self.stem, self.pool, self.stages, self.logit_scale = stem, pool, len(blocks), logit_scale
         width = channels[0]
         if stem == "imagenet":
             self.conv1 = Conv2d(3, width, 7, 2)
@@ -101,14 +111,19 @@ class ResNet(nn.Module):
             )
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width * (side // pool) ** 2 if pool else width, classes)
-        self._initialise(zero_init_residual)
+        configure_norms(self, activation=activation, scale=bn_scale, momentum=bn_momentum, eps=bn_eps)
+        self._draw_weights(zero_init_residual, dirac_init)
 
-    def _initialise(self, zero_init_residual: bool) -> None:
+    def _draw_weights(self, zero_init_residual: bool, dirac_init: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if zero_init_residual and isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
+        if dirac_init:
+            for name, module in self.named_modules():
+                if isinstance(module, nn.Conv2d) and name != "conv1":
+                    start_as_identity(module)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -123,7 +138,7 @@ class ResNet(nn.Module):
             x, skip = block(x, skip, fork=True)
         x = blocks[-1](x, skip)
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
-        return self.fc(self.dropout(torch.flatten(x, 1)))
+        return scaled(self.fc(self.dropout(torch.flatten(x, 1))), self.logit_scale)
 
 
 def _halved(side: int) -> int:

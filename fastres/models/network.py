@@ -1,0 +1,69 @@
+"""What the families of networks have in common."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fastres.layers import BatchNormAct2d
+
+
+class Network(nn.Module):
+    """float images [N, 3, H, W] → logits [N, classes], and what a run asks besides.
+
+    A run builds the network, hands `initialise` the first images, and trains `groups`.
+    """
+
+    head: str
+    """Name of the classifier, a linear layer."""
+    initial_images: int = 0
+    """How many training images `initialise` wants to see."""
+
+    def initialise(self, batches: Iterable[Tensor]) -> None:
+        """Compute what is computed from training images instead of being drawn: by default nothing.
+
+        `batches` hold `initial_images` of them (fewer where the set has fewer), [B, 3, H, W] on the CPU, normalised but
+        not augmented. The result is part of the weights: a checkpoint needs no images.
+        """
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parameters by what they are, for optimizers that treat them differently: `filters` have four
+        axes, `bias` are BN's weights and biases, `head` is the classifier. Groups without parameters are left out."""
+        found: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                found.setdefault(self.group_of(name, parameter), []).append(parameter)
+        return found
+
+    def group_of(self, name: str, parameter: nn.Parameter) -> str:
+        """The group of one trainable parameter."""
+        if name.startswith(f"{self.head}."):
+            return "head"
+        return "filters" if parameter.ndim == 4 else "bias"
+
+
+def configure_norms(network: nn.Module, *, activation: str, scale: bool, momentum: float, eps: float) -> None:
+    """Set the options that all BNs of a network share.
+
+    Without `scale` their weights stay at 1: what follows a BN can scale as well, and a step has less to update. They
+    remain parameters, so that checkpoints keep their names.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum, module.eps = momentum, eps
+            if not scale and module.weight is not None:
+                module.weight.requires_grad_(False)
+        if isinstance(module, BatchNormAct2d):
+            module.activation = activation
+
+
+@torch.no_grad()
+def start_as_identity(convolution: nn.Conv2d) -> None:
+    """Let the first filters pass the input channels on unchanged (Zagoruyko and Komodakis 2017, "DiracNets"); filters
+    beyond the number of input channels stay as they were drawn."""
+    nn.init.dirac_(convolution.weight[: convolution.in_channels])
+
+
+def scaled(logits: Tensor, scale: float) -> Tensor:
+    """Logits times a constant, in fp32: bf16 would round them a second time."""
+    return logits if scale == 1 else logits.float() * scale
