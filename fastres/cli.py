@@ -139,12 +139,15 @@ def evaluate(run: RunFolder, device: Device = "auto", as_json: Json = False) -> 
     from dataclasses import asdict
 
     from fastres.evaluate import evaluate as measure_run
+    from fastres.runs import read_recipe
 
     classes, measured = measure_run(run, device=device)
+    tta = read_recipe(Path(run)).eval.tta
     if as_json:
-        _print_json({"run": str(run), "classes": list(classes), **asdict(measured)})
+        _print_json({"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)})
         return
-    print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}")
+    views = "" if tta == "none" else f", test-time augmentation: {tta}"
+    print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}{views}")
     print(f"expected calibration error {measured.expected_calibration_error:.2%} (15 bins)\n")
     _print_measures(classes, measured.class_accuracy, measured.confusion)
 
