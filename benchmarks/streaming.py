@@ -74,8 +74,9 @@ def anonymous_bytes(process: int) -> int:
         status = Path(f"/proc/{process}/status").read_text()
         total = 1024 * sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
         for task in Path(f"/proc/{process}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                total += anonymous_bytes(int(child))
+            with suppress(OSError):
+                for child in (task / "children").read_text().split():
+                    total += anonymous_bytes(int(child))
     return total
 
 

@@ -78,7 +78,11 @@ def over(pixels: object, workers: int, size: int = 4, **options: object) -> Torc
 
 def children() -> list[int]:
     """Pids of this process's children, ended but not waited for included."""
-    return [int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+    pids = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
+    return pids
 
 
 def held() -> tuple[int, int, int, int, set[Path]]:
