@@ -106,9 +106,13 @@ def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: dict[str, Any],
         # A preset that is asked for later than the keys it stands for replaces them.
         for key in PRESETS.get(str(content.get("preset")), {}) if table == "model" else ():
             values[table].pop(key, None)
-        kind = _kinds(recipe.model_fields.get(table)).get(str(content.get("name")))
+        kinds = _kinds(recipe.model_fields.get(table))
+        kind = kinds.get(str(content.get("name")))
         if kind is not None:
             values[table] = {key: value for key, value in values[table].items() if key in kind.model_fields}
+        kind = kinds.get(str(values[table].get("name")))
+        if kind is not None:
+            _forget_keys_of_other_kinds(kind, values[table], content)  # Muon's table holds that of another optimizer
 
 
 def _merge(
@@ -147,7 +151,7 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
     elif fault["type"] == "missing":
         text = f"'{name}' is missing: give it a value"
     elif fault["type"] == "union_tag_invalid":
-        kinds = list(_kinds(recipe.model_fields[key[0]]))
+        kinds = [kind.strip(" '") for kind in fault["ctx"]["expected_tags"].split(",")]
         chosen = str(given.get("name")) if isinstance(given, dict) else str(given)
         near = difflib.get_close_matches(chosen, kinds, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""

@@ -320,6 +320,15 @@ class _Optimizer(Table):
     """Weight decay as the optimizer's paper has it: added to the gradient by SGD and Adam, decoupled in AdamW."""
     decay_norm_and_bias: bool = True
     """Whether BN weights and all biases decay too; the report's code decays everything."""
+    bias_lr_factor: Rate = 1.0
+    """Factor of the learning rate for BN weights and biases; 64 in airbench (Jordan 2024, section 3.4)."""
+    head_lr_factor: Rate = 1.0
+    """Factor of the learning rate for the classifier."""
+    whiten_bias_lr_factor: Rate = 1.0
+    """Factor of the learning rate for the bias of speednet's whitening layer."""
+    whiten_bias_epochs: NotNegative = 0.0
+    """Epochs, fractions allowed, over which the rate of that bias falls linearly to 0, in place of the schedule; 0: it
+    follows the schedule. 3 in airbench."""
 
 
 class Sgd(_Optimizer):
@@ -331,10 +340,13 @@ class Sgd(_Optimizer):
     """Learning rate at the schedule's factor 1."""
     weight_decay: NotNegative = 5e-4
     """Added to the gradient, times the weight."""
+    decouple_decay: bool = False
+    """Divide `weight_decay` by the parameter's learning rate, so that another rate leaves the decay as it is: at the
+    schedule's factor 1, a step's gradient takes away that share of a weight, as in airbench."""
     momentum: Share = 0.9
     """Share of the last update that is kept."""
     nesterov: bool = False
-    """Look ahead along the momentum (Nesterov)."""
+    """Step by the gradient and the momentum after it (Nesterov 1983; Sutskever et al. 2013, section 2)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -368,6 +380,51 @@ class AdamW(_Adam):
     """The kind of optimizer."""
     weight_decay: NotNegative = 0.01
     """Share of the weight, times the learning rate, that each step takes away."""
+    decouple_decay: bool = False
+    """Divide `weight_decay` by the parameter's learning rate: at the schedule's factor 1, each step takes away that
+    share of a weight, whatever the rate (Loshchilov and Hutter 2019, algorithm 2, where only the schedule scales the
+    decay)."""
+
+
+class Muon(Table):
+    """Momentum, orthogonalised, for the filters of convolutions (Jordan et al. 2024, "Muon: An optimizer for hidden
+    layers in neural networks"); everything else has an optimizer of its own, `auxiliary`."""
+
+    name: Literal["muon"] = "muon"
+    """The kind of optimizer."""
+    lr: Rate = 0.02
+    """Learning rate of the filters at the schedule's factor 1: 0.24 in airbench94_muon, which renormalises at each
+    step."""
+    momentum: Share = 0.95
+    """Share of the last update that is kept; 0.6 in airbench94_muon."""
+    nesterov: bool = True
+    """Step by the gradient and the momentum after it (Nesterov 1983; Sutskever et al. 2013, section 2)."""
+    weight_decay: NotNegative = 0.0
+    """Share of a filter, times the learning rate, that each step takes away."""
+    decouple_decay: bool = False
+    """Divide `weight_decay` by the learning rate: at the schedule's factor 1, each step takes away that share."""
+    newton_schulz_steps: Annotated[int, Field(ge=1, le=20)] = 5
+    """Newton–Schulz iterations of the 5th-order polynomial (3.4445, -4.7750, 2.0315) of the same article;
+    airbench94_muon makes do with 3."""
+    renormalise_every: Annotated[int, Field(ge=0)] = 0
+    """Steps after which each filter is scaled back to its initial norm, which BN behind it does not notice; 0:
+    never."""
+    auxiliary: Annotated[Sgd | Adam | AdamW, Field(discriminator="name")] = Sgd()
+    """Optimizer of biases, BN and classifier, with a learning rate of its own under the same schedule; `sgd` unless its
+    `name` says otherwise."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_kind(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("auxiliary"), dict):
+            return {**values, "auxiliary": {"name": "sgd", **values["auxiliary"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
 
 class _Schedule(Table):
@@ -439,11 +496,46 @@ class Step(_Schedule):
         return self
 
 
+class Knots(_Schedule):
+    """Straight lines through given points."""
+
+    name: Literal["knots"] = "knots"
+    """The kind of schedule."""
+    points: Annotated[
+        list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]],
+        Field(min_length=1),
+    ]
+    """Pairs of an epoch, fractions allowed, and the learning rate's factor there: [[0, 0.2], [2, 1], [7.5, 0]] rises
+    for two epochs and falls to 0 at the middle of the eighth. Two points of one epoch are a jump; before the first
+    point and after the last one the factor is theirs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        epochs = [epoch for epoch, _ in self.points]
+        if sorted(epochs) != epochs:
+            raise ValueError("the epochs of points must rise")
+        if self.warmup_epochs > 0:
+            raise ValueError("knots warm up by themselves: start points at a low factor instead of warmup_epochs")
+        return self
+
+
+class Lookahead(Table):
+    """Slow weights that follow the trained ones at intervals and replace them (Zhang et al. 2019, algorithm 1)."""
+
+    every: Positive = 5
+    """Steps between two such exchanges (k)."""
+    decay: Share = 0.5
+    """Share of themselves that the slow weights keep at an exchange (1 - α); 0.77 (0.95⁵) in airbench96."""
+    power: NotNegative = 0.0
+    """The share grows over the run as (share of the run that is done)^power: 0 keeps it constant, as in the paper; 3 in
+    airbench96, whose slow weights follow fast at first and average over many steps at the end."""
+
+
 class Train(Table):
     """The run itself."""
 
-    epochs: Positive = 20
-    """Passes over the training images."""
+    epochs: Rate = 20.0
+    """Passes over the training images; the last one stops in its middle if this is no whole number."""
     batch_size: Positive = 128
     """Images in one optimisation step."""
     drop_last: bool = False
@@ -464,6 +556,9 @@ class Train(Table):
     """Share of the target spread over all classes (Szegedy et al. 2016, section 7)."""
     ema: Share = 0.0
     """Decay per step of an exponential moving average of the weights, which is then evaluated and kept; 0: none."""
+    lookahead: Lookahead | None = None
+    """Slow weights, which are then evaluated and kept (unless `ema` is set too, which averages on top); by default
+    none."""
     best: str | None = None
     """Metric of metrics.jsonl that chooses the checkpoint to test, such as `val_loss`; lowest for a loss, highest for
     an accuracy. By default the last weights are tested."""
@@ -513,9 +608,9 @@ class Recipe(Table):
     """Augmentation of training images."""
     mix: Mix = Mix()
     """Mixing of images within a batch."""
-    optimizer: Annotated[Sgd | Adam | AdamW, Field(discriminator="name")] = Sgd()
+    optimizer: Annotated[Sgd | Adam | AdamW | Muon, Field(discriminator="name")] = Sgd()
     """Optimizer."""
-    schedule: Annotated[Constant | Linear | Cosine | OneCycle | Step, Field(discriminator="name")] = Cosine()
+    schedule: Annotated[Constant | Linear | Cosine | OneCycle | Step | Knots, Field(discriminator="name")] = Cosine()
     """Learning-rate schedule."""
     train: Train = Train()
     """The run."""
@@ -549,6 +644,11 @@ class Recipe(Table):
             raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
         if self.schedule.warmup_epochs >= train.epochs:
             raise ValueError("schedule.warmup_epochs must be below train.epochs")
+        if isinstance(self.schedule, Knots) and self.schedule.points[-1][0] > train.epochs:
+            raise ValueError(
+                f"schedule.points end at epoch {self.schedule.points[-1][0]:g}, after train.epochs = {train.epochs:g}: "
+                "move the points, or train for longer"
+            )
         return self
 
     @classmethod
@@ -578,7 +678,7 @@ class Recipe(Table):
 def schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, from which editors complete keys and show their docstrings."""
     tables = Recipe.model_json_schema()
-    for table in tables["properties"].values():
+    for table in (*tables["properties"].values(), tables["$defs"]["Muon"]["properties"]["auxiliary"]):
         # A file that extends another may leave the kind (`name`) to it; then several kinds fit, which `oneOf` forbids.
         if "oneOf" in table:
             table["anyOf"] = table.pop("oneOf")

@@ -95,8 +95,8 @@ class Pace:
     (evaluation, checkpoint) are timed apart; a GPU that runs behind its launches catches up there.
     """
 
-    def __init__(self, epochs: int, steps_per_epoch: int) -> None:
-        self._epochs, self._per_epoch = epochs, steps_per_epoch
+    def __init__(self, epochs: float, steps_per_epoch: int) -> None:
+        self._total, self._per_epoch = round(epochs * steps_per_epoch), steps_per_epoch
         self._now: float | None = None
         self._step = 0
         self._stretches: deque[tuple[float, float]] = deque(maxlen=30)  # (seconds a step, images a second)
@@ -145,9 +145,9 @@ class Pace:
         a_step = self._step_seconds()
         if a_step is None and not self._ends:
             return None
-        ends = self._epochs - (self._step - 1) // self._per_epoch
+        ends = (self._total - 1) // self._per_epoch - (self._step - 1) // self._per_epoch + 1
         an_end = statistics.median(self._ends) if self._ends else 0.0
-        return (self._epochs * self._per_epoch - self._step) * (a_step or 0.0) + ends * an_end
+        return (self._total - self._step) * (a_step or 0.0) + ends * an_end
 
 
 def _duration(seconds: float) -> str:
@@ -167,23 +167,24 @@ def _percent(value: float | None) -> str:
 class Progress:
     """How a run goes, on standard error: a bar on a terminal, else a line an epoch and, in long epochs, one every 30 s.
 
-    `first_step` is the number of steps that a resumed run finds done. `quiet` prints nothing at all.
-    `clock` tells seconds.
+    `epochs` may end in the middle of one. `first_step` is the number of steps that a resumed run finds done. `quiet`
+    prints nothing at all. `clock` tells seconds.
     """
 
     def __init__(
         self,
         *,
-        epochs: int,
+        epochs: float,
         steps_per_epoch: int,
         batch_size: int,
         first_step: int = 0,
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._epochs, self._per_epoch, self._quiet, self._clock = epochs, steps_per_epoch, quiet, clock
+        self._steps, self._per_epoch = round(epochs * steps_per_epoch), steps_per_epoch
+        self._epochs, self._quiet, self._clock = math.ceil(epochs), quiet, clock
         start = f", from step {first_step}" if first_step else ""
-        self._opening = f"{epochs} epochs of {steps_per_epoch} steps, {batch_size} images a step{start}"
+        self._opening = f"{epochs:.6g} epochs of {steps_per_epoch} steps, {batch_size} images a step{start}"
         self._pace = Pace(epochs, steps_per_epoch)
         self._speed: float | None = None  # images a second of the last whole epoch
         self._bar: Bar | None = None
@@ -203,8 +204,7 @@ class Progress:
                 TextColumn("{task.percentage:3.0f}%"),
             )
             self._bar = Bar(*columns, console=console, auto_refresh=False, transient=True, redirect_stdout=False)
-            total = epochs * steps_per_epoch
-            self._task = self._bar.add_task("starting", total=total, completed=first_step)
+            self._task = self._bar.add_task("starting", total=self._steps, completed=first_step)
 
     def __enter__(self) -> Self:
         self.message(self._opening)
@@ -231,7 +231,7 @@ class Progress:
         epoch, done = (step - 1) // self._per_epoch + 1, (step - 1) % self._per_epoch + 1
         words = [self._counted(epoch)]
         if self._bar is None:
-            words.append(f"step {done}/{self._per_epoch}")
+            words.append(f"step {done}/{min(self._per_epoch, self._steps - (epoch - 1) * self._per_epoch)}")
         if loss is not None:
             words.append(f"loss {_loss(loss).strip()}")
         if accuracy is not None:

@@ -20,8 +20,11 @@ STEPS_SHOWN, EACH_STEP = 4, 8
 """Batches that the figure of the augmentation shows, and images of each: a batch is mixed in one way."""
 
 
-def summarise(recipe: Recipe, at: Position, measured: Measures, *, steps: int) -> dict[str, Any]:
-    """The lines of summary.json that recipe, position and test give: accuracies are shares, times are seconds."""
+def summarise(recipe: Recipe, at: Position, measured: Measures, steps: int, steps_per_epoch: int) -> dict[str, Any]:
+    """The lines of summary.json that recipe, position and test give: accuracies are shares, times are seconds.
+
+    `epochs` is a whole number, except where the last epoch ended in its middle."""
+    whole = steps == at.epoch * steps_per_epoch
     return {
         "recipe_hash": recipe.hash(),
         "source": recipe.data.source,
@@ -32,7 +35,7 @@ def summarise(recipe: Recipe, at: Position, measured: Measures, *, steps: int) -
         "test_images": measured.images,
         "expected_calibration_error": measured.expected_calibration_error,
         "best": at.best,
-        "epochs": at.epoch,
+        "epochs": at.epoch if whole else steps / steps_per_epoch,
         "steps": steps,
         "images_per_second": at.images / at.images_seconds if at.images else None,
         "cold_seconds": at.cold_seconds,

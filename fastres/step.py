@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.compiling import Compiled
-from fastres.optim import Ema, build_optimizer, factor
-from fastres.recipe import Recipe
+from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, total_steps
+from fastres.recipe import Muon, Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -26,19 +26,36 @@ class Step:
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
         self.optimizer = build_optimizer(recipe.optimizer, network)
         self.ema = Ema(network, options.ema) if options.ema else None
+        steps = total_steps(options.epochs, steps_per_epoch)
+        self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, steps)
+        self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile)
 
     @property
     def averaged(self) -> nn.Module:
-        """The network to evaluate and to keep: the moving average where there is one."""
-        return self.network if self.ema is None else self.ema.network
+        """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
+        average = self.ema or self.lookahead
+        return self.network if average is None else average.network
 
     def learning_rate(self, step: int) -> float:
-        """The rate that step `step` (counted from 0) uses."""
-        schedule, epochs = self.recipe.schedule, self.recipe.train.epochs
-        return self.recipe.optimizer.lr * factor(schedule, step, self.steps_per_epoch, epochs)
+        """The recipe's rate, `optimizer.lr`, as step `step` (counted from 0) uses it."""
+        return self.recipe.optimizer.lr * self._factor(step)
+
+    def _factor(self, step: int) -> float:
+        return factor(self.recipe.schedule, step, self.steps_per_epoch, self.recipe.train.epochs)
+
+    def _set_rates(self, step: int) -> None:
+        """Give each group its rate; one that is a tensor, which a captured step reads, is filled in place."""
+        scheduled = self._factor(step)
+        for group in self.optimizer.param_groups:
+            fades = group["fades_after"]
+            rate = group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def __call__(
         self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
@@ -60,11 +77,13 @@ class Step:
         if options.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip, foreach=True)
-        rate = self.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rates(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.renormalise_every and (step + 1) % self.renormalise_every == 0:
+            renormalise(self.optimizer)
+        if self.lookahead is not None:
+            self.lookahead.update(self.network, step)
         if self.ema is not None:
             self.ema.update(self.network)
         return loss.detach(), correct
@@ -86,7 +105,8 @@ class Step:
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are finite; waits for the device."""
-        networks = {self.network, self.averaged}
+        averages = [average.network for average in (self.ema, self.lookahead) if average is not None]
+        networks = [self.network, *averages]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
@@ -100,6 +120,7 @@ class Step:
             "ema": None
             if self.ema is None
             else {"network": self.ema.network.state_dict(), "updates": self.ema.updates},
+            "lookahead": None if self.lookahead is None else self.lookahead.network.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -110,6 +131,8 @@ class Step:
         if self.ema is not None:
             self.ema.network.load_state_dict(state["ema"]["network"])
             self.ema.updates = state["ema"]["updates"]
+        if self.lookahead is not None:
+            self.lookahead.network.load_state_dict(state["lookahead"])
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
 from fastres.memory import keep_freed_memory
 from fastres.models import build, count_parameters, layers
+from fastres.optim import total_steps
 from fastres.position import Position, Tally
 from fastres.recipe import Eval, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
@@ -103,6 +105,8 @@ class _Run:
         self.evaluator = Evaluator(
             self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
         )
+        self.steps = total_steps(options.epochs, len(self.feed.train))
+        self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
         self.at, self.tally, self.stall = Position(), Tally(self.device), StallMeter(self.device)
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
         self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
@@ -111,16 +115,16 @@ class _Run:
 
     def execute(self, run: Path, rows: list[dict[str, Any]]) -> RunResult:
         """Train from the current position to the end; `rows` are those of the finished epochs."""
-        options, steps = self.recipe.train, len(self.feed.train)
+        options = self.recipe.train
         self.run = run
         self.environment = {**environment(), "device": str(self.device), "threads": torch.get_num_threads()}
         write_json(run / "environment.json", self.environment)
         self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
         self.progress = Progress(
-            epochs=options.epochs,
-            steps_per_epoch=steps,
+            epochs=self.steps / len(self.feed.train),
+            steps_per_epoch=len(self.feed.train),
             batch_size=options.batch_size,
-            first_step=self.at.epoch * steps + self.at.step,
+            first_step=self._steps_done(),
             quiet=self.quiet,
         )
         self.saved = time.perf_counter()
@@ -135,7 +139,7 @@ class _Run:
                 if self.step.loss_and_correct.active:
                     self.progress.message("compiling the step: half a minute the first time, seconds once it is cached")
                 stopped = "completed"
-                while self.at.epoch < options.epochs:
+                while self.at.epoch < self.epochs:
                     if self._out_of_patience():
                         stopped = "early stopping"
                         break
@@ -151,7 +155,8 @@ class _Run:
         at, epoch = self.at, self.at.epoch
         steps_before = epoch * len(self.feed.train)
         started = time.perf_counter()
-        for batch in self.stall.watch(self.feed.train.batches(epoch, at.step)):
+        left = self.steps - steps_before - at.step  # a last epoch may stop in its middle
+        for batch in self.stall.watch(islice(self.feed.train.batches(epoch, at.step), left)):
             loss, correct = self._step(steps_before + at.step, batch, epoch, at.step)
             at.step += 1
             self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
@@ -184,11 +189,15 @@ class _Run:
         mixed = augment(batch.source, batch.labels, batch.indices, epoch, step_of_epoch, batch.rows)
         return self.step(step, *mixed)
 
+    def _steps_done(self) -> int:
+        """Steps of the run so far; a last epoch that ended in its middle counts with those it had."""
+        return min(self.at.epoch * len(self.feed.train) + self.at.step, self.steps)
+
     def _stop_if_asked(self) -> None:
         if self.interrupt.requested:
-            step = self.at.epoch * len(self.feed.train) + self.at.step
             raise Interrupted(
-                f"{self.interrupt.requested}: saved after step {step}; go on with `fastres train --resume {self.run}`"
+                f"{self.interrupt.requested}: saved after step {self._steps_done()}; "
+                f"go on with `fastres train --resume {self.run}`"
             )
 
     def _show(self, step: int, images: int) -> None:
@@ -229,7 +238,7 @@ class _Run:
 
     def _row(self) -> dict[str, Any]:
         """The finished epoch's line of metrics.jsonl."""
-        at, step = self.at, (self.at.epoch + 1) * len(self.feed.train)
+        at, step = self.at, self._steps_done()
         waited = time.perf_counter()
         loss, accuracy = self._read_tally()
         at.epoch_stalled += self.stall.read()
@@ -271,7 +280,7 @@ class _Run:
             self._read_tally()  # on CUDA nobody has looked since the epoch began
             self.at.epoch_stalled += self.stall.read()
         if not self.step.is_finite():  # never replace a good checkpoint by one that cannot go on
-            raise self._not_finite("weights are", self.at.epoch * len(self.feed.train) + self.at.step)
+            raise self._not_finite("weights are", self._steps_done())
         now = time.perf_counter()
         self.at.seconds, self.began = self.at.seconds + now - self.began, now
         state = {
@@ -321,7 +330,7 @@ class _Run:
             self.step.averaged.load_state_dict(weights)
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
-            raise self._not_finite("the tested loss is", self.at.epoch * len(self.feed.train))
+            raise self._not_finite("the tested loss is", self._steps_done())
         checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
         summary = {
             "name": self.run.name,
@@ -334,7 +343,7 @@ class _Run:
             "tta_passes": passes(self.recipe.eval),
             "loader": self.feed.loading.kind,
             "input_stall": input_stall(self.recorder.rows),
-            **summarise(self.recipe, self.at, measured, steps=self.at.epoch * len(self.feed.train)),
+            **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.feed.train)),
             "seconds": self.at.seconds + time.perf_counter() - self.began,
             "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
             "peak_memory_bytes": peak_memory(self.device),

@@ -1,7 +1,8 @@
 """Optimizers, parameter groups, schedules and averages."""
 
-from fastres.optim.averaging import Ema
-from fastres.optim.groups import build_optimizer, parameter_groups
-from fastres.optim.schedules import factor
+from fastres.optim.averaging import Ema, Lookahead
+from fastres.optim.groups import build_optimizer, renormalise
+from fastres.optim.muon import Muon
+from fastres.optim.schedules import factor, fading, total_steps
 
-__all__ = ["Ema", "build_optimizer", "factor", "parameter_groups"]
+__all__ = ["Ema", "Lookahead", "Muon", "build_optimizer", "factor", "fading", "renormalise", "total_steps"]

@@ -5,29 +5,116 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastres.models.network import Network
+from fastres.optim.muon import Muon
 from fastres.recipe import Adam, AdamW, Sgd
+from fastres.recipe import Muon as MuonOptions
+
+Group = dict[str, Any]
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """One group that decays and, where BN and biases shall not, a second one of all parameters with one axis."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if decay_norm_and_bias:
-        return [{"params": parameters, "weight_decay": weight_decay}]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+def roles(network: nn.Module) -> list[tuple[nn.Parameter, str]]:
+    """The trainable parameters in the network's order, each with the group of `Network.groups` that it belongs to. In
+    other modules `bias` has at most one axis and `filters` are the rest."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not isinstance(network, Network):
+        return [(parameter, "filters" if parameter.ndim > 1 else "bias") for parameter in trained]
+    role = {id(parameter): name for name, group in network.groups().items() for parameter in group}
+    return [(parameter, role[id(parameter)]) for parameter in trained]
 
 
-def build_optimizer(options: Sgd | Adam | AdamW, network: nn.Module) -> torch.optim.Optimizer:
-    """torch's fused implementation: one kernel over all parameters instead of a loop over them."""
-    groups = parameter_groups(network, options.weight_decay, options.decay_norm_and_bias)
-    match options:
-        case Sgd():
-            return torch.optim.SGD(
-                groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=True
+def parameter_groups(parameters: list[tuple[nn.Parameter, str]], options: Sgd | Adam | AdamW) -> list[Group]:
+    """Parameters of one rate and one decay together, as few groups as possible: each is one launch on a GPU.
+
+    A group's `initial_lr` is its rate at the schedule's factor 1; `fades_after` the epoch at which its rate has reached
+    0 whatever the schedule says, or 0.
+    """
+    groups: dict[tuple[float, float, float], Group] = {}
+    factors = {
+        "bias": options.bias_lr_factor,
+        "head": options.head_lr_factor,
+        "whiten_bias": options.whiten_bias_lr_factor,
+    }
+    for parameter, role in parameters:
+        rate = options.lr * factors.get(role, 1.0)
+        decays = options.decay_norm_and_bias or parameter.ndim > 1
+        decay = options.weight_decay if decays else 0.0
+        if not isinstance(options, Adam) and options.decouple_decay:
+            decay /= rate
+        fades = options.whiten_bias_epochs if role == "whiten_bias" else 0.0
+        group = groups.setdefault(
+            (rate, decay, fades), {"params": [], "initial_lr": rate, "weight_decay": decay, "fades_after": fades}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(options: Sgd | Adam | AdamW | MuonOptions, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer for all trainable parameters of `network`; of torch's, the fused implementations: one pass over
+    memory.
+
+    On 2 cores, 4.9 million parameters: SGD 27 ms fused, 40 ms foreach; AdamW 14 ms fused, 37 ms as a loop, 69 ms
+    foreach.
+    """
+    parameters = roles(network)
+    if not isinstance(options, MuonOptions):
+        return _torchs(options, parameter_groups(parameters, options))
+    filters = [parameter for parameter, role in parameters if role == "filters"]
+    others = [(parameter, role) for parameter, role in parameters if role != "filters"]
+    decay = options.weight_decay / options.lr if options.decouple_decay else options.weight_decay
+    both: list[torch.optim.Optimizer] = []
+    if filters:
+        group = {"params": filters, "initial_lr": options.lr, "fades_after": 0.0}
+        both.append(
+            Muon(
+                [group],
+                lr=options.lr,
+                momentum=options.momentum,
+                nesterov=options.nesterov,
+                weight_decay=decay,
+                newton_schulz_steps=options.newton_schulz_steps,
             )
-        case Adam() | AdamW():
-            kind = torch.optim.AdamW if isinstance(options, AdamW) else torch.optim.Adam
-            beta1, beta2 = options.betas
-            return kind(groups, lr=options.lr, betas=(beta1, beta2), eps=options.eps, fused=True)
+        )
+    if others:
+        both.append(_torchs(options.auxiliary, parameter_groups(others, options.auxiliary)))
+    return both[0] if len(both) == 1 else Together(*both)
+
+
+def _torchs(options: Sgd | Adam | AdamW, groups: list[Group]) -> torch.optim.Optimizer:
+    groups = [group | {"lr": group["initial_lr"]} for group in groups]
+    if isinstance(options, Sgd):
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=True)
+    kind = torch.optim.AdamW if isinstance(options, AdamW) else torch.optim.Adam
+    beta1, beta2 = options.betas
+    return kind(groups, lr=options.lr, betas=(beta1, beta2), eps=options.eps, fused=True)
+
+
+class Together(torch.optim.Optimizer):
+    """Optimizers of disjoint parameters as one, such as Muon and its auxiliary: `param_groups` are those of all."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """A step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all, in order."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        # Each optimizer has made its groups anew.
+        self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+
+def renormalise(optimizer: torch.optim.Optimizer) -> None:
+    """Bring the filters that Muon trains back to their initial norms; nothing where there is no Muon."""
+    for part in optimizer.optimizers if isinstance(optimizer, Together) else (optimizer,):
+        if isinstance(part, Muon):
+            part.renormalise()

@@ -2,22 +2,28 @@
 
 import math
 
-from fastres.recipe import Constant, Cosine, Linear, OneCycle, Step
+from fastres.recipe import Constant, Cosine, Knots, Linear, OneCycle, Step
 
-Schedule = Constant | Linear | Cosine | OneCycle | Step
+Schedule = Constant | Linear | Cosine | OneCycle | Step | Knots
 
 
-def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+def total_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Steps of a run of `epochs`, which may end in the middle of one: at least one step."""
+    return max(1, round(epochs * steps_per_epoch))
+
+
+def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: float) -> float:
     """What the recipe's learning rate is multiplied by at `step` (counted from 0 over the whole run).
 
     With `per = "epoch"` the factor of the epoch's first step holds throughout the epoch, as with schedulers that are
     stepped once an epoch.
     """
     if schedule.per == "epoch":
-        now, end, warmup = float(step // steps_per_epoch), float(epochs), schedule.warmup_epochs
+        now, end, warmup = float(step // steps_per_epoch), epochs, schedule.warmup_epochs
         epoch = now
     else:
-        now, end, warmup = float(step), float(epochs * steps_per_epoch), schedule.warmup_epochs * steps_per_epoch
+        now, end = float(step), float(total_steps(epochs, steps_per_epoch))
+        warmup = schedule.warmup_epochs * steps_per_epoch
         epoch = step / steps_per_epoch
     if now < warmup:
         return (now + 1) / (warmup + 1)
@@ -35,7 +41,24 @@ def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> 
             return _half_cosine(1.0, schedule.final, (done - schedule.peak) / (1 - schedule.peak))
         case Step():
             return schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones)
+        case Knots():
+            return _piecewise_linear(schedule.points, epoch)
+
+
+def fading(step: int, steps_per_epoch: int, epochs: float) -> float:
+    """A factor that falls from 1 at the first step to 0 at the end of `epochs`, and stays there."""
+    return max(0.0, 1 - step / (epochs * steps_per_epoch))
 
 
 def _half_cosine(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _piecewise_linear(points: list[list[float]], epoch: float) -> float:
+    """The line through the points around `epoch`; at a jump, its later end."""
+    behind = [point for point in points if point[0] <= epoch]
+    ahead = [point for point in points if point[0] > epoch]
+    if not behind or not ahead:
+        return (points[-1] if behind else points[0])[1]
+    (start, low), (end, high) = behind[-1], ahead[0]
+    return low + (high - low) * (epoch - start) / (end - start)

@@ -66,7 +66,7 @@ def refused(fastres: Any, tiny: Path, tmp_path: Path) -> Any:
     ("setting", "expected"),
     [
         ("train.epoch=3", "did you mean 'train.epochs'?"),
-        ("train.epochs=three", "valid integer"),
+        ("train.epochs=three", "valid number"),
         ("optimizer.name=sdg", "did you mean 'sgd'?"),
         ("augment.color_jitter.contrats=0.2", "did you mean 'augment.color_jitter.contrast'?"),
         ("augment.colour_jitter.hue=0.2", "did you mean 'augment.color_jitter'?"),

@@ -1,13 +1,18 @@
 """Schedules against torch's own, groups, averages."""
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from update_options import batch, recipe, step_for
 
-from fastres.optim import Ema, build_optimizer, factor, parameter_groups
-from fastres.recipe import Adam, AdamW, Constant, Cosine, Linear, OneCycle, Sgd, Step
+from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, total_steps
+from fastres.optim.groups import parameter_groups, roles
+from fastres.recipe import Adam, AdamW, Constant, Cosine, Knots, Linear, Muon, OneCycle, Sgd, Step
+from fastres.recipe import Lookahead as LookaheadOptions
 
 
 def torchs(scheduler: type, steps: int, **options: object) -> list[float]:
@@ -22,8 +27,9 @@ def torchs(scheduler: type, steps: int, **options: object) -> list[float]:
     return rates
 
 
-def ours(schedule: object, epochs: int, steps_per_epoch: int = 1) -> list[float]:
-    return [factor(schedule, step, steps_per_epoch, epochs) for step in range(epochs * steps_per_epoch)]  # type: ignore[arg-type]
+def ours(schedule: object, epochs: float, steps_per_epoch: int = 1) -> list[float]:
+    steps = total_steps(epochs, steps_per_epoch)
+    return [factor(schedule, step, steps_per_epoch, epochs) for step in range(steps)]  # type: ignore[arg-type]
 
 
 # torch updates its rates recursively in double precision: 1e-9 allows for the rounding of 50 such steps.
@@ -65,20 +71,136 @@ def test_warm_up_rises_evenly_to_the_start_of_the_rest() -> None:
     assert rates == pytest.approx([1 / 3, 2 / 3, *torchs(torch.optim.lr_scheduler.CosineAnnealingLR, 4, T_max=4)])
 
 
+def test_knots_are_straight_lines_and_jumps() -> None:
+    points = [[0.5, 0.2], [1, 1], [2, 1], [2, 0.5], [3.5, 0]]
+    epochs = np.arange(4 * 8) / 8
+    expected = np.interp(epochs, [0.5, 1, 2 - 1e-12, 2, 3.5], [0.2, 1, 1, 0.5, 0])
+    assert ours(Knots(points=points), 4, 8) == pytest.approx(expected, abs=EXACT)
+    assert ours(Knots(points=points, per="epoch"), 4, 8) == pytest.approx(np.repeat([0.2, 1, 0.5, 1 / 6], 8))
+
+
+def test_a_last_epoch_that_stops_in_its_middle() -> None:
+    assert [total_steps(epochs, 10) for epochs in (7.5, 0.26, 0.001, 1.1, 3)] == [75, 3, 1, 11, 30]
+    steps = ours(Linear(), 2.5, 4)
+    assert steps == pytest.approx([1 - step / 10 for step in range(10)])
+    assert ours(Linear(per="epoch"), 2.5, 4) == pytest.approx([1] * 4 + [0.6] * 4 + [0.2] * 2)
+    assert ours(Knots(points=[[0, 1], [2.5, 0]]), 2.5, 4) == pytest.approx(steps)
+    warm = ours(Linear(warmup_epochs=0.5), 2.5, 4)
+    assert warm[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert warm[-1] == pytest.approx(1 / 8)
+    assert [fading(step, 4, 1.5) for step in (0, 3, 6, 9)] == [1, 0.5, 0, 0]
+
+
 def test_groups_keep_norms_and_biases_from_decaying() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    decaying, resting = parameter_groups(network, 0.1, decay_norm_and_bias=False)
+    options = Sgd(weight_decay=0.1, decay_norm_and_bias=False)
+    decaying, resting = parameter_groups(roles(network), options)
     assert [parameter.ndim for parameter in decaying["params"]] == [4, 2]
     assert [parameter.ndim for parameter in resting["params"]] == [1, 1, 1, 1]
     assert (decaying["weight_decay"], resting["weight_decay"]) == (0.1, 0.0)
-    [everything] = parameter_groups(network, 0.1, decay_norm_and_bias=True)
+    [everything] = parameter_groups(roles(network), Sgd())
     assert len(everything["params"]) == 6
 
 
+def test_groups_have_rates_and_decays_of_their_own() -> None:
+    step = step_for(recipe("nesterov"))
+    names = {id(parameter): name for name, parameter in step.network.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["initial_lr"], group["weight_decay"] * group["initial_lr"], group["fades_after"])
+        for group in step.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    # From the recipe: lr 0.02, decay 0.001 a step for what has more than one axis, whatever its rate.
+    decay = pytest.approx(0.001)
+    assert found["group1.conv1.weight"] == (0.02, decay, 0)
+    assert found["fc.weight"] == (0.01, decay, 0)
+    assert found["group2.norm1.bias"] == (0.08, 0, 0)
+    assert found["whiten.bias"] == (0.04, 0, 0.75)
+    assert len(step.optimizer.param_groups) == 4
+    rates = []
+    for number in range(4):
+        step(number, *batch(number))
+        rates.append(next(group["lr"] for group in step.optimizer.param_groups if group["fades_after"]))
+    assert rates == pytest.approx([0.04, 0.04 * 2 / 3, 0.04 / 3, 0])
+
+
+@pytest.mark.parametrize("kind", [Sgd, AdamW])
+def test_decoupled_decay_is_the_same_at_any_rate(kind: type[Sgd | AdamW]) -> None:
+    for lr in (0.1, 0.4):
+        network = nn.Linear(3, 3)
+        options = kind(lr=lr, weight_decay=0.01, decouple_decay=True)
+        before = network.weight.detach().clone()
+        optimizer = build_optimizer(options, network)
+        network.weight.grad, network.bias.grad = torch.zeros(3, 3), torch.zeros(3)
+        optimizer.step()
+        # A product and a sum in fp32.
+        assert torch.allclose(network.weight, before * 0.99, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "options", [Sgd(nesterov=True, lr=0.001, momentum=0.9, weight_decay=0.0), Adam(lr=0.05), AdamW(lr=0.05)]
+    ("options", "torchs_own"),
+    [
+        (Sgd(lr=0.05, nesterov=True), lambda p: torch.optim.SGD(p, 0.05, 0.9, nesterov=True, weight_decay=5e-4)),
+        (Adam(lr=0.01), lambda p: torch.optim.Adam(p, 0.01)),
+        (AdamW(lr=0.01), lambda p: torch.optim.AdamW(p, 0.01)),
+    ],
 )
-def test_optimizers_descend_rosenbrocks_valley(options: Sgd | Adam | AdamW) -> None:
+def test_a_small_regression_against_torchs_plain_loops(options: Any, torchs_own: Any) -> None:
+    torch.manual_seed(0)
+    x, networks = torch.randn(64, 5), [nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)) for _ in range(2)]
+    y = x.prod(1, keepdim=True).tanh()
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [build_optimizer(options, networks[0]), torchs_own(networks[1].parameters())]
+    losses = []
+    for _ in range(100):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = (network(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-2] < 0.8 * losses[0]
+    # Fused kernels round differently, by 6e-8; Adam divides by roots of small moments, which a hundred steps amplify.
+    assert losses[-2] == pytest.approx(losses[-1], rel=1e-3)
+
+
+def test_lookahead_by_hand() -> None:
+    """Zhang et al. 2019, algorithm 1, with a share that grows over the run; BN's statistics follow the weights."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    weight, mean = network[0].weight, network[1].get_buffer("running_mean")
+    lookahead = Lookahead(network, LookaheadOptions(every=2, decay=0.8, power=3), steps=6)
+    slow, slow_mean = weight.detach().double(), mean.double().clone()
+    for step in range(6):
+        with torch.no_grad():
+            weight.add_(torch.randn_like(weight))
+            mean.add_(1)
+            network[1].num_batches_tracked.add_(1)  # type: ignore[operator, union-attr]
+        fast, fast_mean = weight.detach().double().clone(), mean.double().clone()
+        lookahead.update(network, step)
+        if step % 2 == 0:
+            assert torch.equal(weight.detach().double(), fast), "nothing happens between exchanges"
+            continue
+        keep = 0.8 * ((step + 1) / 6) ** 3
+        slow, slow_mean = keep * slow + (1 - keep) * fast, keep * slow_mean + (1 - keep) * fast_mean
+        # fp32 rounds three exchanges of values below 10 by up to 1e-6 each.
+        assert torch.allclose(weight.detach().double(), slow, atol=5e-6)
+        assert torch.allclose(mean.double(), slow_mean, atol=5e-6)
+        assert torch.equal(lookahead.network.get_parameter("0.weight"), weight)
+    assert lookahead.decay(5) == 0.8
+    assert lookahead.network.get_buffer("1.num_batches_tracked").item() == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Sgd(nesterov=True, lr=0.001, momentum=0.9, weight_decay=0.0),
+        Adam(lr=0.05),
+        AdamW(lr=0.05),
+        Muon(auxiliary=Adam(lr=0.05)),  # the point has one axis: all of it is the auxiliary's
+    ],
+)
+def test_optimizers_descend_rosenbrocks_valley(options: Sgd | Adam | AdamW | Muon) -> None:
     """(1 − x)² + 100 (y − x²)², minimum 0 at (1, 1); from (-1, 1), where it is 4."""
     point = nn.Module()
     point.xy = nn.Parameter(torch.tensor([-1.0, 1.0]))
