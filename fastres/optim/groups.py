@@ -53,8 +53,8 @@ def build_optimizer(options: Sgd | Adam | AdamW | MuonOptions, network: nn.Modul
     """The optimizer for all trainable parameters of `network`; of torch's, the fused implementations: one pass over
     memory.
 
-    On 2 cores, 4.9 million parameters: SGD 27 ms fused, 40 ms foreach; AdamW 14 ms fused, 37 ms as a loop, 69 ms
-    foreach.
+    CPU time of a step on an AMD EPYC, 4.9 million parameters: SGD 6.6 ms fused, 8.4 foreach, 8.8 as a loop; AdamW 7.7,
+    23 and 22. Muon with 3 Newton–Schulz steps adds 110 ms to the 1,170 of the report network's step at batch 128.
     """
     parameters = roles(network)
     if not isinstance(options, MuonOptions):
