@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastres.data import Dataset, open_dataset
+
 Files = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def decoded(folder: Path) -> Dataset:
+    """The decoded store of a module's own `folder` of images."""
+    return open_dataset(str(folder), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def encoded(folder: Path) -> Dataset:
+    """The encoded store of the same."""
+    return open_dataset(str(folder), store="encoded", quiet=True)
 
 
 @pytest.fixture

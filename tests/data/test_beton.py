@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastres.data import Dataset, beton, ffcv_import, open_dataset, shapes10
+from fastres.data import Dataset, beton, ffcv_import, shapes10
 from fastres.data.beton import Betons, beton_folder, open_beton, prepare, verify
 from fastres.errors import UserError
 
@@ -51,16 +51,6 @@ def write_images(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("drawings"))
-
-
-@pytest.fixture(scope="module")
-def decoded(folder: Path) -> Dataset:
-    return open_dataset(str(folder), quiet=True)
-
-
-@pytest.fixture(scope="module")
-def encoded(folder: Path) -> Dataset:
-    return open_dataset(str(folder), store="encoded", quiet=True)
 
 
 @pytest.fixture

@@ -376,11 +376,16 @@ def test_a_jpeg_without_its_end(missing: int) -> None:
     """DALI's decoder finds it, with other batches under way, and says neither where nor which."""
     files = [packed(photo(seed), "JPEG") for seed in range(80)]
     files[43] = files[43][:-missing]
-    with over(Files(files), 8) as loader:
+    five_batches_and_an_error(Files(files), 8, "image 43 is a damaged image")
+
+
+def five_batches_and_an_error(files: Files, size: int, error: str) -> None:
+    """What comes before the error, in batches of `size`, is delivered and right."""
+    with over(files, size) as loader:
         batches = loader.batches(0)
-        for step in range(5):
-            assert np.array_equal(next(batches).source.numpy(), loader.pixels.decode(range(8 * step, 8 * step + 8)))
-        with pytest.raises(UserError, match="image 43 is a damaged image"):
+        for first in range(0, 5 * size, size):
+            assert np.array_equal(next(batches).source.numpy(), loader.pixels.decode(range(first, first + size)))
+        with pytest.raises(UserError, match=error):
             next(batches)
 
 
@@ -396,12 +401,7 @@ def test_an_error_of_reading_survives_one_of_decoding() -> None:
 
     files = [packed(photo(seed), "JPEG") for seed in range(40)]
     files[13] = KINDS["PNG with a wrong checksum"][0]
-    with over(Gone(files), 4) as loader:
-        batches = loader.batches(0)
-        for step in range(5):
-            assert np.array_equal(next(batches).source.numpy(), loader.pixels.decode(range(4 * step, 4 * step + 4)))
-        with pytest.raises(UserError, match="image 20 is gone"):
-            next(batches)
+    five_batches_and_an_error(Gone(files), 4, "image 20 is gone")
 
 
 @needs_dali

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fastres
-from fastres.data import Dataset, open_dataset, shapes10
+from fastres.data import Dataset, shapes10
 from fastres.data.loaders import Batch, choose, make_loader
 from fastres.data.order import epoch_rows
 
@@ -36,16 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     return root
-
-
-@pytest.fixture(scope="module")
-def decoded(folder: Path) -> Dataset:
-    return open_dataset(str(folder), quiet=True)
-
-
-@pytest.fixture(scope="module")
-def encoded(folder: Path) -> Dataset:
-    return open_dataset(str(folder), store="encoded", quiet=True)
 
 
 def check(batches: list[Batch], dataset: Dataset, expected: np.ndarray, size: int) -> None:
