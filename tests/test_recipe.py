@@ -209,6 +209,7 @@ def test_the_hash_follows_what_changes_numbers_only(write: Any) -> None:
     path = write("")
     plain = Recipe.load(path).hash()
     assert Recipe.load(path, ["record.name=x", "train.checkpoint_seconds=1.0"]).hash() == plain
+    assert Recipe.load(path, ["data.loader=torch", "data.workers=0"]).hash() == plain
     assert Recipe.load(path, ["train.seed=1"]).hash() != plain
 
 

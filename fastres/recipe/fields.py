@@ -1,0 +1,27 @@
+"""What the tables of a recipe have in common: the table itself, and the types of its values."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["bf16", "fp16", "fp32"]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(gt=0, le=15)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+# Above 2 a factor would no longer be exact in the arithmetic of augment/draws.py; colours are long lost by then.
+Jitter = Annotated[float, Field(ge=0, le=2)]
+# Beta(alpha, alpha) with more than 1000 is a constant one half.
+Alpha = Annotated[float, Field(gt=0, le=1000)]
+Interval = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
+Colour = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
+
+
+class Table(BaseModel):
+    """A table of the recipe: unknown keys and coerced types are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, validate_default=True
+    )
