@@ -6,7 +6,7 @@ come with one of its threading layers, a choice for the whole process that a lib
 brings a second OpenMP beside torch's, whose idle workers spin, and ends children after a fork.
 
 Compiled code is kept on disk beside these files or, where that folder is read-only, in Numba's cache folder
-(`NUMBA_CACHE_DIR`), so that only the first process of an installation compiles, for ten seconds.
+(`NUMBA_CACHE_DIR`), so that only the first process of an installation compiles, for fourteen seconds.
 """
 
 import os
