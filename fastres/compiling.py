@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -33,18 +33,19 @@ class Compiled:
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.note = missing_compiler()
         self._compiled = torch.compile(function, dynamic=False, fullgraph=True) if self.note is None else None
-        self._shapes: set[tuple[torch.Size, ...]] = set()  # those that are compiled
+        self._known: set[Hashable] = set()  # what is compiled
 
     @property
     def active(self) -> bool:
         """Whether calls run compiled code."""
         return self._compiled is not None
 
-    def __call__(self, *arguments: torch.Tensor) -> Any:
+    def __call__(self, *arguments: torch.Tensor, variant: Hashable = None) -> Any:
+        """The function's value. `variant` stands for what else, besides shapes, makes another graph of it."""
         if self._compiled is None:
             return self._eager(*arguments)
-        shapes = tuple(argument.shape for argument in arguments)
-        if shapes in self._shapes:
+        kind = variant, *(argument.shape for argument in arguments)
+        if kind in self._known:
             return self._compiled(*arguments)
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -52,7 +53,7 @@ class Compiled:
         try:
             with signals_wait():
                 result = self._compiled(*arguments)
-            self._shapes.add(shapes)
+            self._known.add(kind)
             return result
         except (TorchDynamoException, InductorError) as error:
             # "backend='inductor' raised:", then what happened, then pages of advice.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.augment import Augment
+from fastres.capture import Graphs, Replayed
 from fastres.compiling import Compiled
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.errors import UserError
@@ -27,7 +28,7 @@ SHIFTED: tuple[View, ...] = ((-1, False), (-1, True), (1, False), (1, True))
 
 
 class Evaluator:
-    """Logits of `network` for the batches of a loader, compiled once.
+    """Logits of `network` for the batches of a loader, compiled once, on a GPU captured too.
 
     The last batch is filled up with its own first row, and the surplus cut off again: one shape, one graph. The views
     of test-time augmentation are batches of that shape too, so that they compile nothing and take no more memory.
@@ -37,7 +38,8 @@ class Evaluator:
         self, network: nn.Module, augment: Augment, precision: str, device: torch.device, *, compile: bool
     ) -> None:
         self.network, self.augment, self.precision, self.device = network, augment, precision, device
-        self._logits = Compiled(self._forward, enabled=compile)
+        self.compiled = Compiled(self._forward, enabled=compile)
+        self._logits = Replayed(self.compiled, Graphs(device))
 
     def _forward(self, images: Tensor) -> Tensor:
         with autocast(self.precision, self.device):

@@ -59,14 +59,16 @@ class Tally:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
-    def add(self, step: int, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Take in a batch: `step` counted from 1 over the run, its mean loss, its correct predictions."""
+    def add(self, step: int | Tensor, loss: Tensor, correct: Tensor, images: int) -> None:
+        """Take in a batch: `step` counted from 1 over the run (a captured step has it in a tensor, int64 [1]), its mean
+        loss, its correct predictions."""
         loss = loss.double()
         self.sums[0] += loss * images
         self.sums[1] += correct
         self.sums[2] += images
         # The first step with a non-finite loss; 0 while there is none.
-        self.sums[3] = torch.where((self.sums[3] == 0) & ~torch.isfinite(loss), float(step), self.sums[3])
+        number = step.double().squeeze() if isinstance(step, Tensor) else float(step)
+        self.sums[3] = torch.where((self.sums[3] == 0) & ~torch.isfinite(loss), number, self.sums[3])
 
     def read(self) -> tuple[float, float, int]:
         """Mean loss, accuracy, and the first step whose loss was not finite (0: none). Waits for the device."""

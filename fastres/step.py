@@ -1,6 +1,6 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,26 @@ from fastres.recipe import Muon, Recipe
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+class Phase(NamedTuple):
+    """What a step does besides what all do. Steps of one phase do the same work, on other numbers."""
+
+    frozen: bool
+    """Rates that had to fade to 0 have: what they belong to needs no gradients any more."""
+    renormalises: bool
+    """Muon's filters are brought back to their norms."""
+    exchanges: bool
+    """Lookahead's slow weights move."""
+
+
 class Step:
     """Everything that changes from step to step, and the change.
 
     Weights, BN statistics, loss and optimizer stay in fp32; under bf16 and fp16 autocast runs convolutions and what
     lies between them in that type. `seed` and the step number decide all randomness (dropout), so there is no
     generator to save.
+
+    A call is `prepare`, which is the host's part, and `update`, the device's. `update` alone can be captured and
+    replayed, after `read_numbers_on_device`.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
@@ -26,18 +40,23 @@ class Step:
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
         self.optimizer = build_optimizer(recipe.optimizer, network)
         self.ema = Ema(network, options.ema) if options.ema else None
-        steps = total_steps(options.epochs, steps_per_epoch)
-        self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, steps)
+        self.steps = total_steps(options.epochs, steps_per_epoch)
+        self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
         self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile)
+        self._frozen = False
+        self._table: Tensor | None = None  # fp32 [steps, numbers]
+        self._numbers: Tensor | None = None  # fp32 [1, numbers], of the step that runs
 
     @property
     def averaged(self) -> nn.Module:
         """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
         average = self.ema or self.lookahead
         return self.network if average is None else average.network
+
+    # ------------------------------------------------------------------------------- what depends on the step's number
 
     def learning_rate(self, step: int) -> float:
         """The recipe's rate, `optimizer.lr`, as step `step` (counted from 0) uses it."""
@@ -46,16 +65,52 @@ class Step:
     def _factor(self, step: int) -> float:
         return factor(self.recipe.schedule, step, self.steps_per_epoch, self.recipe.train.epochs)
 
-    def _set_rates(self, step: int) -> None:
-        """Give each group its rate; one that is a tensor, which a captured step reads, is filled in place."""
+    def numbers(self, step: int) -> list[float]:
+        """The rate of each of the optimizer's groups at `step`, then the share by which each average moves."""
         scheduled = self._factor(step)
+        rates = []
         for group in self.optimizer.param_groups:
             fades = group["fades_after"]
-            rate = group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled)
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            rates.append(group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled))
+        return rates + [average.share(step) for average in (self.ema, self.lookahead) if average is not None]
+
+    def phase(self, step: int) -> Phase:
+        """What step `step`, counted from 0, does besides what all do."""
+        fades = [group["fades_after"] for group in self.optimizer.param_groups if group["fades_after"]]
+        return Phase(
+            frozen=bool(fades) and all(fading(step, self.steps_per_epoch, epochs) == 0 for epochs in fades),
+            renormalises=bool(self.renormalise_every) and (step + 1) % self.renormalise_every == 0,
+            exchanges=self.lookahead is not None and self.lookahead.due(step),
+        )
+
+    @property
+    def uniform(self) -> bool:
+        """Whether steps that follow each other are alike, nearly all of them: none that comes every so often is
+        different, and none draws from a generator that is seeded by its number."""
+        periodic = self.renormalise_every > 1 or self.lookahead is not None
+        return not periodic and not self.recipe.model.dropout
+
+    def read_numbers_on_device(self) -> None:
+        """Let every step find its rates and shares in a table on the device, by a counter that is there too."""
+        self._table = torch.tensor([self.numbers(step) for step in range(self.steps)], dtype=torch.float32).to(
+            self.device
+        )
+        self._numbers = torch.zeros_like(self._table[:1])
+        self._attach()
+
+    def _attach(self) -> None:
+        """Make the groups' rates views of the numbers."""
+        if self._numbers is None:
+            return
+        for group, rate in zip(self.optimizer.param_groups, self._numbers[0], strict=False):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = self.device.type == "cuda"
+        # Adam warns of capturable groups whose step runs uncaptured, as the first ones do.
+        for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
+            optimizer._warned_capturable_if_run_uncaptured = True
+
+    # ------------------------------------------------------------------------------------------------------ the step
 
     def __call__(
         self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
@@ -66,27 +121,65 @@ class Step:
         Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
         correct by the share of the label that it names), both still on the device.
         """
-        options = self.recipe.train
+        self.prepare(step)
+        counter = None if self._table is None else torch.tensor([step], device=self.device)
+        return self.update(self.phase(step), images, labels, partners, weight, counter=counter, step=step)
+
+    def prepare(self, step: int) -> None:
+        """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after
+        it."""
         if self.recipe.model.dropout:
-            torch.manual_seed((options.seed << 32) + step)
+            torch.manual_seed((self.recipe.train.seed << 32) + step)
         self.network.train()
+        frozen = self.phase(step).frozen
+        if frozen != self._frozen:
+            self._frozen = frozen
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"] if group["fades_after"] else ():
+                    parameter.requires_grad_(not frozen)
+
+    def update(
+        self,
+        phase: Phase,
+        images: Tensor,
+        labels: Tensor,
+        partners: Tensor | None = None,
+        weight: Tensor | None = None,
+        *,
+        counter: Tensor | None = None,
+        step: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The device's part of a call. Which step it is, is in `counter`, int64 [1] on the device, after
+        `read_numbers_on_device`, and else in `step`."""
         self.optimizer.zero_grad(set_to_none=True)
         mixed = () if partners is None or weight is None else (partners, weight)
-        loss, correct = self.loss_and_correct(images, labels, *mixed)
+        loss, correct = self.loss_and_correct(images, labels, *mixed, variant=phase.frozen)
         self.scaler.scale(loss).backward()
-        if options.grad_clip is not None:
+        if self.recipe.train.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip, foreach=True)
-        self._set_rates(step)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.train.grad_clip, foreach=True)
+        shares = self._take_numbers(counter, step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.renormalise_every and (step + 1) % self.renormalise_every == 0:
+        if phase.renormalises:
             renormalise(self.optimizer)
-        if self.lookahead is not None:
-            self.lookahead.update(self.network, step)
+        if phase.exchanges and self.lookahead is not None:
+            self.lookahead.exchange(self.network, shares[-1])
         if self.ema is not None:
-            self.ema.update(self.network)
+            self.ema.update(self.network, shares[0])
         return loss.detach(), correct
+
+    def _take_numbers(self, counter: Tensor | None, step: int | None) -> list[Any]:
+        """Give each group its rate; returns the shares of the averages."""
+        groups = self.optimizer.param_groups
+        if self._table is not None and self._numbers is not None and counter is not None:
+            torch.index_select(self._table, 0, counter, out=self._numbers)
+            return list(self._numbers[0, len(groups) :])
+        assert step is not None  # without a table the host knows
+        numbers = self.numbers(step)
+        for group, rate in zip(groups, numbers, strict=False):
+            group["lr"] = rate
+        return numbers[len(groups) :]
 
     def _loss_and_correct(
         self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
@@ -117,9 +210,7 @@ class Step:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "compiled": self.loss_and_correct.active,
-            "ema": None
-            if self.ema is None
-            else {"network": self.ema.network.state_dict(), "updates": self.ema.updates},
+            "ema": None if self.ema is None else self.ema.network.state_dict(),
             "lookahead": None if self.lookahead is None else self.lookahead.network.state_dict(),
         }
 
@@ -127,10 +218,10 @@ class Step:
         """Take over what `state` gave. Weights are copied into place, so that their memory layout stays."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._attach()
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.network.load_state_dict(state["ema"]["network"])
-            self.ema.updates = state["ema"]["updates"]
+            self.ema.network.load_state_dict(state["ema"])
         if self.lookahead is not None:
             self.lookahead.network.load_state_dict(state["lookahead"])
 

@@ -4,7 +4,6 @@ import math
 import os
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastres import checkpoint, runs
-from fastres.data.loaders import Batch
+from fastres.capture import side_stream
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import Evaluator, Measures, measure, passes
 from fastres.feed import check_statistics, labels_of, open_feed
@@ -26,6 +25,7 @@ from fastres.position import Position, Tally
 from fastres.recipe import Eval, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
+from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import Step
 
@@ -108,6 +108,8 @@ class _Run:
         self.steps = total_steps(options.epochs, len(self.feed.train))
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
         self.at, self.tally, self.stall = Position(), Tally(self.device), StallMeter(self.device)
+        self.runner = Runner(self.step, self.feed, self.tally, self.stall)
+        self.uncaptured = False  # whether that has been said
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
         self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
 
@@ -129,7 +131,7 @@ class _Run:
         )
         self.saved = time.perf_counter()
         try:
-            with self.progress, Interrupt() as self.interrupt:
+            with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
                 self.progress.message(f"loader {self.feed.loading.kind}: {self.feed.loading.why}")
                 if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
@@ -156,23 +158,25 @@ class _Run:
         steps_before = epoch * len(self.feed.train)
         started = time.perf_counter()
         left = self.steps - steps_before - at.step  # a last epoch may stop in its middle
-        for batch in self.stall.watch(islice(self.feed.train.batches(epoch, at.step), left)):
-            loss, correct = self._step(steps_before + at.step, batch, epoch, at.step)
-            at.step += 1
-            self.tally.add(steps_before + at.step, loss, correct, len(batch.rows))
-            self._show(steps_before + at.step, len(batch.rows))
-            known = len(batch.rows) in self.sizes
+        for done in self.runner.epoch(epoch, at.step, left):
+            at.step += done.steps
+            self._show(steps_before + at.step, done.images)
+            size = done.images // done.steps
+            known = size in self.sizes
             now = time.perf_counter()  # from one step's end to the next: waiting for the batch counts
-            at.time_step(len(batch.rows), now - started, timed=known)
+            at.time_step(done.images, now - started, timed=known)
             started = now
             if not known:
-                self._note_compilation(len(batch.rows))
+                self._note_compilation(size)
             if self.interrupt.requested:
                 self._save()
                 self._stop_if_asked()
             if now - self.saved >= self.recipe.train.checkpoint_seconds:
                 self._save()
                 started = time.perf_counter()
+        if self.device.type == "cuda" and self.runner.graphs.note and not self.uncaptured:
+            self.progress.message(f"steps are launched kernel by kernel: {self.runner.graphs.note}")
+            self.uncaptured = True
         row = self._row()
         at.next_epoch()
         self.tally.clear()
@@ -180,14 +184,6 @@ class _Run:
         self.recorder.log(row)
         self.progress.epoch(row)
         self._save()
-
-    def _step(self, step: int, batch: Batch, epoch: int, step_of_epoch: int) -> tuple[Tensor, Tensor]:
-        """Augment a batch and train on it; mixed, it has a second label an image and a weight."""
-        augment = self.feed.augment
-        if not self.recipe.mix.active:
-            return self.step(step, augment.unmixed(batch.source, batch.indices, epoch, batch.rows), batch.labels)
-        mixed = augment(batch.source, batch.labels, batch.indices, epoch, step_of_epoch, batch.rows)
-        return self.step(step, *mixed)
 
     def _steps_done(self) -> int:
         """Steps of the run so far; a last epoch that ended in its middle counts with those it had."""
@@ -339,6 +335,8 @@ class _Run:
             "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
             "compiled": self.step.loss_and_correct.active,
             "compile_note": self.step.loss_and_correct.note,
+            "captured": self.runner.graphs.captured > 0,
+            "capture_note": self.runner.graphs.note,
             "tta": self.recipe.eval.tta,
             "tta_passes": passes(self.recipe.eval),
             "loader": self.feed.loading.kind,

@@ -83,7 +83,13 @@ class Augment:
         self._compiled: dict[tuple[Size, Any], Any] = {}
 
     def __call__(
-        self, images: Tensor, labels: Tensor, indices: Tensor, epoch: int, step: int = 0, rows: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        epoch: int | Tensor,
+        step: int | Tensor = 0,
+        rows: Tensor | None = None,
     ) -> Mixed:
         """Augment and mix for training.
 
@@ -91,8 +97,9 @@ class Augment:
             images: uint8 [M, H, W, 3], a batch or a whole store.
             labels: int64 [B].
             indices: int64 [B], dataset indices below 2³², which decide the draws.
-            epoch: counted from 0; the draws change with it.
-            step: of this batch, counted within `epoch`: with it, the mixing changes.
+            epoch: counted from 0; the draws change with it. A tensor of one integer on the device of `images` can
+                change between replays of a captured call.
+            step: likewise, of this batch, counted within `epoch`: with it, the mixing changes.
             rows: int64 [B], which of `images` to take; by default all, in order.
 
         Raises UserError where the policy does not fit the images' size, ValueError or IndexError where arguments are
@@ -102,7 +109,7 @@ class Augment:
         assert partners is not None  # as there are labels
         return Mixed(batch, labels, partners, weight)
 
-    def unmixed(self, images: Tensor, indices: Tensor, epoch: int, rows: Tensor | None = None) -> Tensor:
+    def unmixed(self, images: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor | None = None) -> Tensor:
         """Augment without mixing: `dtype` [B, 3, H, W], normalised, on the device of `images`. Otherwise as a call."""
         return self._augment(images, indices, epoch, rows, None, None)[0]
 
@@ -110,9 +117,9 @@ class Augment:
         self,
         images: Tensor,
         indices: Tensor,
-        epoch: int,
+        epoch: int | Tensor,
         rows: Tensor | None,
-        step: int | None,
+        step: int | Tensor | None,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
@@ -126,7 +133,8 @@ class Augment:
             return gpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
         from fastres.augment import cpu
 
-        return cpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
+        number = None if step is None else int(step)
+        return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
 
     def plain(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]."""

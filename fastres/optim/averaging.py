@@ -12,19 +12,20 @@ class Ema:
     """Exponential moving average of weights and BN statistics (Polyak and Juditsky 1992 with forgetting).
 
     `network` is a copy that holds the averages; after each optimisation step, average ← decay·average + (1 −
-    decay)·weight. Early on the decay is at most (1 + updates) / (10 + updates), so that the random start is soon
-    forgotten.
+    decay)·weight. Early on the decay is at most (1 + step) / (10 + step), so that the random start is soon forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
+        self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
-    def update(self, network: nn.Module) -> None:
+    def share(self, step: int) -> float:
+        """How far the averages go towards the weights after step `step`, counted from 0: one minus the decay."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    def update(self, network: nn.Module, share: float | Tensor) -> None:
         """Take in the weights of `network` after a step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        _draw_towards(self.network, network, 1 - decay)
+        _draw_towards(self.network, network, share)
 
 
 class Lookahead:
@@ -39,22 +40,26 @@ class Lookahead:
         self.options, self.steps = options, steps
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
-    def decay(self, step: int) -> float:
-        """The share that the slow weights keep after step `step`, counted from 0, of `steps`."""
-        return self.options.decay * ((step + 1) / self.steps) ** self.options.power
+    def due(self, step: int) -> bool:
+        """Whether there is an exchange after step `step`, counted from 0."""
+        return (step + 1) % self.options.every == 0
 
-    def update(self, network: nn.Module, step: int) -> None:
-        """After step `step` (counted from 0): exchange with `network`, if it is time."""
-        if (step + 1) % self.options.every:
-            return
-        _draw_towards(self.network, network, 1 - self.decay(step))
+    def share(self, step: int) -> float:
+        """How far the slow weights go towards the trained ones after step `step` of `steps`: α, one minus what they
+        keep."""
+        return 1 - self.options.decay * ((step + 1) / self.steps) ** self.options.power
+
+    def exchange(self, network: nn.Module, share: float | Tensor) -> None:
+        """Move the slow weights, and put them into `network`."""
+        _draw_towards(self.network, network, share)
         with torch.no_grad():
             torch._foreach_copy_(_tensors(network), _tensors(self.network))
 
 
 @torch.no_grad()
-def _draw_towards(averages: nn.Module, network: nn.Module, share: float) -> None:
-    """average ← average + share·(weight − average); counters are copied."""
+def _draw_towards(averages: nn.Module, network: nn.Module, share: float | Tensor) -> None:
+    """average ← average + share·(weight − average); counters are copied. A share that is a tensor, a scalar on the
+    device, can change between replays of a captured step."""
     old, new = [], []
     for average, weight in zip(_tensors(averages), _tensors(network), strict=True):
         if average.is_floating_point():
@@ -62,7 +67,12 @@ def _draw_towards(averages: nn.Module, network: nn.Module, share: float) -> None
             new.append(weight)
         else:
             average.copy_(weight)
-    torch._foreach_lerp_(old, new, share)
+    if isinstance(share, Tensor):  # of all lerps, none takes one tensor for a whole list
+        distances = torch._foreach_sub(new, old)
+        torch._foreach_mul_(distances, share)
+        torch._foreach_add_(old, distances)
+    else:
+        torch._foreach_lerp_(old, new, share)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

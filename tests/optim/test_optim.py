@@ -177,8 +177,10 @@ def test_lookahead_by_hand() -> None:
             mean.add_(1)
             network[1].num_batches_tracked.add_(1)  # type: ignore[operator, union-attr]
         fast, fast_mean = weight.detach().double().clone(), mean.double().clone()
-        lookahead.update(network, step)
-        if step % 2 == 0:
+        assert lookahead.due(step) == (step % 2 == 1)
+        if lookahead.due(step):
+            lookahead.exchange(network, lookahead.share(step))
+        else:
             assert torch.equal(weight.detach().double(), fast), "nothing happens between exchanges"
             continue
         keep = 0.8 * ((step + 1) / 6) ** 3
@@ -187,7 +189,7 @@ def test_lookahead_by_hand() -> None:
         assert torch.allclose(weight.detach().double(), slow, atol=5e-6)
         assert torch.allclose(mean.double(), slow_mean, atol=5e-6)
         assert torch.equal(lookahead.network.get_parameter("0.weight"), weight)
-    assert lookahead.decay(5) == 0.8
+    assert lookahead.share(5) == pytest.approx(0.2)
     assert lookahead.network.get_buffer("1.num_batches_tracked").item() == 6
 
 
@@ -224,7 +226,7 @@ def test_the_average_against_a_loop_in_double_precision() -> None:
         with torch.no_grad():
             network[0].weight.add_(torch.randn_like(network[0].weight))
             network[1].num_batches_tracked.add_(1)  # type: ignore[operator, union-attr]
-        ema.update(network)
+        ema.update(network, ema.share(update))
         decay = min(0.9, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * network[0].weight.detach().double()
     averaged = ema.network.get_parameter("0.weight").double()

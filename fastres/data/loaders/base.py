@@ -94,6 +94,16 @@ class Loader(ABC):
         indices = rows.to(self.device)
         return list(zip(rows.split(size), indices.split(size), self.labels[indices].split(size), strict=True))
 
+    def table(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Rows and labels of all the epoch's batches, one after the other, int64 [N] each, on the device.
+
+        The host does not wait for the copy.
+        """
+        rows = torch.from_numpy(self.epoch_rows(epoch)[: len(self) * self.batch_size])
+        if self.device.type == "cuda":
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        return rows, self.labels[rows]
+
     def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (counted from 0) from its step `first_step` on; what comes before is never read.
 

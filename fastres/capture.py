@@ -1,0 +1,95 @@
+"""CUDA graphs: work that is recorded once and launched as a whole, without the host in between."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+WARM_UP = 2
+"""Times that work runs kernel by kernel before it is captured: compilers, autotuning, workspaces and optimizer state
+come into being then, none of which a capture may do."""
+
+
+class Graphs:
+    """Captured work by key, in one pool of memory.
+
+    Work takes no arguments and returns tensors: it reads what the caller has written to tensors that stay where they
+    are, and its results are overwritten by the next call of any key. It must neither wait for the device nor branch on
+    its values. On a CPU, with `enabled=False`, or once a capture has failed, it simply runs; `note` says why.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool = True, why_not: str | None = None) -> None:
+        self.note: str | None = None
+        """Why work is not captured; None where it is."""
+        if device.type != "cuda":
+            self.note = "CUDA graphs need a GPU"
+        elif not enabled:
+            self.note = why_not or "switched off"
+        self._warm: dict[Hashable, int] = {}
+        self._kept: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._pool: Any = None
+
+    @property
+    def captured(self) -> int:
+        """How many graphs there are."""
+        return len(self._kept)
+
+    def run(self, key: Hashable, work: Callable[[], T]) -> T:
+        """Do `work`; calls of equal keys must do the same."""
+        if key in self._kept:
+            graph, result = self._kept[key]
+            graph.replay()
+            return result
+        if self.note is not None:
+            return work()
+        if self._warm.setdefault(key, 0) < WARM_UP:
+            self._warm[key] += 1
+            return work()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            # Other threads, such as a loader's, may go on allocating.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError as error:
+            self.note = f"capture failed: {str(error).splitlines()[0]}"
+            torch.cuda.synchronize()
+            return work()
+        self._kept[key] = graph, result
+        graph.replay()
+        return result
+
+
+class Replayed:
+    """`function` of tensors, as graphs of `graphs`: one for each combination of shapes."""
+
+    def __init__(self, function: Callable[..., Tensor], graphs: Graphs) -> None:
+        self._function, self._graphs = function, graphs
+        self._inputs: dict[Hashable, list[Tensor]] = {}
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """The function's value."""
+        if self._graphs.note is not None:
+            return self._function(*arguments)
+        key = (id(self), *((argument.shape, argument.stride(), argument.dtype) for argument in arguments))
+        inputs = self._inputs.setdefault(key, [torch.empty_like(argument) for argument in arguments])
+        for place, argument in zip(inputs, arguments, strict=True):
+            place.copy_(argument)
+        return self._graphs.run(key, lambda: self._function(*inputs)).clone()  # the next replay overwrites it
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own, because the default one cannot be captured; nothing on a CPU."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
