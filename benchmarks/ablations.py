@@ -1,0 +1,143 @@
+"""What each technique of a recipe contributes: the recipe as it is, then without one thing at a time.
+
+    python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
+
+recipes/speed/ablations.toml names what is taken away, as overrides. Every line is a speedrun of the same seeds, so that
+differences are paired, and an interrupted table goes on with the same command. `--set` changes all lines alike, to fit
+a machine: `--set data.train_images=10000`. Writes ablations.json, ablations.md and ablations.png to the folder. Exit
+status: 0, 2 for what the user can put right, 130 when interrupted.
+"""
+# ruff: noqa: E402 - the checkout is put on the path before it is imported
+
+import argparse
+import io
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from fastres.errors import Interrupted, UserError
+from fastres.files import write_bytes, write_json, write_text
+from fastres.recipe import Recipe
+from fastres.significance import Sample
+from fastres.speedrun import speedrun
+
+LIST = ROOT / "recipes" / "speed" / "ablations.toml"
+
+
+def lines(path: Path) -> list[tuple[str, list[str]]]:
+    """What is taken away, and the overrides that do it; nothing first. Raises UserError for another kind of file."""
+    try:
+        found = [(each["name"], list(each["set"])) for each in tomllib.loads(path.read_text())["without"]]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no list of ablations: give a file like recipes/speed/ablations.toml") from error
+    return [("", []), *found]
+
+
+def folder_of(name: str) -> str:
+    """A folder's name for a line."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "complete"
+
+
+def measure(recipe: Path, runs: int, out: Path, common: list[str], device: str, listed: Path) -> list[dict[str, Any]]:
+    """One row a line: name, overrides, accuracies and seconds by seed. Lines that are complete are read, not run."""
+    # Every recipe is read before the first run: a wrong override should not cost an hour.
+    planned = [(name, sets, Recipe.load(recipe, [*common, *sets])) for name, sets in lines(listed)]
+    rows = []
+    for number, (name, sets, resolved) in enumerate(planned, 1):
+        folder = out / folder_of(name)
+        print(f"{number}/{len(planned)}: {'without ' + name if name else 'complete'}", file=sys.stderr, flush=True)
+        summary = folder / "speedrun.json"
+        if not summary.is_file():
+            speedrun(resolved, runs, out=folder, device=device)
+        about = json.loads(summary.read_text())
+        if about["recipe_hash"] != resolved.hash() or about["runs"] != runs:
+            raise UserError(f"{folder} holds runs of something else: give another --out")
+        done = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+        rows.append(
+            {
+                "without": name,
+                "set": sets,
+                "accuracy": [row["test_accuracy"] for row in done],
+                "seconds": [row["seconds"] for row in done],
+                "device": about["device"],
+                "source": Path(about["source"]).name,
+            }
+        )
+        write_json(out / "ablations.json", {"recipe": str(recipe), "set": common, "runs": runs, "rows": rows})
+    return rows
+
+
+def differences(rows: list[dict[str, Any]]) -> list[Sample]:
+    """Of each line but the first: accuracy without the technique minus complete accuracy, seed by seed."""
+    complete = rows[0]["accuracy"]
+    return [Sample.of([a - b for a, b in zip(row["accuracy"], complete, strict=True)]) for row in rows[1:]]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean accuracy, difference with its 95% interval, time."""
+    whole, seconds = Sample.of(rows[0]["accuracy"]), Sample.of(rows[0]["seconds"]).mean
+    text = ["| without | test accuracy | difference, points | time |", "|---|---|---|---|"]
+    text.append(f"| (nothing: the recipe) | {whole.mean:.2%} | | 1 |")
+    for row, difference in zip(rows[1:], differences(rows), strict=True):
+        interval = difference.interval()
+        reach = "" if interval is None else f" ± {100 * (interval[1] - difference.mean):.2f}"
+        spent = Sample.of(row["seconds"]).mean / seconds
+        accuracy = Sample.of(row["accuracy"]).mean
+        text.append(f"| {row['without']} | {accuracy:.2%} | {100 * difference.mean:+.2f}{reach} | {spent:.2f} |")
+    return "\n".join(text) + "\n"
+
+
+def figure(rows: list[dict[str, Any]]) -> bytes:
+    """A PNG: a bar a technique, what its absence costs."""
+    from matplotlib.figure import Figure
+
+    found = sorted(zip(differences(rows), rows[1:], strict=True), key=lambda pair: pair[0].mean, reverse=True)
+    drawn = Figure(figsize=(8, 0.8 + 0.34 * len(found)), layout="constrained")
+    axes = drawn.subplots()
+    for place, (difference, row) in enumerate(found):
+        interval = difference.interval()
+        reach = 0.0 if interval is None else 100 * (interval[1] - difference.mean)
+        axes.barh(place, 100 * difference.mean, xerr=reach or None, color="#4878a8", ecolor="#333333", capsize=2)
+        for each, whole in zip(row["accuracy"], rows[0]["accuracy"], strict=True):
+            axes.plot(100 * (each - whole), place, ".", color="#d08020", markersize=4)
+    axes.set_yticks(range(len(found)), [row["without"] for _, row in found])
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(
+        f"test accuracy without it, minus with it, percentage points\n(bars: mean and 95% interval; dots: "
+        f"{len(rows[0]['accuracy'])} seeds; {rows[0]['source']})"
+    )
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure what each technique of a recipe contributes.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--runs", type=int, default=3, help="seeds a line (default 3)")
+    parser.add_argument("--out", type=Path, required=True, help="folder; an interrupted table goes on there")
+    parser.add_argument("--set", action="append", default=[], dest="common", metavar="KEY=VALUE", help="for all lines")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--list", type=Path, default=LIST, help="what is taken away")
+    options = parser.parse_args(arguments)
+    try:
+        rows = measure(options.recipe, options.runs, options.out, options.common, options.device, options.list)
+        write_text(options.out / "ablations.md", table(rows))
+        write_bytes(options.out / "ablations.png", figure(rows))
+    except (UserError, Interrupted) as error:
+        print(f"ablations: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 130
+    print(table(rows), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
