@@ -133,6 +133,36 @@ def train(
     print(f"run directory {result.run}")
 
 
+@app.command()
+def speedrun(
+    recipe: RecipeFile,
+    runs: Annotated[int, typer.Option(help="How many; fixed before the first.", show_default=False)],
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    target: Annotated[float, typer.Option(help="Accuracy that the mean is compared with, as a share.")] = 0.94,
+    device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; one of an interrupted speedrun is completed.",
+            show_default="runs/<name>-speedrun-<time>",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe many times, compiled once: time of a run, mean accuracy, its interval and significance."""
+    from fastres.recipe import Recipe
+    from fastres.speedrun import describe
+    from fastres.speedrun import speedrun as run_all
+
+    loaded = Recipe.load(recipe, set_)
+    result = run_all(loaded, runs, target=target, out=out, device=device, name=recipe.stem)
+    if as_json:
+        _print_json({"out": str(result.folder), **result.summary})
+        return
+    print(describe(result.summary))
+    print(f"speedrun folder {result.folder}")
+
+
 @app.command(name="eval")
 def evaluate(run: RunFolder, device: Device = "auto", as_json: Json = False) -> None:
     """Test a finished run: overall, by class, confusion, calibration."""

@@ -71,6 +71,12 @@ class Feed:
             pixels = np.array(self.train_images[chosen[start : start + SAMPLED]])
             yield self.augment.plain(torch.from_numpy(pixels))
 
+    def reseed(self, seed: int) -> None:
+        """From the next epoch on, order and augment as a feed opened with `seed` would; without `data.split = "none"`
+        the split stays that of the first seed."""
+        self.train.seed = seed
+        self.augment.reseed(seed)
+
     def close(self) -> None:
         """End what the loaders started."""
         for loader in (self.train, self.validation, self.test):

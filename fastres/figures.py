@@ -54,12 +54,16 @@ def sure(probability: float) -> str:
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
+    _dress(axes)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> None:
     axes.set_facecolor("white")
     axes.tick_params(labelsize=TEXT, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _tiles(
@@ -294,3 +298,30 @@ def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, c
         for one in worst
     ]
     return _tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
+
+
+def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+    """Above, the accuracy of each run of a speedrun with mean, interval and target; below, its time. `rows` are those
+    of runs.jsonl, `summary` is speedrun.json."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    seeds = [row["seed"] for row in rows]
+    dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
+    mean, target = summary["mean_accuracy"], summary["target"]
+    above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=BLUE, label="a run", **dots)
+    above.axhline(100 * mean, color=BLACK, linewidth=1.4, label=f"mean, {mean:.2%}")
+    if summary["interval_low"] is not None:
+        low, high = 100 * summary["interval_low"], 100 * summary["interval_high"]
+        above.axhspan(low, high, color=SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
+    above.axhline(100 * target, color=ORANGE, linewidth=1.4, linestyle=(0, (5, 1.5)), label=f"target, {target:.2%}")
+    above.set_ylabel("test accuracy (%)", fontsize=TEXT)
+    below.plot(seeds, [row["seconds"] for row in rows], color=GREEN, **dots)
+    below.axhline(summary["mean_seconds"], color=BLACK, linewidth=1.4)
+    below.set_ylim(0, 1.15 * max(row["seconds"] for row in rows))
+    below.set_ylabel("time of a run (s)", fontsize=TEXT)
+    below.set_xlabel("seed", fontsize=TEXT)
+    below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    for axes in (above, below):
+        _dress(axes)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    return figure

@@ -44,6 +44,8 @@ class Runner:
         device = step.device
         self.on_device = device.type == "cuda" if on_device is None else on_device
         scaled = step.scaler.is_enabled()
+        self.together = 1
+        """Steps of one launch, where they are alike."""
         self.graphs = Graphs(device, enabled=not scaled, why_not="fp16 looks at the gradients to scale its loss")
         if not self.on_device:
             return
@@ -58,7 +60,7 @@ class Runner:
         self._rows = torch.zeros(length, dtype=torch.int64, device=device)
         self._labels = torch.zeros(length, dtype=torch.int64, device=device)
         self._pixels: Tensor | None = loader.source if isinstance(loader, ResidentLoader) else None
-        self._together = max(1, IMAGES_A_LAUNCH // size) if self._resident and step.uniform else 1
+        self.together = max(1, IMAGES_A_LAUNCH // size) if self._resident and step.uniform else 1
 
     def epoch(self, epoch: int, first_step: int, count: int) -> Iterator[Launch]:
         """Train on `count` steps of `epoch` from its step `first_step` on, both counted from 0."""
@@ -101,7 +103,7 @@ class Runner:
         while at < end:
             size = min(loader.batch_size, len(rows) - at * loader.batch_size)
             whole = (len(rows) - at * loader.batch_size) // loader.batch_size
-            steps = max(1, min(self._together, end - at, whole))
+            steps = max(1, min(self.together, end - at, whole))
             phase = self.step.phase(before + at)
             if phase != self.step.phase(before + at + steps - 1):
                 steps = 1

@@ -35,7 +35,7 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
 
     Raises UserError where something is in the way or nothing can be written; no folder is left behind then.
     """
-    run = _new_folder(out, name)
+    run = new_folder(out, name)
     try:
         write_text(run / "recipe.toml", recipe.to_toml())
     except UserError:
@@ -62,7 +62,8 @@ def check_free(out: str | Path | None) -> None:
     raise UserError(f"{out} exists and is not an empty folder: give another --out{resume}")
 
 
-def _new_folder(out: str | Path | None, name: str) -> Path:
+def new_folder(out: str | Path | None, name: str) -> Path:
+    """`out`, or runs/<name>-<time>, empty. Raises UserError where something is in the way or cannot be written."""
     check_free(out)
     stem = Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     candidates = [Path(out)] if out is not None else [stem, *(Path(f"{stem}-{number}") for number in range(2, 100))]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.compiling import Compiled
-from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, total_steps
+from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
 from fastres.recipe import Muon, Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,6 +38,7 @@ class Step:
     def __init__(self, network: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
         options = recipe.train
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
+        self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
         self.optimizer = build_optimizer(recipe.optimizer, network)
         self.ema = Ema(network, options.ema) if options.ema else None
         self.steps = total_steps(options.epochs, steps_per_epoch)
@@ -45,6 +46,7 @@ class Step:
         self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self._first_scale = self.scaler.state_dict()
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
@@ -129,7 +131,7 @@ class Step:
         """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after
         it."""
         if self.recipe.model.dropout:
-            torch.manual_seed((self.recipe.train.seed << 32) + step)
+            torch.manual_seed((self.seed << 32) + step)
         self.network.train()
         frozen = self.phase(step).frozen
         if frozen != self._frozen:
@@ -202,6 +204,19 @@ class Step:
         networks = [self.network, *averages]
         tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
         return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+    def restart(self, network: nn.Module, seed: int) -> None:
+        """Become what Step(network, …) is with `seed` as `train.seed`: the weights of `network`, an optimizer without a
+        past, averages that start there. All tensors stay where they are, and with them what is compiled for them.
+        `network` is left as it is, and may lie on another device and in another memory layout."""
+        self.seed = seed
+        self.network.load_state_dict(network.state_dict())
+        for average in (self.ema, self.lookahead):
+            if average is not None:
+                average.network.load_state_dict(self.network.state_dict())
+        self.optimizer.zero_grad(set_to_none=True)
+        restart(self.optimizer)  # after the weights: Muon looks at them
+        self.scaler.load_state_dict(self._first_scale)
 
     def state(self) -> dict[str, Any]:
         """What an exact resume needs, as tensors and plain values."""

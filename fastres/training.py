@@ -1,7 +1,6 @@
 """One run from top to bottom."""
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres import checkpoint, runs
+from fastres import checkpoint, runs, start
 from fastres.capture import side_stream
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import Evaluator, Measures, measure, passes
@@ -18,8 +17,7 @@ from fastres.feed import check_statistics, labels_of, open_feed
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
-from fastres.memory import keep_freed_memory
-from fastres.models import build, count_parameters, layers
+from fastres.models import count_parameters, layers
 from fastres.optim import total_steps
 from fastres.position import Position, Tally
 from fastres.recipe import Eval, Recipe
@@ -84,24 +82,16 @@ class _Run:
         options = recipe.train
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if options.deterministic and self.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats bits only with its own buffers
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        start.prepare_process(recipe, self.device)
 
         # ---------------------------------------------------------------------------------------- data and network
         self.feed = open_feed(recipe, self.device, quiet=quiet)
         dataset = self.feed.dataset
-        torch.manual_seed(options.seed)
-        network = build(recipe.model, len(dataset.classes), dataset.image_size)
+        network = start.draw(recipe, dataset, options.seed)
         network.initialise(self.feed.sample(network.initial_images))
         self.layers, self.parameters = layers(network, dataset.image_size), count_parameters(network)
         check_statistics(self.layers, recipe, len(self.feed.train.subset))
-        if options.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.step = Step(network.to(self.device), recipe, len(self.feed.train), self.device)
+        self.step = Step(start.place(network, recipe, self.device), recipe, len(self.feed.train), self.device)
         self.evaluator = Evaluator(
             self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
         )

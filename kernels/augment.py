@@ -234,11 +234,11 @@ def direct_kernel(
     `images` is uint8 [M, H, W, 3]; `rows` [B] of it, or all for None, are those of the dataset's `indices` [B]; `out`
     is [B, H, W, 3], or [B, 3, H, W] where the policy is not channels-last. `labels` and `partners` are [B] or None;
     `weights` is [1], None where the policy does not mix. `tables`, `factors`: see augment_draws.TABLE_ROWS and
-    `load_factors`. `epoch` and `step` are integers or pointers to one: a captured launch then follows what is written
-    there.
+    `load_factors`. `seed`, `epoch` and `step` are integers or pointers to one: a captured launch then follows what is
+    written there.
     """
     sample = tl.program_id(0)
-    epoch = read(epoch)
+    seed, epoch = read(seed), read(epoch)
     VALUES: tl.constexpr = 3 * POLICY.height * POLICY.width
     out += sample.to(tl.int64) * VALUES
     factors = load_factors(factors)
@@ -290,7 +290,7 @@ def tile_kernel(
     """
     sample = tl.program_id(0)
     first = tl.program_id(1) * ROWS
-    epoch = read(epoch)
+    seed, epoch = read(seed), read(epoch)
     SIZE: tl.constexpr = ROWS * COLUMNS
     WHOLE: tl.constexpr = POLICY.height <= ROWS
     out += sample.to(tl.int64) * (3 * POLICY.height * POLICY.width)
@@ -341,7 +341,7 @@ def measure_kernel(
     and blue. What a sample's draws do not ask for is not measured.
     """
     sample = tl.program_id(0)
-    epoch = read(epoch)
+    seed, epoch = read(seed), read(epoch)
     image, index = located(images, rows, indices, sample, POLICY)
     place, box, colour = draw_sample(tables, seed, index, epoch, POLICY)
     sequence = sequence_of(colour[1])

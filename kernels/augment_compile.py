@@ -39,10 +39,9 @@ KERNELS = {
 }
 _TYPES = {
     "*u8": ("images",),
-    "*i64": ("rows", "indices", "labels", "partners", "epoch", "step"),
+    "*i64": ("rows", "indices", "labels", "partners", "seed", "epoch", "step"),
     "*i32": ("taps_across", "taps_down", "statistics"),
     "*fp32": ("weights", "tables", "factors"),
-    "i32": ("seed",),
 }
 """Types of the kernels' arguments by name; every other one points to values of the configuration's type."""
 

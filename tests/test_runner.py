@@ -38,7 +38,7 @@ class Training:
         self.tally = Tally(where)
         self.runner = Runner(self.step, self.feed, self.tally, StallMeter(where), on_device=on_device)
         if on_device and not together:
-            self.runner._together = 1
+            self.runner.together = 1
 
     def run(self, first: int = 0, last: int | None = None) -> list[float]:
         """Steps `first` to `last`, counted over the run; the mean loss after each launch since its epoch began."""
@@ -126,7 +126,7 @@ def test_going_on_in_the_middle_leaves_the_same_bits(optimizer: str) -> None:
 def test_small_batches_are_launched_together() -> None:
     options = tiny("sgd", "linear", train={"epochs": 2.0}, data={"train_images": 100})
     together, apart = (Training(options, "cpu", True, joined) for joined in (True, False))
-    assert together.runner._together == 21
+    assert together.runner.together == 21
     launches = [done.steps for done in together.runner.epoch(0, 1, 6)]
     assert launches == [6]
     assert [done.steps for done in together.runner.epoch(0, 7, 2)] == [1, 1], "whole batches, then the partial one"

@@ -1,6 +1,7 @@
 """One step against the same mathematics written out, in fp64; compiled against eager; state and its restoring."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.compiling import Compiled
-from fastres.models import build
+from fastres.models import Network, build
 from fastres.recipe import Recipe
 from fastres.step import Step
 
@@ -188,3 +189,64 @@ def test_without_a_compiler_the_note_has_the_line_that_installs_one(monkeypatch:
     compiled = Compiled(lambda x: x, enabled=True)
     assert not compiled.active
     assert "apt-get install g++" in str(compiled.note)
+
+
+UPDATES: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": {"name": "sgd", "momentum": 0.0}},
+    "momentum": {"optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
+    "adam": {"optimizer": {"name": "adam", "lr": 0.01}},
+    "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
+    "muon": {"optimizer": {"name": "muon", "renormalise_every": 2, "auxiliary": {"momentum": 0.9}}},
+    "muon and adam": {"optimizer": {"name": "muon", "auxiliary": {"name": "adamw", "lr": 0.01}}},
+    "ema": {"train": {"ema": 0.9}},
+    "lookahead": {"train": {"lookahead": {"every": 2}}},
+    "both": {"train": {"lookahead": {"every": 2}, "ema": 0.9}},
+    "dropout": {"model": {"dropout": 0.5}},
+    "fp16": {"train": {"precision": "fp16", "grad_clip": 1.0}},
+}
+
+
+def drawn(options: Recipe, seed: int) -> Network:
+    torch.manual_seed(seed)
+    return build(options.model, 10, 16)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_a_restarted_step_trains_to_the_bits_of_a_new_one(name: str) -> None:
+    """Weights, statistics, optimizer, averages and scale, after a start from other weights and another seed."""
+    values = UPDATES[name]
+    model = {"blocks": [1, 1], "channels": [8, 16], "strides": [1, 2], "kernels": [3, 3], "skip_kernels": [1, 1]}
+    values = values | {
+        "model": model | values.get("model", {}),
+        "train": {"compile": False, "precision": "fp32", "epochs": 2} | values.get("train", {}),
+    }
+    options = Recipe.model_validate(values)
+    restarted = Step(drawn(options, 0).to(memory_format=torch.channels_last), options, 3, CPU)  # type: ignore[call-overload]
+    for number in range(3):
+        restarted(number, *batch(number + 10))
+    places = [tensor.data_ptr() for tensor in tensors_of(restarted.state())]
+    restarted.restart(drawn(options, 7), 7)
+
+    values["train"] |= {"seed": 7}
+    options = Recipe.model_validate(values)
+    new = Step(drawn(options, 7).to(memory_format=torch.channels_last), options, 3, CPU)  # type: ignore[call-overload]
+    for number in range(4):
+        results = [step(number, *batch(number)) for step in (restarted, new)]
+        assert torch.equal(results[0][0], results[1][0])
+    found, expected = (list(tensors_of(step.state())) for step in (restarted, new))
+    assert len(found) == len(expected) > 20
+    assert all(
+        torch.equal(one, other) and one.stride() == other.stride() for one, other in zip(found, expected, strict=True)
+    )
+    assert [tensor.data_ptr() for tensor in found] == places, "nothing has moved"
+    for average, twin in ((restarted.ema, new.ema), (restarted.lookahead, new.lookahead)):
+        assert (average is None) == (twin is None)
+    assert restarted.scaler.state_dict() == new.scaler.state_dict()
+
+
+def tensors_of(state: Any) -> Iterator[Tensor]:
+    """All tensors inside dictionaries and lists, in order."""
+    if isinstance(state, Tensor):
+        yield state
+    for value in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
+        yield from tensors_of(value)

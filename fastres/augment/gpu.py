@@ -91,7 +91,7 @@ def augment_batch(
         sources, written = (images, rows, indices), (batch, *labelled)
         if chosen.kernel == "direct":
             direct_kernel[(count,)](
-                *sources, *written, tables, factors, augment.seed, epoch, step,
+                *sources, *written, tables, factors, ready.seed, epoch, step,
                 POLICY=chosen.policy, BLOCK=chosen.columns, **options,
             )  # fmt: skip
         else:
@@ -99,7 +99,7 @@ def augment_batch(
             statistics = torch.empty((count, 7), dtype=torch.int32, device=device) if chosen.measures else None
             if chosen.measures:
                 measure_kernel[(count,)](
-                    *sources, ready.across, ready.down, statistics, tables, augment.seed, epoch, **tile
+                    *sources, ready.across, ready.down, statistics, tables, ready.seed, epoch, **tile
                 )
             tile_kernel[count, -(-size[0] // chosen.rows)](
                 *sources,
@@ -109,7 +109,7 @@ def augment_batch(
                 statistics,
                 tables,
                 factors,
-                augment.seed,
+                ready.seed,
                 epoch,
                 step,
                 **tile,
@@ -188,9 +188,17 @@ class _Prepared:
     factors: Tensor
     across: Tensor | None
     down: Tensor | None
+    seed: Tensor
+    """int64 [1]: `reseed` changes it under captured launches."""
 
 
 _KEPT: "WeakKeyDictionary[Augment, dict[tuple[draws.Size, torch.device, bool], _Prepared]]" = WeakKeyDictionary()
+
+
+def reseed(augment: "Augment") -> None:
+    """Let what was prepared for `augment`, captured launches included, draw by the seed that it has now."""
+    for prepared in _KEPT.get(augment, {}).values():
+        prepared.seed.fill_(augment.seed)
 
 
 def _prepared(augment: "Augment", size: draws.Size, device: torch.device, mixes: bool) -> _Prepared:
@@ -208,7 +216,8 @@ def _prepared(augment: "Augment", size: draws.Size, device: torch.device, mixes:
             interpolation = augment.policy.random_resized_crop.interpolation
             down, across = (torch.from_numpy(tap_table(side, interpolation)).to(device) for side in size)
         tables, factors = (torch.from_numpy(each).to(device) for each in (level_tables(plan, augment.mix), constants))
-        kept[key] = _Prepared(launch(policy), tables, factors, across, down)
+        seed = torch.tensor([augment.seed], device=device)
+        kept[key] = _Prepared(launch(policy), tables, factors, across, down, seed)
     return kept[key]
 
 

@@ -136,6 +136,14 @@ class Augment:
         number = None if step is None else int(step)
         return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
 
+    def reseed(self, seed: int) -> None:
+        """Draw by another seed from now on."""
+        self.seed = seed
+        if torch.cuda.is_initialized():  # else nothing was prepared there, and Triton need not be installed
+            from fastres.augment import gpu
+
+            gpu.reseed(self)
+
     def plain(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]."""
         pixels = images if rows is None else images[rows]

@@ -115,6 +115,23 @@ class Together(torch.optim.Optimizer):
 
 def renormalise(optimizer: torch.optim.Optimizer) -> None:
     """Bring the filters that Muon trains back to their initial norms; nothing where there is no Muon."""
-    for part in optimizer.optimizers if isinstance(optimizer, Together) else (optimizer,):
+    for part in _parts(optimizer):
         if isinstance(part, Muon):
             part.renormalise()
+
+
+def restart(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer what a new one is for the weights as they are now. Its tensors stay where they are, filled
+    with zeros: a momentum of 0 does in the next step what none at all does in the first."""
+    for part in _parts(optimizer):
+        if isinstance(part, Muon):
+            part.restart()
+            continue
+        for state in part.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+    return optimizer.optimizers if isinstance(optimizer, Together) else (optimizer,)

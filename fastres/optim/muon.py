@@ -70,6 +70,13 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the momentum, and take the norms that the weights have now for their initial ones, in place."""
+        for weight, state in self.state.items():
+            state["momentum_buffer"].zero_()
+            state["norm"].copy_(torch.linalg.vector_norm(weight))
+
+    @torch.no_grad()
     def renormalise(self) -> None:
         """Scale each filter back to its initial L2 norm. BN behind a convolution undoes its filter's scale, so that
         growth would only make the following updates relatively smaller; fixed, the rate alone says how far a step turns

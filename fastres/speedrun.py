@@ -1,0 +1,356 @@
+"""Many runs of one recipe back to back, compiled once: how long one takes, how accurate they are on average.
+
+The number of runs is fixed before the first one, and every finished run counts: to stop when the mean looks good would
+make the p-value wrong.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres import runs, start
+from fastres.capture import side_stream
+from fastres.errors import Interrupted, UserError
+from fastres.evaluate import Evaluator, measure, passes
+from fastres.feed import check_statistics, labels_of, open_feed
+from fastres.files import write_bytes, write_json, write_text
+from fastres.models import count_parameters, layers
+from fastres.optim import total_steps
+from fastres.position import Tally
+from fastres.recipe import Recipe
+from fastres.record import environment
+from fastres.runner import Runner
+from fastres.significance import Sample
+from fastres.stall import StallMeter
+from fastres.step import Phase, Step
+
+PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
+
+WARM_UP = 3
+"""Launches of each kind of step before the first run: the first compiles, a GPU captures the third."""
+
+TIMED = (
+    "from freshly drawn weights to the test accuracy on the host: initialisation from training images, order, "
+    "augmentation, training and the final test with its test-time augmentation"
+)
+NOT_TIMED = "opening, decoding and uploading the data; compilation and warm-up; drawing the weights"
+
+
+@dataclass(frozen=True)
+class SpeedrunResult:
+    """What a speedrun left behind."""
+
+    folder: Path
+    """Where runs.jsonl and speedrun.json are."""
+    summary: dict[str, Any]
+    """What speedrun.json holds."""
+
+
+def speedrun(
+    recipe: Recipe,
+    count: int,
+    *,
+    target: float = 0.94,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    name: str = "recipe",
+) -> SpeedrunResult:
+    """Train `recipe` `count` times, run i (from 0) with the seed train.seed + i, and test whether the mean accuracy is
+    above `target`, a share; everything goes into the folder `out` (by default runs/<name>-speedrun-<time>).
+
+    Where `out` holds an interrupted speedrun of the same recipe, `count` and `target`, the missing runs are added.
+    Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when the finished runs are
+    kept.
+    """
+    _check(recipe, count, target)
+    recipe = runs.self_contained(recipe)
+    where = runs.choose_device(device)
+    goes_on = out is not None and (Path(out) / PLAN).is_file()
+    if not goes_on:
+        runs.check_free(out)
+    elif (Path(str(out)) / SUMMARY).is_file():
+        raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
+    session = _Session(recipe, where, quiet)
+    try:
+        facts = {**environment(), "device": str(where), "threads": torch.get_num_threads()}
+        plan = {
+            "recipe_hash": recipe.hash(),
+            "runs": count,
+            "target": target,
+            "device": facts["gpu_name" if where.type == "cuda" else "cpu_model"],
+            "data": session.feed.fingerprint,
+        }
+        if goes_on:
+            folder = Path(str(out))
+            _check_plan(folder, plan)
+        else:
+            folder = runs.new_folder(out, f"{name}-speedrun")
+            write_json(folder / PLAN, plan)
+        with runs.claimed(folder), side_stream(where):
+            write_text(folder / "resolved.toml", recipe.to_toml())
+            write_json(folder / "environment.json", facts)
+            rows = session.complete(folder, count)
+            summary = {**plan, **session.about(), **summarise(rows, target)}
+            _draw(folder, rows, summary)
+            write_json(folder / SUMMARY, summary)  # last: its presence says that all runs are done
+    finally:
+        session.feed.close()
+    return SpeedrunResult(folder, summary)
+
+
+def _check(recipe: Recipe, count: int, target: float) -> None:
+    """Raise UserError for what no speedrun can do."""
+    if count < 1:
+        raise UserError(f"--runs {count}: give the number of runs, at least 1")
+    if not 0 < target < 1:
+        raise UserError(f"--target {target:g}: give an accuracy as a share between 0 and 1, such as 0.94")
+    if recipe.train.seed + count > 2**32:
+        raise UserError(f"train.seed = {recipe.train.seed} leaves no {count} seeds below 2³²: set a smaller one")
+    unsuited = {
+        "data.split=none": recipe.data.split != "none",
+        "train.best=": recipe.train.best is not None,
+        "train.early_stopping=0": recipe.train.early_stopping > 0,
+        "eval.test_every=0": recipe.eval.test_every > 0,
+    }
+    fixes = " ".join(f"--set {setting}" for setting, wrong in unsuited.items() if wrong)
+    if fixes:
+        raise UserError(f"a speedrun trains on all images and tests once, at the end: add {fixes}")
+
+
+def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Raise UserError where the speedrun in `folder` was begun with another plan."""
+    try:
+        begun = json.loads((folder / PLAN).read_text())
+        different = [key for key in plan if begun[key] != plan[key]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / PLAN} is damaged: give another --out") from error
+    if not different:
+        return
+    was, now = begun[different[0]], plan[different[0]]
+    fix = {
+        "recipe_hash": f"{folder} was begun with another recipe, {folder / 'resolved.toml'}: run that one",
+        "runs": f"{folder} was begun with --runs {was}, not {now}: give that number, fixed beforehand",
+        "target": f"{folder} was begun with --target {was}, not {now}: give that one",
+        "device": f"{folder} was begun on {was}, and this is {now}: go on there",
+        "data": f"{folder} was begun with other data: restore it",
+    }[different[0]]
+    raise UserError(f"{fix}, or give another --out")
+
+
+class _Session:
+    """Data, network and compiled code, which all runs of a process share."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, quiet: bool) -> None:
+        start.prepare_process(recipe, device)
+        self.recipe, self.device, self.quiet = recipe, device, quiet
+        self.feed = open_feed(recipe, device, quiet=quiet)
+        dataset, options = self.feed.dataset, recipe.train
+        network = start.draw(recipe, dataset, options.seed)
+        found = layers(network, dataset.image_size)
+        check_statistics(found, recipe, len(self.feed.train.subset))
+        self.parameters, self.multiply_adds = count_parameters(network), sum(layer.multiply_adds for layer in found)
+        self.steps = total_steps(options.epochs, len(self.feed.train))
+        self.labels = labels_of(self.feed.test)
+        self.began = time.perf_counter()
+        network.initialise(self.feed.sample(network.initial_images))
+        self.step = Step(start.place(network, recipe, device), recipe, len(self.feed.train), device)
+        self.runner = Runner(self.step, self.feed, Tally(device), StallMeter(device))
+        self.evaluator = Evaluator(
+            self.step.averaged, self.feed.augment, options.precision, device, compile=options.compile
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What the summary says of recipe, network and data."""
+        return {
+            "source": self.recipe.data.source,
+            "first_seed": self.recipe.train.seed,
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "epochs": self.recipe.train.epochs,
+            "steps": self.steps,
+            "precision": self.recipe.train.precision,
+            "compile_note": self.step.loss_and_correct.note,
+            "tta": self.recipe.eval.tta,
+            "tta_passes": passes(self.recipe.eval),
+            "test_images": len(self.labels),
+            "loader": self.feed.loading.kind,
+        }
+
+    def complete(self, folder: Path, count: int) -> list[dict[str, Any]]:
+        """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
+        rows = _read_rows(folder)
+        progress = _Progress(len(rows), count, self.steps, self.quiet)
+        progress.message(f"{folder}: {count} runs of {self.steps} steps, {self.parameters:,} parameters, {self.device}")
+        if rows:
+            progress.message(f"{len(rows)} runs were finished before")
+        try:
+            if len(rows) < count:
+                progress.message("compiling and warming up")
+                self._warm_up()
+            first = len(rows)
+            for run in range(first, count):
+                progress.begin(run)
+                row = {"run": run, **self._run(self.recipe.train.seed + run, progress.step)}
+                if run == first:
+                    row["cold_seconds"] = time.perf_counter() - self.began
+                rows.append(row)
+                write_text(folder / ROWS, "".join(json.dumps(each, allow_nan=False) + "\n" for each in rows))
+                progress.end(rows)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted: {len(rows)} of {count} runs are kept; the same command with --out {folder} adds the rest"
+            ) from None
+        return rows
+
+    def _warm_up(self) -> None:
+        """Compile, and do all that a run does. What comes out is nobody's: each run draws weights of its own."""
+        self.step.restart(start.draw(self.recipe, self.feed.dataset, self.recipe.train.seed), self.recipe.train.seed)
+        whole, options = len(self.feed.train), self.recipe.train
+        partial = not options.drop_last and len(self.feed.train.subset) % options.batch_size
+        kinds: dict[tuple[Phase, bool], int] = {}
+        for step in range(self.steps):
+            kind = self.step.phase(step), bool(partial) and step % whole == whole - 1
+            kinds.setdefault(kind, step)
+        for first in kinds.values():
+            for _ in range(WARM_UP):
+                self._train(first, min(first + self.runner.together, self.steps))
+        measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
+
+    def _run(self, seed: int, stepped: Callable[[int], None]) -> dict[str, Any]:
+        """One run: its row of runs.jsonl."""
+        self.feed.reseed(seed)
+        network = start.draw(self.recipe, self.feed.dataset, seed)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        began = time.perf_counter()  # what follows, up to the next look at the clock, is what TIMED says
+        network.initialise(self.feed.sample(network.initial_images))
+        self.step.restart(network, seed)
+        self._train(0, self.steps, stepped)
+        measured = measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
+        seconds = time.perf_counter() - began
+        return {
+            "seed": seed,
+            "test_accuracy": measured.accuracy,
+            "test_loss": measured.loss if math.isfinite(measured.loss) else None,
+            "seconds": seconds,
+            "compiled": self.step.loss_and_correct.active,
+        }
+
+    def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:
+        """Steps `first` to before `end` of a run; nothing here waits for a GPU. `stepped` hears how many are done."""
+        per_epoch = len(self.feed.train)
+        while first < end:
+            epoch, begin = divmod(first, per_epoch)
+            for done in self.runner.epoch(epoch, begin, min(per_epoch - begin, end - first)):
+                first += done.steps
+                if stepped is not None:
+                    stepped(first)
+
+
+class _Progress:
+    """Lines on standard error: one a run, and in long runs one every 30 seconds, with the time that is left."""
+
+    def __init__(self, done: int, count: int, steps: int, quiet: bool) -> None:
+        self.first, self.count, self.steps, self.quiet = done, count, steps, quiet
+        self.run, self.began, self.said = done, 0.0, 0.0
+
+    def message(self, text: str) -> None:
+        self.said = time.monotonic()
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def begin(self, run: int) -> None:
+        self.run = run
+        self.began = self.began or time.monotonic()
+
+    def step(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self.said >= 30:
+            self.message(f"{self._counted()}  step {done}/{self.steps}  {self._left(self.run + done / self.steps)}")
+
+    def end(self, rows: list[dict[str, Any]]) -> None:
+        row, sample = rows[-1], Sample.of([row["test_accuracy"] for row in rows])
+        words = [self._counted(), f"seed {row['seed']}", f"test {row['test_accuracy']:7.2%}", f"{row['seconds']:.2f} s"]
+        words.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
+        if row["test_loss"] is None:
+            words.append("its loss is not finite")
+        self.message("  ".join([*words, self._left(self.run + 1)] if len(rows) < self.count else words))
+
+    def _counted(self) -> str:
+        return f"run {self.run + 1:>{len(str(self.count))}}/{self.count}"
+
+    def _left(self, done: float) -> str:
+        """Runs take equally long: warmed up, the first is like the others."""
+        seconds = (self.count - done) * (time.monotonic() - self.began) / (done - self.first)
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"
+
+
+def _read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The finished runs, in order. Raises UserError where the file is none of ours."""
+    path = folder / ROWS
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if [row["run"] for row in rows] != list(range(len(rows))):
+            raise ValueError("runs are missing")
+        return rows
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: give another --out") from error
+
+
+def summarise(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
+    """Mean, spread and significance of the rows of runs.jsonl: accuracies are shares, times are seconds. What a single
+    run cannot give is None."""
+    accuracy = Sample.of([row["test_accuracy"] for row in rows])
+    seconds = Sample.of([row["seconds"] for row in rows])
+    low, high = accuracy.interval() or (None, None)
+    return {
+        "mean_accuracy": accuracy.mean,
+        "sd_accuracy": accuracy.sd,
+        "interval_low": low,
+        "interval_high": high,
+        "p_mean_above_target": accuracy.p_above(target),
+        "mean_seconds": seconds.mean,
+        "sd_seconds": seconds.sd,
+        "cold_seconds": rows[0]["cold_seconds"],
+        "compiled": all(row["compiled"] for row in rows),
+        "timed": TIMED,
+        "not_timed": NOT_TIMED,
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary in a few lines."""
+    count, last = summary["runs"], summary["first_seed"] + summary["runs"] - 1
+    seeds = f"seed {last}" if count == 1 else f"seeds {summary['first_seed']} to {last}"
+    lines = [f"{count} {'run' if count == 1 else 'runs'}, {seeds}: mean test accuracy {summary['mean_accuracy']:.3%}"]
+    seconds = f"{summary['mean_seconds']:.3f} s a run"
+    if count > 1:
+        lines[0] += (
+            f", SD {summary['sd_accuracy']:.3%}, 95% interval {summary['interval_low']:.3%} to "
+            f"{summary['interval_high']:.3%} (Student's t, {count - 1} degrees of freedom)"
+        )
+        p = summary["p_mean_above_target"]
+        found = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
+        lines.append(f"mean above {summary['target']:.2%}: {found} (one-sided t test)")
+        seconds += f", SD {summary['sd_seconds']:.3f} s"
+    what = "compilation and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"
+    lines.append(f"{seconds}; the first one with {what} {summary['cold_seconds']:.1f} s; on {summary['device']}")
+    return "\n".join([*lines, f"timed: {summary['timed']}", f"not timed: {summary['not_timed']}"])
+
+
+def _draw(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    from fastres import figures
+
+    figure = figures.speedrun(rows, summary)
+    write_bytes(folder / FIGURE, figures.png(figure))
