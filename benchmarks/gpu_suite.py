@@ -49,7 +49,7 @@ def machine(suite: Suite) -> None:
 
 @section("ceilings", seconds=10)
 def measure_ceilings(suite: Suite) -> None:
-    """Copy rates at the sizes of the kernels' tensors and at 1 GiB, an empty kernel's cost."""
+    """Copy rates at the sizes of the kernels' tensors and at 1 GiB, an empty kernel's cost, matrix products."""
     effort = DRY if suite.dry else GPU
     sizes = sorted({case.tensor_bytes for case in cases_of(suite)} | ({2**16} if suite.dry else {ceilings.LARGE_BYTES}))
     for size in suite.while_time(sizes):
@@ -62,6 +62,9 @@ def measure_ceilings(suite: Suite) -> None:
     with side_stream(suite.device):
         timing = ceilings.empty_kernel(suite.device, effort)
     suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
+    for precision in suite.while_time(list(ceilings.PRECISIONS)):
+        with side_stream(suite.device):
+            suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort))
 
 
 @section("correctness", seconds=20, share=0.3)
@@ -138,6 +141,63 @@ def augmentation(suite: Suite) -> None:
         suite.record(augment_cases.time_case(case, suite.device, dry=suite.dry))
     if wrong:
         raise Failed("; ".join(wrong))
+
+
+@section("step", seconds=60, share=0.7)
+def steps(suite: Suite) -> None:
+    """Training steps: ours against eager, max-autotune and whole-step CUDA graphs in plain PyTorch."""
+    requires("pydantic")
+    from benchmarks import step_timings
+
+    wrong: dict[str, str] = {}
+    cases = step_timings.DRY_CASES if suite.dry else step_timings.CASES
+    for comparison in suite.while_time(step_timings.comparisons(cases)):
+        suite.say(f"    {comparison.name}")
+        # A rival that compiles for minutes leaves half of the time to those that follow.
+        found = step_timings.time_steps(comparison, suite.device, dry=suite.dry, limit=suite.left() / 2)
+        suite.record(found)
+        step_timings.forget(suite.device)
+        if "ours" in found["missing"]:
+            wrong[found["case"]] = found["missing"]["ours"]
+    if wrong:
+        raise Failed("; ".join(f"{case}: {reason}" for case, reason in wrong.items()))
+
+
+@section("speedrun", seconds=40, share=0.5)
+def speedrun(suite: Suite) -> None:
+    """The recipe for 94%: accuracy and seconds of as many runs as fit."""
+    requires("pydantic", "matplotlib")
+    from benchmarks import speedruns
+
+    for found in speedruns.run(suite.source, suite.root, suite.device, suite.left, dry=suite.dry):
+        suite.say(f"    {found['what']}")
+        suite.record(found)
+        suite.save()
+
+
+@section("epoch", seconds=40, share=0.6)
+def epoch(suite: Suite) -> None:
+    """Whole epochs: images a second, gaps between kernels, synchronisations; the report's run, projected."""
+    requires("pydantic")
+    from benchmarks import epochs
+
+    for name in suite.while_time(epochs.NAMES):
+        suite.say(f"    {name}")
+        suite.record(epochs.measure(name, suite.source, suite.root, suite.device, dry=suite.dry))
+
+
+@section("report_best", seconds=70)
+def report_best(suite: Suite) -> None:
+    """The report's whole run: wall time from the start of its process to the end."""
+    requires("pydantic", "rich", "matplotlib", "safetensors")
+    from benchmarks import report_run
+
+    known = [each for each in suite.figures_of("epoch") if "projected_run_seconds" in each]
+    if known and not suite.dry and known[0]["projected_run_seconds"] > suite.left():
+        projected = known[0]["projected_run_seconds"]
+        raise Skipped(f"projected to take {projected:.0f} s, {suite.left():.0f} s were left: give more --minutes")
+    found = report_run.run(suite.source, suite.root, suite.device.type, suite.left() - 2, dry=suite.dry)
+    suite.record(found)
 
 
 @section("loaders", seconds=60, share=0.5)

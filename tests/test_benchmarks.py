@@ -200,7 +200,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
         "routing": "skipped",  # it launches kernels: see the next test
         "augment": "skipped",
-        **dict.fromkeys(["loaders"], "skipped"),
+        **dict.fromkeys(["step", "speedrun", "epoch", "report_best", "loaders"], "skipped"),
         "pytest": "skipped",
     }
     recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
