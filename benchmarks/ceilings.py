@@ -12,6 +12,10 @@ from fastres.machine import environment, run_quietly
 LARGE_BYTES = 2**30
 """A copy of this size misses any cache."""
 _DRY_CACHE_BYTES = 2**13
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32}
+"""Of matrix products: the type in memory. tf32 is fp32 there, and rounded on its way into the matrix units."""
+MATRIX_SIDES = (4096, 8192, 16384)
+_DRY_MATRIX_SIDES = (32, 64)
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -63,3 +67,35 @@ def empty_kernel(device: torch.device, effort: Effort = GPU) -> Timing:
             torch.cuda._sleep(0)
 
     return measure({"empty": [nothing]}, device, effort)["empty"]
+
+
+def matrix_rate(precision: str, device: torch.device, *, effort: Effort = GPU) -> dict[str, Any]:
+    """How fast square matrices multiply in `precision`, one of PRECISIONS, at the best of a few sizes; ready for JSON.
+
+    `operations_per_second` counts a multiply-add as two. The matrices are random: products of zeros take less power,
+    and so less time. Must run within `side_stream`. Raises torch.cuda.OutOfMemoryError where a size does not fit.
+    """
+    dtype = PRECISIONS[precision]
+    best: dict[str, Any] = {"operations_per_second": 0.0}
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        for side in MATRIX_SIDES if device.type == "cuda" else _DRY_MATRIX_SIDES:
+            left, right, product = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+            call = partial(torch.matmul, left, right, out=product)
+            timing = measure({"product": [call]}, device, effort)["product"]
+            rate = 2 * side**3 / timing.seconds
+            if rate > best["operations_per_second"]:
+                low, high = timing.quartiles
+                best = {
+                    "what": "matrix product",
+                    "precision": precision,
+                    "side": side,
+                    "microseconds": timing.seconds * 1e6,
+                    "quartiles_microseconds": [low * 1e6, high * 1e6],
+                    "operations_per_second": rate,
+                    "method": timing.method,
+                }
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return best

@@ -14,18 +14,11 @@ To add a section, write a function that takes a Suite and puts its figures on re
 
 import argparse
 import faulthandler
-import importlib.util
-import math
+import os
 import re
 import subprocess
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
@@ -37,110 +30,15 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks import ceilings, kernel_cases, kernel_checks, kernel_routing, kernel_timings
+from benchmarks.gpu_table import table
+from benchmarks.suite import SECTIONS, Failed, Skipped, Suite, requires, run, section
 from benchmarks.timing import DRY, GPU, side_stream
 from fastres.errors import UserError
-from fastres.files import write_json
 
-T = TypeVar("T")
-
+DATA = "FASTRES_TEST_DATA"
+"""Environment variable with the path of images to train on."""
 _HANG_SECONDS = 45.0
 """A section that runs so far beyond the time given hangs, in a kernel perhaps: the process ends with its stack."""
-
-
-class Failed(Exception):
-    """A section ran to its end and found something wrong, which its text says."""
-
-
-class Skipped(Exception):
-    """A section has nothing to do here; its text says why."""
-
-
-@dataclass
-class Suite:
-    """A run: its device, its time and what it has found."""
-
-    device: torch.device
-    minutes: float
-    json: Path | None = None
-    began: float = field(default_factory=time.monotonic)
-    report: dict[str, Any] = field(default_factory=dict)
-    _until: float = float("inf")
-    _figures: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def dry(self) -> bool:
-        """Whether this run only shows that the code runs."""
-        return self.device.type != "cuda"
-
-    def left(self) -> float:
-        """Seconds until the running section, or the whole run, has to end."""
-        return min(self.began + 60 * self.minutes, self._until) - time.monotonic()
-
-    def record(self, figures: dict[str, Any]) -> None:
-        """Add figures of the running section."""
-        self._figures.append({**figures, "dry": True} if self.dry else figures)
-
-    def save(self) -> None:
-        """Write the JSON, if one is wanted."""
-        if self.json is not None:
-            write_json(self.json, _finite(self.report))
-
-    def say(self, text: str) -> None:
-        """Progress, with the time left of the whole run."""
-        left = self.began + 60 * self.minutes - time.monotonic()
-        print(f"[{left:5.0f} s left] {text}", file=sys.stderr, flush=True)
-
-    def while_time(self, cases: Sequence[T]) -> Iterator[T]:
-        """The cases, as long as another one like the last four fits into the time; what is left out goes on record.
-        The JSON is saved after each."""
-        took: list[float] = []
-        for done, case in enumerate(cases):
-            if self.left() < max(took[-4:], default=0.0):
-                self.record({"left_out": [getattr(each, "name", str(each)) for each in cases[done:]]})
-                self.say(f"    out of time: {done} of {len(cases)} done")
-                return
-            began = time.monotonic()
-            yield case
-            self.save()
-            took.append(time.monotonic() - began)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become text."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the suite."""
-
-    run: Callable[[Suite], None]
-    seconds: float
-    """Estimated least cost on a GPU; with less time left it is skipped."""
-    share: float
-    """Of the time left when it begins, how much it may use."""
-
-    @property
-    def summary(self) -> str:
-        """First line of its docstring."""
-        return (self.run.__doc__ or "").splitlines()[0]
-
-
-SECTIONS: dict[str, Section] = {}
-
-
-def section(name: str, *, seconds: float, share: float = 1.0) -> Callable[[Callable[[Suite], None]], Any]:
-    """Register a function as a section, after those above it."""
-
-    def register(run: Callable[[Suite], None]) -> Callable[[Suite], None]:
-        SECTIONS[name] = Section(run, seconds, share)
-        return run
-
-    return register
 
 
 @section("machine", seconds=5)
@@ -151,7 +49,7 @@ def machine(suite: Suite) -> None:
 
 @section("ceilings", seconds=10)
 def measure_ceilings(suite: Suite) -> None:
-    """Copy rates at the sizes of the kernels' tensors and at 1 GiB, and what an empty kernel costs."""
+    """Copy rates at the sizes of the kernels' tensors and at 1 GiB, an empty kernel's cost, matrix products."""
     effort = DRY if suite.dry else GPU
     sizes = sorted({case.tensor_bytes for case in cases_of(suite)} | ({2**16} if suite.dry else {ceilings.LARGE_BYTES}))
     for size in suite.while_time(sizes):
@@ -164,6 +62,9 @@ def measure_ceilings(suite: Suite) -> None:
     with side_stream(suite.device):
         timing = ceilings.empty_kernel(suite.device, effort)
     suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
+    for precision in suite.while_time(list(ceilings.PRECISIONS)):
+        with side_stream(suite.device):
+            suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort))
 
 
 @section("correctness", seconds=20, share=0.3)
@@ -220,8 +121,7 @@ def kernels(suite: Suite) -> None:
 @section("augment", seconds=30, share=0.5)
 def augmentation(suite: Suite) -> None:
     """Augmentation: every bit against the reference, then time against torchvision and the copy rate."""
-    if importlib.util.find_spec("pydantic") is None:
-        raise Skipped("a recipe's tables need pydantic, which is not installed")
+    requires("pydantic")  # a recipe's tables are its models
     from fastres.kernels.launch import INTERPRETED
 
     if suite.dry and not INTERPRETED:
@@ -243,14 +143,70 @@ def augmentation(suite: Suite) -> None:
         raise Failed("; ".join(wrong))
 
 
+@section("step", seconds=60, share=0.7)
+def steps(suite: Suite) -> None:
+    """Training steps: ours against eager, max-autotune and whole-step CUDA graphs in plain PyTorch."""
+    requires("pydantic")
+    from benchmarks import step_timings
+
+    wrong: dict[str, str] = {}
+    cases = step_timings.DRY_CASES if suite.dry else step_timings.CASES
+    for comparison in suite.while_time(step_timings.comparisons(cases)):
+        suite.say(f"    {comparison.name}")
+        # A rival that compiles for minutes leaves half of the time to those that follow.
+        found = step_timings.time_steps(comparison, suite.device, dry=suite.dry, limit=suite.left() / 2)
+        suite.record(found)
+        step_timings.forget(suite.device)
+        if "ours" in found["missing"]:
+            wrong[found["case"]] = found["missing"]["ours"]
+    if wrong:
+        raise Failed("; ".join(f"{case}: {reason}" for case, reason in wrong.items()))
+
+
+@section("speedrun", seconds=40, share=0.5)
+def speedrun(suite: Suite) -> None:
+    """The recipe for 94%: accuracy and seconds of as many runs as fit."""
+    requires("pydantic", "matplotlib")
+    from benchmarks import speedruns
+
+    for found in speedruns.run(suite.source, suite.root, suite.device, suite.left, dry=suite.dry):
+        suite.say(f"    {found['what']}")
+        suite.record(found)
+        suite.save()
+
+
+@section("epoch", seconds=40, share=0.6)
+def epoch(suite: Suite) -> None:
+    """Whole epochs: images a second, gaps between kernels, synchronisations; the report's run, projected."""
+    requires("pydantic")
+    from benchmarks import epochs
+
+    for name in suite.while_time(epochs.NAMES):
+        suite.say(f"    {name}")
+        suite.record(epochs.measure(name, suite.source, suite.root, suite.device, dry=suite.dry))
+
+
+@section("report_best", seconds=70)
+def report_best(suite: Suite) -> None:
+    """The report's whole run: wall time from the start of its process to the end."""
+    requires("pydantic", "rich", "matplotlib", "safetensors")
+    from benchmarks import report_run
+
+    known = [each for each in suite.figures_of("epoch") if "projected_run_seconds" in each]
+    if known and not suite.dry and known[0]["projected_run_seconds"] > suite.left():
+        projected = known[0]["projected_run_seconds"]
+        raise Skipped(f"projected to take {projected:.0f} s, {suite.left():.0f} s were left: give more --minutes")
+    found = report_run.run(suite.source, suite.root, suite.device.type, suite.left() - 2, dry=suite.dry)
+    suite.record(found)
+
+
 @section("loaders", seconds=60, share=0.5)
 def loaders(suite: Suite) -> None:
     """Loaders: how long the device waits for each, while the report's network trains."""
-    if importlib.util.find_spec("pydantic") is None:
-        raise Skipped("a recipe's tables need pydantic, which is not installed")
+    requires("pydantic")  # a recipe's tables are its models
     from benchmarks import loader_stalls
 
-    for found in loader_stalls.stalls(suite.device, dry=suite.dry):
+    for found in loader_stalls.stalls(suite.device, suite.source, suite.root, dry=suite.dry):
         suite.say(f"    {found['loader']}")
         suite.record(found)
         suite.save()
@@ -268,8 +224,7 @@ def launches(suite: Suite) -> None:
 @section("pytest", seconds=20)
 def tests(suite: Suite) -> None:
     """The tests that need a GPU."""
-    if importlib.util.find_spec("pytest") is None:
-        raise Skipped("pytest is not installed")
+    requires("pytest")
     files = files_marked_gpu(ROOT / "tests")
     if not files:
         raise Skipped("no test is marked gpu")
@@ -302,97 +257,6 @@ def cases_of(suite: Suite) -> list[kernel_cases.Case]:
     return [kernel_cases.Case(join, activation, 3, 16, 4, 4) for join, activation in shapes]
 
 
-def run(suite: Suite, names: list[str]) -> int:
-    """Run sections; returns the exit status."""
-    suite.report.update(
-        dry=suite.dry,
-        began=datetime.now(UTC).isoformat(timespec="seconds"),
-        minutes=suite.minutes,
-        device=str(suite.device),
-        sections={},
-    )
-    suite.save()  # before the work, whether it can be written
-    failed = False
-    for name in names:
-        part, left = SECTIONS[name], suite.left()
-        entry: dict[str, Any] = {"status": "running", "figures": []}
-        suite.report["sections"][name] = entry
-        if left < (1 if suite.dry else part.seconds):
-            entry.update(status="skipped", reason=f"needs about {part.seconds:.0f} s, {max(left, 0):.0f} s were left")
-            suite.say(f"{name}: skipped, {entry['reason']}")
-            suite.save()
-            continue
-        suite.say(f"{name}: {part.summary}")
-        began = time.monotonic()
-        suite._figures, suite._until = entry["figures"], began + part.share * left
-        try:
-            part.run(suite)
-            entry["status"] = "cut short" if any("left_out" in each for each in entry["figures"]) else "done"
-        except Skipped as error:
-            entry.update(status="skipped", reason=str(error))
-        except Failed as error:
-            entry.update(status="failed", reason=str(error))
-        except Exception as error:  # the other sections run all the same
-            entry.update(status="error", reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-            print(entry["traceback"], file=sys.stderr)
-        failed |= entry["status"] in ("failed", "error")
-        suite._until = float("inf")
-        entry["seconds"] = round(time.monotonic() - began, 3)
-        suite.save()
-    return 1 if failed else 0
-
-
-def table(report: dict[str, Any], most_characters: int = 11_000) -> str:
-    """What a terminal shows of a report."""
-    lines = ["dry run: no GPU figures"] if report["dry"] else []
-    for name, entry in report["sections"].items():
-        lines.append(
-            f"{name:<12} {entry['status']:<10} {entry.get('seconds', 0):7.1f} s  {entry.get('reason', '')[:300]}"
-        )
-    figures = {name: entry["figures"] for name, entry in report["sections"].items()}
-    for each in figures.get("machine", []):
-        lines.append(
-            f"{each['device']}, torch {each['torch']}, triton {each['triton']}, L2 {each['cache_bytes'] / 1e6:.0f} MB"
-        )
-    for each in figures.get("ceilings", []):
-        if "what" not in each:
-            continue
-        rate = f", {each['bytes_per_second'] / 1e9:.0f} GB/s" if "bytes_per_second" in each else ""
-        size = f" {each['bytes'] / 1e6:.2f} MB {each['cache']}" if "bytes" in each else ""
-        lines.append(f"{each['what']}{size}: {each['microseconds']:.4g} µs{rate}")
-    checked = [each for each in figures.get("correctness", []) if "passed" in each]
-    if checked:
-        worst = max(checked, key=lambda each: each["worst_share_of_limit"])
-        passed = sum(each["passed"] for each in checked)
-        share = f"{worst['worst_share_of_limit']:.0%} of the limit"
-        lines.append(f"correctness: {passed} of {len(checked)} passed; nearest to failing: {worst['case']}, {share}")
-    routed = [each for each in figures.get("routing", []) if "fastest" in each]
-    for each in routed:
-        if each["rule_is_times_as_slow"] > 1.02:
-            slower = f"{each['rule_is_times_as_slow']:.2f} times as long"
-            lines.append(f"{each['route']}: {each['fastest']}; the rule's {each['rule']} takes {slower}")
-    for each in figures.get("augment", []):
-        if "differing_values" in each:
-            lines.append(f"augment {each['case']}: {'as the reference' if each['passed'] else 'WRONG'}")
-        if "variants" in each:
-            mine, rival = each["variants"].get("ours"), each["variants"].get("torchvision", {})
-            ratio = rival.get("ours_is_times_as_fast")
-            against = f"{ratio:.1f} times torchvision" if ratio else "torchvision missing"
-            speed = f"{mine['microseconds']:.4g} µs, {mine['share_of_copy']:.0%} of the copy rate" if mine else ""
-            lines.append(f"augment {each['case']}: {speed or 'missing'}, {against}")
-    for each in figures.get("loaders", []):
-        if "missing" in each:
-            lines.append(f"loader {each['loader']}: {each['missing']}")
-        else:
-            speed = f"{each['images_per_second']:,.0f} images/s, {each['input_stall']:.1%} of the time waiting for data"
-            lines.append(f"loader {each['loader']}: {speed}")
-    timed = [each for each in figures.get("kernels", []) if "variants" in each]
-    text = "\n".join(lines)
-    if timed:
-        text += "\n\n" + kernel_timings.table(timed, most_characters - len(text))
-    return text
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure and check fastres on this machine's GPU.")
@@ -400,6 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write everything to this file, anew after every case")
     parser.add_argument("--sections", help=f"comma-separated, of {','.join(SECTIONS)} (default all)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run on tiny shapes")
+    parser.add_argument(
+        "--data", metavar="PATH", help=f"images to train on: an archive, a folder (default ${DATA}, else shapes10)"
+    )
     parser.add_argument("--list", action="store_true", help="list the sections and end")
     options = parser.parse_args(arguments)
     if options.list:
@@ -413,17 +280,22 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--minutes must be above 0")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device: use --device cpu for a dry run")
+    # A dry run is quick, unless it is told otherwise.
+    source = options.data or (os.environ.get(DATA) if options.device == "cuda" else None)
+    if source and not Path(source).exists():
+        parser.error(f"no file or folder {source}: give --data or ${DATA} a path, or neither for shapes10")
     device = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
     if options.device == "cpu":
         torch.set_num_threads(1)  # on tiny tensors, threads that wait for a busy core take milliseconds
     faulthandler.dump_traceback_later(60 * options.minutes + _HANG_SECONDS, exit=True)
-    suite = Suite(device, options.minutes, options.json)
+    suite = Suite(device, options.minutes, options.json, source or "shapes10")
     try:
         status = run(suite, names)
     except UserError as error:  # the JSON cannot be written
         print(f"gpu_suite: {error}", file=sys.stderr)
         return 2
     finally:
+        suite.close()
         faulthandler.cancel_dump_traceback_later()
     print(table(suite.report), flush=True)
     return status

@@ -1,12 +1,9 @@
 """How long the device waits for each loader, while the report's network trains on what it delivers.
 
 One compiled step serves all loaders; each goes through one epoch to warm up and one that counts, at batch 512 with the
-report's augmentation. Images are CIFAR-10 (JPEG) where FASTRES_TEST_DATA names them, else shapes10. pydantic has to be
-installed, since a recipe's tables are its models.
+report's augmentation. pydantic has to be installed, since a recipe's tables are its models.
 """
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,35 +24,35 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 _DRY = ["model.channels=[4,4,4,4]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]
 
 
-def stalls(device: torch.device, *, dry: bool = False) -> Iterator[dict[str, Any]]:
-    """For each loader a record for JSON: images a second, the share of the time that the device waited, or why not."""
+def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -> Iterator[dict[str, Any]]:
+    """For each loader a record for JSON: images a second, the share of the time that the device waited, or why not.
+
+    Images are those of `source`, prepared in the folder `root`. Raises UserError where they cannot be read."""
     recipe = Recipe.load(RECIPE, _DRY if dry else ["train.batch_size=512"])
-    source = None if dry else os.environ.get("FASTRES_TEST_DATA")
-    with tempfile.TemporaryDirectory() as root:
-        dataset = open_dataset(source or "shapes10", root=root, quiet=True)
-        assert dataset.train is not None
-        rows = np.arange(64 if dry else len(dataset.train.images))
-        torch.manual_seed(0)
-        network = build(recipe.model, len(dataset.classes), dataset.image_size)
-        network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        batch = recipe.train.batch_size
-        step = Step(network, recipe, len(rows) // batch, device)
-        augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
-        for kind in choose.KINDS:
-            if not choose.installed(kind):
-                yield {"loader": kind, "missing": f"not installed: pip install 'fastres[{kind}]'"}
-                continue
-            with make_loader(
-                dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
-            ) as loader:
-                _epoch(loader, step, augment, device, 0)
-                seconds, waited = _epoch(loader, step, augment, device, 1)
-            yield {
-                "loader": kind,
-                "source": dataset.name,
-                "images_per_second": len(loader) * batch / seconds,
-                "input_stall": waited / seconds,
-            }
+    dataset = open_dataset(source, root=root, quiet=True)
+    assert dataset.train is not None
+    rows = np.arange(64 if dry else len(dataset.train.images))
+    torch.manual_seed(0)
+    network = build(recipe.model, len(dataset.classes), dataset.image_size)
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = recipe.train.batch_size
+    step = Step(network, recipe, len(rows) // batch, device)
+    augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
+    for kind in choose.KINDS:
+        if not choose.installed(kind):
+            yield {"loader": kind, "missing": f"not installed: pip install 'fastres[{kind}]'"}
+            continue
+        with make_loader(
+            dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
+        ) as loader:
+            _epoch(loader, step, augment, device, 0)
+            seconds, waited = _epoch(loader, step, augment, device, 1)
+        yield {
+            "loader": kind,
+            "source": dataset.name,
+            "images_per_second": len(loader) * batch / seconds,
+            "input_stall": waited / seconds,
+        }
 
 
 def _epoch(loader: Loader, step: Step, augment: Augment, device: torch.device, epoch: int) -> tuple[float, float]:

@@ -37,8 +37,13 @@ class Effort:
     """Least time to warm up. It ends when three rounds agree within 2%, or after ten times as long."""
     most_calls: int = 128
     """Calls in a captured graph, unless there are more buffer sets than that."""
+    capture: bool = True
+    """Whether to capture at all. Without, calls run from Python as they are: for what captures itself, and for what is
+    to be measured with the host's part."""
 
 
+STEPS = Effort(rounds=9, target_seconds=0.15, settle_seconds=0.3, capture=False)
+"""For whole training steps: samples so long that the host cannot have queued them before they begin."""
 # 2 ms: the few microseconds at a sample's two ends are then below 1%.
 GPU = Effort(rounds=15, target_seconds=2e-3, settle_seconds=0.05)
 DRY = Effort(rounds=3, target_seconds=0.0, settle_seconds=0.0, most_calls=2)
@@ -252,7 +257,9 @@ class _Graph(_Launches):
 
 def _runner(calls: Sequence[Call], device: torch.device, effort: Effort) -> _Runner:
     runner = _Runner(calls)
-    if device.type == "cuda":
+    if device.type == "cuda" and not effort.capture:
+        runner = _Launches(calls, device)
+    elif device.type == "cuda":
         launches = _Launches(calls, device)
         # Longer than the device needs where the host is slower: then the graph is short and is replayed more often.
         once = min(launches.elapsed() for _ in range(2))

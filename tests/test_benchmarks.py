@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
 
 from benchmarks import gpu_suite, kernel_cases, kernel_checks, kernel_timings  # noqa: E402
+from benchmarks import suite as suites  # noqa: E402
 from benchmarks.bench_kernels import figures  # noqa: E402
 from benchmarks.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
 
@@ -199,12 +200,12 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
         "routing": "skipped",  # it launches kernels: see the next test
         "augment": "skipped",
-        "loaders": "skipped",
+        **dict.fromkeys(["step", "speedrun", "epoch", "report_best", "loaders"], "skipped"),
         "pytest": "skipped",
     }
     recorded = [each for entry in report["sections"].values() for each in entry["figures"]]
     assert all(each["dry"] is True for each in recorded)
-    assert report["sections"]["pytest"]["reason"] == "pytest is not installed"
+    assert report["sections"]["pytest"]["reason"] == "needs pytest, which is not installed"
     assert "pydantic" in report["sections"]["augment"]["reason"]
     assert len(report["sections"]["kernels"]["figures"]) == 4 * 4 * 2, "forms, passes, states of the cache"
     assert all(each["passed"] for each in report["sections"]["correctness"]["figures"])
@@ -304,28 +305,28 @@ def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
 
 
 def test_a_failing_section_is_recorded_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "SECTIONS", dict(gpu_suite.SECTIONS))
+    monkeypatch.setattr(suites, "SECTIONS", dict(suites.SECTIONS))
     target = tmp_path / "suite.json"
 
-    @gpu_suite.section("breaks", seconds=1)
-    def breaks(suite: gpu_suite.Suite) -> None:
+    @suites.section("breaks", seconds=1)
+    def breaks(suite: suites.Suite) -> None:
         """Raises."""
         suite.record({"found": float("nan"), "limits": [float("inf"), 1.0]})
         raise ZeroDivisionError("as it must")
 
-    @gpu_suite.section("wrong", seconds=1)
-    def wrong(suite: gpu_suite.Suite) -> None:
+    @suites.section("wrong", seconds=1)
+    def wrong(suite: suites.Suite) -> None:
         """Finds something."""
-        raise gpu_suite.Failed("2 of 3")
+        raise suites.Failed("2 of 3")
 
-    @gpu_suite.section("after", seconds=1)
-    def after(suite: gpu_suite.Suite) -> None:
+    @suites.section("after", seconds=1)
+    def after(suite: suites.Suite) -> None:
         """Sees what the others left."""
         before = json.loads(target.read_text())["sections"]
         suite.record({"seen": {name: entry["status"] for name, entry in before.items()}})
 
-    suite = gpu_suite.Suite(CPU, 1.0, target)
-    assert gpu_suite.run(suite, ["breaks", "wrong", "after"]) == 1
+    suite = suites.Suite(CPU, 1.0, target)
+    assert suites.run(suite, ["breaks", "wrong", "after"]) == 1
     sections = json.loads(target.read_text())["sections"]
     assert sections["breaks"]["status"] == "error"
     assert "ZeroDivisionError: as it must" in sections["breaks"]["traceback"]
@@ -337,24 +338,24 @@ def test_a_failing_section_is_recorded_and_the_run_goes_on(tmp_path: Path, monke
 
 
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_suite, "SECTIONS", {})
+    monkeypatch.setattr(suites, "SECTIONS", {})
     done: list[int] = []
 
-    @gpu_suite.section("half", seconds=1, share=0.5)
-    def half(suite: gpu_suite.Suite) -> None:
+    @suites.section("half", seconds=1, share=0.5)
+    def half(suite: suites.Suite) -> None:
         """Takes cases of 0.1 s as long as half the time lasts."""
         for case in suite.while_time(list(range(100))):
             done.append(case)
             time.sleep(0.1)
 
-    @gpu_suite.section("late", seconds=1)
-    def late(suite: gpu_suite.Suite) -> None:
+    @suites.section("late", seconds=1)
+    def late(suite: suites.Suite) -> None:
         """Never runs."""
         raise AssertionError
 
     began = time.monotonic()
-    suite = gpu_suite.Suite(CPU, 1.5 / 60, tmp_path / "suite.json")
-    assert gpu_suite.run(suite, ["half", "late"]) == 0
+    suite = suites.Suite(CPU, 1.5 / 60, tmp_path / "suite.json")
+    assert suites.run(suite, ["half", "late"]) == 0
     # Half of 1.5 s; the room above it is for a machine that others use as well.
     assert time.monotonic() - began < 1.4
     assert 1 <= len(done) <= 7, "0.75 s have room for no more"
