@@ -34,7 +34,9 @@ LIST = ROOT / "recipes" / "speed" / "ablations.toml"
 def lines(path: Path) -> list[tuple[str, list[str]]]:
     """What is taken away, and the overrides that do it; nothing first. Raises UserError for another kind of file."""
     try:
-        found = [(each["name"], list(each["set"])) for each in tomllib.loads(path.read_text())["without"]]
+        found = [(each["name"], each["set"]) for each in tomllib.loads(path.read_text())["without"]]
+        if not all(isinstance(text, str) for name, sets in found for text in (name, *sets)):
+            raise TypeError("names and overrides are strings")
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no list of ablations: give a file like recipes/speed/ablations.toml") from error
     return [("", []), *found]

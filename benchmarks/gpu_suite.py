@@ -101,7 +101,7 @@ def measure_routing(suite: Suite) -> None:
         entries.append(found["entry"])
     if entries and suite.json is not None:
         device_name = "dry run" if suite.dry else torch.cuda.get_device_name()
-        kernel_routing.write_table(suite.json.with_name("routing.json"), entries, device_name)
+        kernel_routing.write_table(suite.json.with_name("routing.json"), device_name, entries=entries)
 
 
 @section("kernels", seconds=30, share=0.8)
@@ -116,6 +116,29 @@ def kernels(suite: Suite) -> None:
                 wrong.append(f"{case.name} {found['pass']}: {found['missing']['ours']}")
     if wrong:
         raise Failed("; ".join(wrong))
+
+
+@section("products", seconds=15, share=0.3)
+def products(suite: Suite) -> None:
+    """Muon's products: symmetric ones against whole ones, and from which size on they are taken."""
+    if importlib.util.find_spec("pydantic") is None:
+        raise Skipped("optimizers come from a recipe's tables, which need pydantic: it is not installed")
+    from fastres.kernels.launch import INTERPRETED
+
+    if suite.dry and not INTERPRETED:
+        raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+    from benchmarks import muon_products
+
+    figures = []
+    for case in suite.while_time(muon_products.DRY_CASES if suite.dry else muon_products.CASES):
+        figures.append(muon_products.time_case(case, suite.device, dry=suite.dry))
+        suite.record(figures[-1])
+    if figures and suite.json is not None:
+        device_name = "dry run" if suite.dry else torch.cuda.get_device_name()
+        rows = muon_products.least_rows(figures)
+        kernel_routing.write_table(suite.json.with_name("routing.json"), device_name, symmetric_rows=rows)
+    if wrong := [each["case"] for each in figures if not each["passed"]]:
+        raise Failed(f"less exact than twice the error of whole products: {', '.join(wrong)}")
 
 
 @section("augment", seconds=30, share=0.5)

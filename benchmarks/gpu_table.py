@@ -59,6 +59,16 @@ def _routing(figures: Figures) -> Iterator[str]:
             yield f"{each['route']}: {each['fastest']}; the rule's {each['rule']} takes {slower}"
 
 
+def _products(figures: Figures) -> Iterator[str]:
+    for each in figures:
+        if "case" in each:
+            times, ratio = each["microseconds"], each["symmetric_is_times_as_fast"]
+            yield (
+                f"products {each['case']}: symmetric {ratio:.2f} times whole; "
+                f"orthogonalised in {times['orthogonalise']:.4g} µs{'' if each['passed'] else ', INEXACT'}"
+            )
+
+
 def _augment(figures: Figures) -> Iterator[str]:
     for each in figures:
         if "differing_values" in each:
@@ -154,6 +164,7 @@ _SHOWN: dict[str, Callable[[Figures], Iterator[str]]] = {
     "ceilings": _ceilings,
     "correctness": _correctness,
     "routing": _routing,
+    "products": _products,
     "augment": _augment,
     "step": _step,
     "speedrun": _speedrun,

@@ -5,6 +5,7 @@ where the tensors are large, and on the same buffers where they are small: at th
 the cache, a network's activations have just been written by the convolution before.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -99,9 +100,11 @@ def entry(asked: routing.Problem, choice: routing.Choice) -> dict[str, Any]:
     return {**{key: asdict(asked)[key] for key in keys}, "form": choice.form, **tiles}
 
 
-def write_table(path: Path, entries: list[dict[str, Any]], device_name: str) -> None:
-    """Write a table that `fastres.kernels.routing` reads, and make this process use it."""
-    write_json(path, {"measured_on": device_name, "entries": entries})
+def write_table(path: Path, device_name: str, **found: Any) -> None:
+    """Write what was found (`entries`, `symmetric_rows`) into a table that `fastres.kernels.routing` reads, keeping
+    what it has besides, and make this process use it."""
+    table = json.loads((path if path.is_file() else routing.TABLE).read_text())
+    write_json(path, {**table, "measured_on": device_name, **found})
     routing.use_table(path)
 
 

@@ -1,9 +1,8 @@
 """The training loop of fastres, driven by a benchmark: the steps of `fastres train`, without its records."""
 
 from collections.abc import Iterator
-from itertools import islice
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -12,42 +11,9 @@ from fastres.data.loaders import ResidentLoader
 from fastres.models import build
 from fastres.position import Tally
 from fastres.recipe import Recipe
+from fastres.runner import Launch, Runner
 from fastres.stall import StallMeter
 from fastres.step import DTYPES, Step
-
-try:
-    from fastres.runner import Runner
-except ImportError:  # the loop is still a part of training.py
-    Runner = None  # type: ignore[assignment,misc]
-
-
-class Launch(NamedTuple):
-    """What one launch trained on."""
-
-    steps: int
-    images: int
-
-
-class _OneByOne:
-    """The steps of `feed.train` as training.py takes them, launched from Python one by one."""
-
-    captured, note = False, "steps are launched one by one"
-
-    def __init__(self, step: Step, feed: Any, tally: Tally, stall: StallMeter) -> None:
-        self.step, self.feed, self.tally, self.stall = step, feed, tally, stall
-
-    def epoch(self, epoch: int, first_step: int, count: int) -> Iterator[Launch]:
-        before, augment = epoch * len(self.feed.train), self.feed.augment
-        batches = islice(self.feed.train.batches(epoch, first_step), count)
-        for at, batch in enumerate(self.stall.watch(batches), first_step):
-            if self.step.recipe.mix.active:
-                inputs = augment(batch.source, batch.labels, batch.indices, epoch, at, batch.rows)
-            else:
-                inputs = augment.unmixed(batch.source, batch.indices, epoch, batch.rows), batch.labels
-            loss, correct = self.step(before + at, *inputs)
-            self.tally.add(before + at + 1, loss, correct, len(batch.rows))
-            yield Launch(1, len(batch.rows))
-
 
 class Ours:
     """`recipe` made ready to train on `feed`, of which `train` and `augment` are used (and `sample`, by networks that
@@ -62,7 +28,7 @@ class Ours:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.step = Step(network.to(device), recipe, len(feed.train), device)
         self.tally, self.stall = Tally(device), StallMeter(device)
-        self.runner: Any = (Runner or _OneByOne)(self.step, feed, self.tally, self.stall)
+        self.runner = Runner(self.step, feed, self.tally, self.stall)
 
     @property
     def captured(self) -> bool:
@@ -74,11 +40,11 @@ class Ours:
         """Why they are not."""
         return self.runner.note
 
-    def epoch(self, number: int, count: int | None = None) -> Iterator[Any]:
+    def epoch(self, number: int, count: int | None = None) -> Iterator[Launch]:
         """Train on epoch `number`, or its first `count` steps; yields launches, with their `steps` and `images`."""
         return self.runner.epoch(number, 0, len(self.feed.train) if count is None else count)
 
-    def endless(self) -> Iterator[Any]:
+    def endless(self) -> Iterator[Launch]:
         """Launches of one epoch after the other; after the recipe's last the first again."""
         number = 0
         while True:
@@ -94,7 +60,7 @@ class Steps:
     """Goes on by `count` steps a call. Where a launch is several steps, a call may do some more, and the next one
     then does as many fewer: over many calls the number is exact."""
 
-    def __init__(self, launches: Iterator[Any], count: int) -> None:
+    def __init__(self, launches: Iterator[Launch], count: int) -> None:
         self.launches, self.count = launches, count
         self.ahead = 0
 

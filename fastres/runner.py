@@ -62,6 +62,16 @@ class Runner:
         self._pixels: Tensor | None = loader.source if isinstance(loader, ResidentLoader) else None
         self.together = max(1, IMAGES_A_LAUNCH // size) if self._resident and step.uniform else 1
 
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replays of graphs, as far as any has been captured yet."""
+        return self.graphs.captured > 0
+
+    @property
+    def note(self) -> str | None:
+        """Why they are not."""
+        return self.graphs.note
+
     def epoch(self, epoch: int, first_step: int, count: int) -> Iterator[Launch]:
         """Train on `count` steps of `epoch` from its step `first_step` on, both counted from 0."""
         if not self.on_device:

@@ -164,8 +164,8 @@ class _Run:
             if now - self.saved >= self.recipe.train.checkpoint_seconds:
                 self._save()
                 started = time.perf_counter()
-        if self.device.type == "cuda" and self.runner.graphs.note and not self.uncaptured:
-            self.progress.message(f"steps are launched kernel by kernel: {self.runner.graphs.note}")
+        if self.device.type == "cuda" and self.runner.note and not self.uncaptured:
+            self.progress.message(f"steps are launched kernel by kernel: {self.runner.note}")
             self.uncaptured = True
         row = self._row()
         at.next_epoch()
@@ -325,8 +325,8 @@ class _Run:
             "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
             "compiled": self.step.loss_and_correct.active,
             "compile_note": self.step.loss_and_correct.note,
-            "captured": self.runner.graphs.captured > 0,
-            "capture_note": self.runner.graphs.note,
+            "captured": self.runner.captured,
+            "capture_note": self.runner.note,
             "tta": self.recipe.eval.tta,
             "tta_passes": passes(self.recipe.eval),
             "loader": self.feed.loading.kind,

@@ -2,7 +2,7 @@
 
 Every configuration of the normalisation kernels that `routing.candidates` offers is compiled to machine code for the
 targets, in its largest form: two incoming gradients, all outputs, all parameters; then the augmentation kernels, whose
-configurations augment_compile.py has. What the machine code needs is read from the cubin: registers, bytes that spill
+configurations augment_compile.py has, and symmetric.py's. What the machine code needs is read from the cubin: registers, bytes that spill
 to local memory, shared memory, bytes of code.
 """
 
@@ -26,19 +26,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastres.kernels import augment_compile, resident, two_pass
+from fastres.kernels import augment_compile, resident, symmetric, two_pass
 from fastres.kernels.functional import ACTIVATIONS
 from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
 SPILL_LIMIT = 64
 """Bytes a thread that may spill without a complaint: sixteen registers, stored and loaded once a program.
 
-The largest resident tiles, on 16 warps, take up to 64 of the 128 registers that a thread can have there, and a few of
-the others do not fit; the compiler for 10.0 parks values of the prologue over the loop of `reduce_kernel` while
-registers are free; and in evaluation `apply_kernel` spills 16 bytes in its dual form on 8.0, and 8 with fp32 and an
-addition on 10.0, to hold what tells a program its place. 64 bytes of 512 threads, written and read, are 64 KB through
-the first-level cache, which moves 128 bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a
-program reads and writes (an H200 by its data sheet: 4.8 TB/s over 132 multiprocessors).
+Of all configurations, by kernel: `gradient_kernel` never spills. `resident_forward_kernel` does on 16 warps, where a
+thread has 128 registers and the tile takes up to 64 of them: at most 56 bytes. 3 of 108 of `statistics_kernel` (the
+dual form, 24 bytes), 16 of 1,512 of `reduce_kernel` (16 bytes; the compiler for 10.0 parks values of the prologue over
+the loop while registers are free) and 13 of 1,314 of `resident_backward_kernel` (16 bytes) do too, and in evaluation 9
+of 1,512 of `apply_kernel` (16 bytes in the dual form on 8.0, 8 with fp32 and an addition on 10.0), to hold what tells a
+program its place. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
+bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its
+data sheet: 4.8 TB/s over 132 multiprocessors).
 """
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100")
@@ -93,17 +95,17 @@ class Resources:
     """Bytes of machine code."""
 
 
-AnyConfiguration = Configuration | augment_compile.Configuration
+AnyConfiguration = Configuration | augment_compile.Configuration | symmetric.Configuration
 
 
 def everything() -> list[AnyConfiguration]:
     """Every configuration of all kernels."""
-    return [*configurations(), *augment_compile.configurations()]
+    return [*configurations(), *augment_compile.configurations(), *symmetric.configurations()]
 
 
 def quick() -> list[AnyConfiguration]:
     """One configuration a kernel."""
-    return [*representative(), *augment_compile.representative()]
+    return [*representative(), *augment_compile.representative(), *symmetric.representative()]
 
 
 def configurations(aligned: Sequence[bool] = (True, False)) -> Iterator[Configuration]:
@@ -218,9 +220,12 @@ def _type(name: str, dtype: str) -> str:
 def resources(configuration: AnyConfiguration, target: str) -> Resources:
     """Compile for a target and read what the machine code needs."""
     if isinstance(configuration, Configuration):
-        cubin = build(configuration, target).asm["cubin"]
+        compiled = build(configuration, target)
+    elif isinstance(configuration, symmetric.Configuration):
+        compiled = symmetric.build(configuration, target)
     else:
-        cubin = augment_compile.build(configuration, target).asm["cubin"]
+        compiled = augment_compile.build(configuration, target)
+    cubin = compiled.asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

@@ -27,7 +27,7 @@ def mix_kernel(
     sample = tl.program_id(0)
     VALUES: tl.constexpr = CHANNELS * POLICY.height * POLICY.width
     kind, weight, box, previous = begin_mixing(
-        labels, partners, weights, tables, sample, seed, read(epoch), step, POLICY
+        labels, partners, weights, tables, sample, read(seed), read(epoch), step, POLICY
     )
     position = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if POLICY.channels_last:

@@ -1,4 +1,4 @@
-"""Which form of the BatchNorm kernels, with which tiles, for which shape.
+"""Which form of the BatchNorm kernels, with which tiles, for which shape; and when symmetric products pay.
 
 A plan follows from shape, type and number of multiprocessors alone, never from a measurement made while a program
 runs: the same run has the same bits. `rule` is arithmetic about registers and bandwidth. `routing.json`, which
@@ -180,11 +180,26 @@ def _octaves(problem: Problem, entry: dict[str, Any]) -> float:
     return max(abs(math.log2(problem.rows / entry["rows"])), abs(math.log2(problem.channels / entry["channels"])))
 
 
+def symmetric_pays(rows: int) -> bool:
+    """Whether symmetric.py's product of matrices with so many rows was measured to take less time than a whole one."""
+    least = _file().get("symmetric_rows")
+    return least is not None and rows >= least
+
+
 def use_table(path: Path) -> None:
     """Choose by another table from now on, such as one that has just been measured."""
     global TABLE
     TABLE = path
+    _file.cache_clear()
     _table.cache_clear()
+
+
+@functools.cache
+def _file() -> dict[str, Any]:
+    """`routing.json`: entries, see `_table`; `symmetric_rows`, the least number of rows from which symmetric.py wins,
+    None while nobody has measured it; `measured_on`, the GPU."""
+    found: dict[str, Any] = json.loads(TABLE.read_text())
+    return found
 
 
 @functools.cache
@@ -193,6 +208,6 @@ def _table() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
     sums and output as [rows, columns, warps].
     """
     grouped: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for entry in json.loads(TABLE.read_text())["entries"]:
+    for entry in _file()["entries"]:
         grouped.setdefault((entry["direction"], entry["second"], entry["itemsize"]), []).append(entry)
     return grouped

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,7 +200,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
     assert {name: entry["status"] for name, entry in report["sections"].items()} == {
         **dict.fromkeys(["machine", "ceilings", "correctness", "kernels", "launches"], "done"),
         "routing": "skipped",  # it launches kernels: see the next test
-        "augment": "skipped",
+        **dict.fromkeys(["products", "augment"], "skipped"),
         **dict.fromkeys(["step", "speedrun", "epoch", "report_best", "loaders"], "skipped"),
         "pytest": "skipped",
     }
@@ -237,7 +238,8 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
     entry = figures[2]["entry"]
     assert (entry["rows"], entry["channels"], entry["second"]) == (48, 16, "dual")
     table = json.loads(target.with_name("routing.json").read_text())
-    assert table == {"measured_on": "dry run", "entries": [each["entry"] for each in figures]}
+    expected = {"measured_on": "dry run", "symmetric_rows": None, "entries": [each["entry"] for each in figures]}
+    assert table == expected
     # What the process chooses afterwards is what it measured.
     assert json.loads(done.stdout.splitlines()[-1]) == [0, entry["form"], *entry["sums"][:2]]
 
@@ -285,6 +287,37 @@ def test_augmentation_is_checked_and_timed(tmp_path: Path) -> None:
     assert timed["floor_bytes"] == 2 * 3072 * 3
     assert mine["images_per_second"] * mine["microseconds"] == pytest.approx(2e6)
     assert "as the reference" in done.stdout and "of the copy rate" in done.stdout
+
+
+def test_symmetric_products_are_timed_and_the_table_learns_from_which_size_on(tmp_path: Path) -> None:
+    """In the interpreter: that it runs, is as exact as whole products, and changes nothing else of the table."""
+    target = tmp_path / "suite.json"
+    command = [sys.executable, str(SUITE), "--device", "cpu", "--sections", "products", "--json", str(target)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    (figures,) = json.loads(target.read_text())["sections"]["products"]["figures"]
+    assert figures["passed"] and set(figures["microseconds"]) == {"symmetric", "whole", "orthogonalise"}
+    table = json.loads(target.with_name("routing.json").read_text())
+    # The interpreter is slower by orders of magnitude.
+    assert figures["symmetric_is_times_as_fast"] < 1
+    assert table == {"measured_on": "dry run", "symmetric_rows": None, "entries": []}
+    assert "products 2x20x50" in done.stdout
+
+
+def test_the_least_size_that_wins() -> None:
+    from benchmarks.muon_products import least_rows
+
+    def figures(*ratios: float) -> list[dict[str, Any]]:
+        return [
+            {"rows": rows, "symmetric_is_times_as_fast": ratio}
+            for rows, ratio in zip((64, 256, 512), ratios, strict=True)
+        ]
+
+    assert least_rows(figures(0.9, 1.1, 1.2)) == 256
+    assert least_rows(figures(1.1, 0.9, 1.2)) == 512
+    assert least_rows(figures(1.1, 1.1, 1.2)) == 64
+    assert least_rows(figures(1.1, 1.1, 0.9)) is None
 
 
 def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.kernels.routing import symmetric_pays
 from fastres.models.convolution import HAS_AMX
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -128,6 +129,13 @@ def newton_schulz(x: Tensor, steps: int) -> Tensor:
     a, b, c = COEFFICIENTS
     if x.dtype == torch.float32 and (x.is_cuda or (x.device.type == "cpu" and HAS_AMX)):
         x = x.bfloat16()
+    if x.is_cuda and x.dtype == torch.bfloat16 and symmetric_pays(x.shape[1]):
+        from fastres.kernels.symmetric import symmetric_product  # Triton need not be installed elsewhere
+
+        for _ in range(steps):
+            gram = symmetric_product(x)
+            x = torch.baddbmm(x, symmetric_product(gram, alpha=c, c=gram, beta=b), x, beta=a)
+        return x
     if x.dtype == torch.bfloat16 or x.shape[2] < 2 * x.shape[1] or steps == 0:
         for _ in range(steps):
             gram = x @ x.mT

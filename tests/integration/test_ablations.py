@@ -1,0 +1,60 @@
+"""The table of ablations: every line named beside the recipes applies, differences are by seed, wrong calls end with 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ablations
+from fastres.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_listed_line_changes_the_recipe_and_nothing_twice() -> None:
+    base = ROOT / "recipes" / "speed" / "94.toml"
+    found = {name: Recipe.load(base, sets).hash() for name, sets in ablations.lines(ablations.LIST)}
+    assert len(found) == len(set(found.values())) > 10, "an override that changes nothing measures nothing"
+    assert len({ablations.folder_of(name) for name in found}) == len(found)
+
+
+def test_the_table_of_a_tiny_recipe(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "list.toml"
+    listed.write_text('[[without]]\nname = "flip & shift"\nset = ["augment.flip=none", "augment.translate=0"]\n')
+    call = [str(tiny), "--runs", "2", "--out", str(tmp_path / "out"), "--list", str(listed), "--device", "cpu"]
+    call += ["--set", "data.split=none", "--set", "train.compile=false"]
+    assert ablations.main(call) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "ablations.json").read_text())
+    complete, without = report["rows"]
+    assert [len(row["accuracy"]) for row in report["rows"]] == [2, 2]
+    changes = [a - b for a, b in zip(without["accuracy"], complete["accuracy"], strict=True)]
+    mean = 100 * sum(changes) / 2
+    # Student's t for one degree of freedom is 12.706; the standard error of two values is half their distance.
+    reach = 100 * 12.706 * abs(changes[0] - changes[1]) / 2
+    assert f"| flip & shift | {sum(without['accuracy']) / 2:.2%} | {mean:+.2f} ± {reach:.2f} |" in printed
+    assert (tmp_path / "out" / "ablations.md").read_text() == printed
+    assert (tmp_path / "out" / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    runs = tmp_path / "out" / "flip-shift" / "runs.jsonl"
+    before = runs.stat().st_mtime_ns
+    assert ablations.main(call) == 0, "what is complete is read"
+    assert runs.stat().st_mtime_ns == before
+    assert ablations.main([*call, "--set", "train.seed=7"]) == 2, "other runs lie there"
+    assert "give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[[without]]\nname = 3", "without = 1", "[[", '[[without]]\nset = ["a=1"]'])
+def test_a_wrong_list(text: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "list.toml"
+    listed.write_text(text)
+    assert ablations.main([str(tiny), "--out", str(tmp_path / "out"), "--list", str(listed)]) == 2
+    assert "is no list of ablations" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_override_costs_no_run(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "list.toml"
+    listed.write_text('[[without]]\nname = "x"\nset = ["augment.filp=none"]\n')
+    assert ablations.main([str(tiny), "--out", str(tmp_path / "out"), "--list", str(listed)]) == 2
+    assert "flip" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
