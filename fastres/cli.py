@@ -151,8 +151,8 @@ def speedrun(
 ) -> None:
     """Train a recipe many times, compiled once: time of a run, mean accuracy, its interval and significance."""
     from fastres.recipe import Recipe
-    from fastres.speedrun import describe
     from fastres.speedrun import speedrun as run_all
+    from fastres.speedrun_results import describe
 
     loaded = Recipe.load(recipe, set_)
     result = run_all(loaded, runs, target=target, out=out, device=device, name=recipe.stem)

@@ -309,14 +309,15 @@ def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
     mean, target = summary["mean_accuracy"], summary["target"]
     above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=BLUE, label="a run", **dots)
-    above.axhline(100 * mean, color=BLACK, linewidth=1.4, label=f"mean, {mean:.2%}")
+    above.axhline(100 * mean, color=BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
     if summary["interval_low"] is not None:
         low, high = 100 * summary["interval_low"], 100 * summary["interval_high"]
         above.axhspan(low, high, color=SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
-    above.axhline(100 * target, color=ORANGE, linewidth=1.4, linestyle=(0, (5, 1.5)), label=f"target, {target:.2%}")
+    dashed: dict[str, Any] = {"color": ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
+    above.axhline(100 * target, label=f"target, {target:.2%}", **dashed)
     above.set_ylabel("test accuracy (%)", fontsize=TEXT)
     below.plot(seeds, [row["seconds"] for row in rows], color=GREEN, **dots)
-    below.axhline(summary["mean_seconds"], color=BLACK, linewidth=1.4)
+    below.axhline(summary["mean_seconds"], color=BLACK, linewidth=1.4, zorder=1)
     below.set_ylim(0, 1.15 * max(row["seconds"] for row in rows))
     below.set_ylabel("time of a run (s)", fontsize=TEXT)
     below.set_xlabel("seed", fontsize=TEXT)

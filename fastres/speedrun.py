@@ -20,7 +20,7 @@ from fastres.capture import side_stream
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import Evaluator, measure, passes
 from fastres.feed import check_statistics, labels_of, open_feed
-from fastres.files import write_bytes, write_json, write_text
+from fastres.files import write_json, write_text
 from fastres.models import count_parameters, layers
 from fastres.optim import total_steps
 from fastres.position import Tally
@@ -28,10 +28,9 @@ from fastres.recipe import Recipe
 from fastres.record import environment
 from fastres.runner import Runner
 from fastres.significance import Sample
+from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
 from fastres.stall import StallMeter
 from fastres.step import Phase, Step
-
-PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
 
 WARM_UP = 3
 """Launches of each kind of step before the first run: the first compiles, a GPU captures the third."""
@@ -90,7 +89,7 @@ def speedrun(
         }
         if goes_on:
             folder = Path(str(out))
-            _check_plan(folder, plan)
+            check_plan(folder, plan)
         else:
             folder = runs.new_folder(out, f"{name}-speedrun")
             write_json(folder / PLAN, plan)
@@ -99,8 +98,8 @@ def speedrun(
             write_json(folder / "environment.json", facts)
             rows = session.complete(folder, count)
             summary = {**plan, **session.about(), **summarise(rows, target)}
-            _draw(folder, rows, summary)
-            write_json(folder / SUMMARY, summary)  # last: its presence says that all runs are done
+            write_json(folder / SUMMARY, summary)  # its presence says that all runs are done
+            draw(folder, rows, summary)
     finally:
         session.feed.close()
     return SpeedrunResult(folder, summary)
@@ -123,26 +122,6 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
     fixes = " ".join(f"--set {setting}" for setting, wrong in unsuited.items() if wrong)
     if fixes:
         raise UserError(f"a speedrun trains on all images and tests once, at the end: add {fixes}")
-
-
-def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Raise UserError where the speedrun in `folder` was begun with another plan."""
-    try:
-        begun = json.loads((folder / PLAN).read_text())
-        different = [key for key in plan if begun[key] != plan[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / PLAN} is damaged: give another --out") from error
-    if not different:
-        return
-    was, now = begun[different[0]], plan[different[0]]
-    fix = {
-        "recipe_hash": f"{folder} was begun with another recipe, {folder / 'resolved.toml'}: run that one",
-        "runs": f"{folder} was begun with --runs {was}, not {now}: give that number, fixed beforehand",
-        "target": f"{folder} was begun with --target {was}, not {now}: give that one",
-        "device": f"{folder} was begun on {was}, and this is {now}: go on there",
-        "data": f"{folder} was begun with other data: restore it",
-    }[different[0]]
-    raise UserError(f"{fix}, or give another --out")
 
 
 class _Session:
@@ -182,11 +161,13 @@ class _Session:
             "tta_passes": passes(self.recipe.eval),
             "test_images": len(self.labels),
             "loader": self.feed.loading.kind,
+            "timed": TIMED,
+            "not_timed": NOT_TIMED,
         }
 
     def complete(self, folder: Path, count: int) -> list[dict[str, Any]]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
-        rows = _read_rows(folder)
+        rows = read_rows(folder)
         progress = _Progress(len(rows), count, self.steps, self.quiet)
         progress.message(f"{folder}: {count} runs of {self.steps} steps, {self.parameters:,} parameters, {self.device}")
         if rows:
@@ -292,65 +273,3 @@ class _Progress:
         seconds = (self.count - done) * (time.monotonic() - self.began) / (done - self.first)
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"
-
-
-def _read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs, in order. Raises UserError where the file is none of ours."""
-    path = folder / ROWS
-    if not path.is_file():
-        return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if [row["run"] for row in rows] != list(range(len(rows))):
-            raise ValueError("runs are missing")
-        return rows
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: give another --out") from error
-
-
-def summarise(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Mean, spread and significance of the rows of runs.jsonl: accuracies are shares, times are seconds. What a single
-    run cannot give is None."""
-    accuracy = Sample.of([row["test_accuracy"] for row in rows])
-    seconds = Sample.of([row["seconds"] for row in rows])
-    low, high = accuracy.interval() or (None, None)
-    return {
-        "mean_accuracy": accuracy.mean,
-        "sd_accuracy": accuracy.sd,
-        "interval_low": low,
-        "interval_high": high,
-        "p_mean_above_target": accuracy.p_above(target),
-        "mean_seconds": seconds.mean,
-        "sd_seconds": seconds.sd,
-        "cold_seconds": rows[0]["cold_seconds"],
-        "compiled": all(row["compiled"] for row in rows),
-        "timed": TIMED,
-        "not_timed": NOT_TIMED,
-    }
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """The summary in a few lines."""
-    count, last = summary["runs"], summary["first_seed"] + summary["runs"] - 1
-    seeds = f"seed {last}" if count == 1 else f"seeds {summary['first_seed']} to {last}"
-    lines = [f"{count} {'run' if count == 1 else 'runs'}, {seeds}: mean test accuracy {summary['mean_accuracy']:.3%}"]
-    seconds = f"{summary['mean_seconds']:.3f} s a run"
-    if count > 1:
-        lines[0] += (
-            f", SD {summary['sd_accuracy']:.3%}, 95% interval {summary['interval_low']:.3%} to "
-            f"{summary['interval_high']:.3%} (Student's t, {count - 1} degrees of freedom)"
-        )
-        p = summary["p_mean_above_target"]
-        found = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
-        lines.append(f"mean above {summary['target']:.2%}: {found} (one-sided t test)")
-        seconds += f", SD {summary['sd_seconds']:.3f} s"
-    what = "compilation and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"
-    lines.append(f"{seconds}; the first one with {what} {summary['cold_seconds']:.1f} s; on {summary['device']}")
-    return "\n".join([*lines, f"timed: {summary['timed']}", f"not timed: {summary['not_timed']}"])
-
-
-def _draw(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    from fastres import figures
-
-    figure = figures.speedrun(rows, summary)
-    write_bytes(folder / FIGURE, figures.png(figure))

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastres import checkpoint, speedrun
 from fastres.evaluate import Evaluator
 from fastres.recipe import Recipe
+from fastres.speedrun_results import FIGURE, PLAN, ROWS, SUMMARY, describe
 from fastres.training import train
 
 WHOLE = ["data.split=none"]  # 200 images: six batches of 32 and one of 8
@@ -23,14 +24,20 @@ SPEEDNET = ["model.name=speednet", "model.widths=[4, 8]", "model.whiten_images=5
 MUON = ["optimizer.name=muon", "optimizer.renormalise_every=2", "optimizer.auxiliary.lr=0.02"]
 KINDS = {
     "momentum": ["optimizer.momentum=0.9", "train.epochs=1.5"],
-    "adamw": ["optimizer.name=adamw", "optimizer.lr=0.01", "mix.cutmix_alpha=1", "model.dropout=0.3"],
+    "adamw": [
+        "optimizer.name=adamw",
+        "optimizer.lr=0.01",
+        "mix.cutmix_alpha=1",
+        "model.dropout=0.3",
+        "data.loader=torch",
+    ],
     "muon": [*SPEEDNET, *MUON, "train.lookahead.every=3", "augment.flip=alternating"],
     "averages": ["train.ema=0.9", "train.drop_last=true", "augment.translate=2", "eval.tta=selective"],
 }
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / speedrun.ROWS).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
 
 
 def same_as_train(recipe: Path, settings: list[str], place: Path, seeds: tuple[int, ...] = (3, 4, 5)) -> None:
@@ -107,13 +114,13 @@ def test_the_command(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     assert "mean above 5.00%: " in printed and "(one-sided t test)" in printed
     assert f"timed: {speedrun.TIMED}" in printed and f"not timed: {speedrun.NOT_TIMED}" in printed
     assert "run 2/3  seed 1" in err and err.count(" left\n") == 2
-    rows, summary = rows_of(out), json.loads((out / speedrun.SUMMARY).read_text())
+    rows, summary = rows_of(out), json.loads((out / SUMMARY).read_text())
     accuracies = [row["test_accuracy"] for row in rows]
     assert summary["mean_accuracy"] == pytest.approx(sum(accuracies) / 3)
     assert summary["interval_low"] <= summary["mean_accuracy"] <= summary["interval_high"]
     assert summary["cold_seconds"] == rows[0]["cold_seconds"] > rows[0]["seconds"]
     assert (summary["runs"], summary["target"], summary["compiled"]) == (3, 0.05, False)
-    assert (out / speedrun.FIGURE).read_bytes().startswith(b"\x89PNG")
+    assert (out / FIGURE).read_bytes().startswith(b"\x89PNG")
     assert not list(out.rglob("checkpoints")) and not (out / "report.html").exists()
     assert Recipe.load(out / "resolved.toml").hash() == summary["recipe_hash"]
 
@@ -126,7 +133,7 @@ def test_a_single_run_has_no_spread(fastres: Any, tiny: Path, tmp_path: Path) ->
     assert summary["out"] == str(out)
     for name in ("sd_accuracy", "interval_low", "interval_high", "p_mean_above_target", "sd_seconds"):
         assert summary[name] is None
-    lines = speedrun.describe(summary).splitlines()
+    lines = describe(summary).splitlines()
     assert lines[0].startswith("1 run, seed 0: mean test accuracy") and "interval" not in lines[0]
 
 
@@ -155,7 +162,7 @@ def test_an_interrupted_speedrun_goes_on(
     monkeypatch.undo()
     assert (code, printed) == (130, "")
     assert err.endswith(f"interrupted: 2 of 4 runs are kept; the same command with --out {out} adds the rest\n")
-    assert not (out / speedrun.SUMMARY).exists()
+    assert not (out / SUMMARY).exists()
     for wrong, expected in (
         (["--runs", 5, *options()], f"{out} was begun with --runs 4, not 5"),
         (["--runs", 4, "--target", 0.5, *options()], "was begun with --target 0.94, not 0.5"),
@@ -190,7 +197,7 @@ def test_a_signal_keeps_the_finished_runs(tiny: Path, tmp_path: Path) -> None:
         *options(),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "out" / speedrun.ROWS).is_file():
+    while process.poll() is None and not (tmp_path / "out" / ROWS).is_file():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     printed, err = process.communicate()
@@ -229,6 +236,6 @@ def test_what_no_speedrun_can_do_is_one_line(
 def test_a_folder_with_something_else_in_it_is_refused(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     code, _, err = fastres("speedrun", tiny, "--runs", 1, "--out", tmp_path, *options())
     assert code == 2 and "not an empty folder" in err
-    (tmp_path / speedrun.PLAN).write_text("{}")
+    (tmp_path / PLAN).write_text("{}")
     code, _, err = fastres("speedrun", tiny, "--runs", 1, "--out", tmp_path, *options())
     assert code == 2 and "plan.json is damaged" in err
