@@ -101,13 +101,15 @@ class Step:
         self._attach()
 
     def _attach(self) -> None:
-        """Make the groups' rates views of the numbers."""
+        """Make the groups' rates views of the numbers, where these are on the device, and Adam's steps capturable on
+        CUDA: a checkpoint brings what it was there, where it was saved."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = self._numbers is not None and self.device.type == "cuda"
         if self._numbers is None:
             return
         for group, rate in zip(self.optimizer.param_groups, self._numbers[0], strict=False):
             group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = self.device.type == "cuda"
         # Adam warns of capturable groups whose step runs uncaptured, as the first ones do.
         for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
             optimizer._warned_capturable_if_run_uncaptured = True
