@@ -2,7 +2,7 @@
 
     python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
 
-recipes/speed/ablations.toml names what is taken away, as overrides. Every line is a speedrun of the same seeds, so that
+benchmarks/ablations.toml names what is taken away, as overrides. Every line is a speedrun of the same seeds, so that
 differences are paired, and an interrupted table goes on with the same command. `--set` changes all lines alike, to fit
 a machine: `--set data.train_images=10000`. Writes ablations.json, ablations.md and ablations.png to the folder. Exit
 status: 0, 2 for what the user can put right, 130 when interrupted.
@@ -28,7 +28,7 @@ from fastres.recipe import Recipe
 from fastres.significance import Sample
 from fastres.speedrun import speedrun
 
-LIST = ROOT / "recipes" / "speed" / "ablations.toml"
+LIST = Path(__file__).with_name("ablations.toml")
 
 
 def lines(path: Path) -> list[tuple[str, list[str]]]:
@@ -38,7 +38,7 @@ def lines(path: Path) -> list[tuple[str, list[str]]]:
         if not all(isinstance(text, str) for name, sets in found for text in (name, *sets)):
             raise TypeError("names and overrides are strings")
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no list of ablations: give a file like recipes/speed/ablations.toml") from error
+        raise UserError(f"{path} is no list of ablations: give a file like benchmarks/ablations.toml") from error
     return [("", []), *found]
 
 
