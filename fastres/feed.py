@@ -12,7 +12,7 @@ from torch import Tensor
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
 from fastres.data import Dataset, info, open_dataset
-from fastres.data.loaders import Loader, choose
+from fastres.data.loaders import Loader, ResidentLoader, choose
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
 from fastres.errors import UserError
@@ -62,14 +62,19 @@ class Feed:
         }
 
     def sample(self, count: int) -> Iterator[Tensor]:
-        """Batches [B, 3, H, W] on the CPU of `count` training images, or all where there are fewer: evenly spaced over
-        the set, which may be sorted by class; normalised, not augmented, in the precision of training."""
+        """Batches [B, 3, H, W] of `count` training images, or all where there are fewer: evenly spaced over the set,
+        which may be sorted by class; normalised, not augmented, in the precision of training. On the GPU where the
+        store is resident there, else on the CPU."""
         subset = self.train.subset
         count = min(count, len(subset))
         chosen = subset[np.arange(count) * len(subset) // max(count, 1)]
+        resident = self.train.source if isinstance(self.train, ResidentLoader) and self.train.source.is_cuda else None
         for start in range(0, count, SAMPLED):
-            pixels = np.array(self.train_images[chosen[start : start + SAMPLED]])
-            yield self.augment.plain(torch.from_numpy(pixels))
+            rows = chosen[start : start + SAMPLED]
+            if resident is not None:
+                yield self.augment.plain(resident, torch.from_numpy(rows).to(resident.device))
+            else:
+                yield self.augment.plain(torch.from_numpy(np.array(self.train_images[rows])))
 
     def reseed(self, seed: int) -> None:
         """From the next epoch on, order and augment as a feed opened with `seed` would; without `data.split = "none"`

@@ -138,7 +138,7 @@ def whitening_filters(batches: Iterable[Tensor], side: int, eps: float) -> Tenso
         patches += len(flat)
     if not patches:
         raise ValueError("whitening needs images")
-    values, vectors = torch.linalg.eigh(moments / patches)
+    values, vectors = torch.linalg.eigh((moments / patches).cpu())  # 12×12: a GPU's solver takes longer to load
     rows = (vectors / (values.clamp(min=0) + eps).sqrt()).t().flip(0)
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     rows = rows * largest.sign()
