@@ -14,6 +14,7 @@ Nothing waits for the device. The rivals differ in how this is launched: see RIV
 than step 2; where ours uses it, as it does for the report's network, the rivals have less to do.
 """
 
+import gc
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -152,8 +153,8 @@ class MaxAutotune(Rival):
     def __init__(self, *arguments: object, backend: str | None = None) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
         options = {"mode": "max-autotune"} if backend is None else {"backend": backend}
-        # Inductor would print a table of candidates for each product and convolution.
-        importlib.import_module("torch._inductor.select_algorithm").PRINT_AUTOTUNE = False  # type: ignore[attr-defined]
+        if backend is None:  # Inductor would print a table of candidates for each product and convolution
+            importlib.import_module("torch._inductor.select_algorithm").PRINT_AUTOTUNE = False  # type: ignore[attr-defined]
         self.work = torch.compile(self.work, dynamic=False, fullgraph=True, **options)  # type: ignore[call-overload]
 
     def step(self, rows: Tensor) -> None:
@@ -180,8 +181,13 @@ class Graphed(Rival):
         torch.cuda.current_stream(self.device).wait_stream(stream)
         self.optimizer.zero_grad(set_to_none=True)  # the capture makes gradients of its own
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            super().step(self.static)
+        gc.collect()
+        gc.disable()  # what an earlier measurement left, destroyed in mid-capture, would break this one
+        try:
+            with torch.cuda.graph(graph):
+                super().step(self.static)
+        finally:
+            gc.enable()
         self.graph = graph
 
     def step(self, rows: Tensor) -> None:

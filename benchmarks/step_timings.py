@@ -207,17 +207,22 @@ def _made(make: Callable[[], Call], device: torch.device, name: str, limit: floa
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block when it has run so long: where Python runs, and again each second after that, as
-    somebody may swallow it. For the main thread."""
+    """Raise TimeoutError in the block when it has run so long, wherever Python runs then; up to three times, as a
+    compiler may swallow one. For the main thread."""
+    raised = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
+        raised += 1
+        if raised == 3:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         raise TimeoutError(f"not ready after {seconds:.0f} s")
 
     if seconds == float("inf"):
         yield
         return
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 1.0)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 3.0)
     try:
         yield
     finally:

@@ -141,6 +141,12 @@ def section(name: str, *, seconds: float, share: float = 1.0) -> Callable[[Calla
     return register
 
 
+def _absent(error: Exception) -> str | None:
+    """The package for want of which a section has ended; None where that was not the reason, or it is our own."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    return name if name and name.split(".")[0] not in ("fastres", "benchmarks") else None
+
+
 def run(suite: Suite, names: list[str]) -> int:
     """Run sections; returns the exit status."""
     suite.report.update(
@@ -173,8 +179,12 @@ def run(suite: Suite, names: list[str]) -> int:
         except Failed as error:
             entry.update(status="failed", reason=str(error))
         except Exception as error:  # the other sections run all the same
-            entry.update(status="error", reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-            print(entry["traceback"], file=sys.stderr)
+            if absent := _absent(error):
+                entry.update(status="skipped", reason=f"needs {absent}, which is not installed")
+            else:
+                text = traceback.format_exc()
+                entry.update(status="error", reason=f"{type(error).__name__}: {error}", traceback=text)
+                print(text, file=sys.stderr)
         failed |= entry["status"] in ("failed", "error")
         suite._until = float("inf")
         entry["seconds"] = round(time.monotonic() - began, 3)

@@ -184,6 +184,8 @@ def test_a_limit_in_time() -> None:
             sum(range(1000))
     with step_timings.within(0.05):
         pass
+    with step_timings.within(float("inf")):
+        pass
     time.sleep(0.1)  # nothing comes afterwards
 
 
@@ -295,6 +297,21 @@ def test_images_are_named_on_the_command_line(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         gpu_suite.main(["--device", "cpu", "--data", "/nowhere/images.tar"])
     assert "no file or folder /nowhere/images.tar: give --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("module", "status"), [("rich.console", "skipped"), ("fastres.nothing", "error")])
+def test_a_package_that_is_not_installed(module: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "SECTIONS", {})
+
+    @suites.section("imports", seconds=1)
+    def imports(suite: suites.Suite) -> None:
+        """Misses something: a package of others', or a part of this one."""
+        raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    suite = suites.Suite(CPU, 1.0)
+    assert suites.run(suite, ["imports"]) == (status == "error")
+    entry = suite.report["sections"]["imports"]
+    assert entry["status"] == status and module in entry["reason"]
 
 
 def test_dry_rivals_stand_for_all() -> None:
