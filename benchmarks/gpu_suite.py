@@ -122,8 +122,7 @@ def kernels(suite: Suite) -> None:
 @section("products", seconds=15, share=0.3)
 def products(suite: Suite) -> None:
     """Muon's products: symmetric ones against whole ones, and from which size on they are taken."""
-    if importlib.util.find_spec("pydantic") is None:
-        raise Skipped("optimizers come from a recipe's tables, which need pydantic: it is not installed")
+    requires("pydantic")
     from fastres.kernels.launch import INTERPRETED
 
     if suite.dry and not INTERPRETED:

@@ -15,6 +15,7 @@ from fastres.runner import Launch, Runner
 from fastres.stall import StallMeter
 from fastres.step import DTYPES, Step
 
+
 class Ours:
     """`recipe` made ready to train on `feed`, of which `train` and `augment` are used (and `sample`, by networks that
     look at images before their first step)."""

@@ -2,8 +2,8 @@
 
 Every configuration of the normalisation kernels that `routing.candidates` offers is compiled to machine code for the
 targets, in its largest form: two incoming gradients, all outputs, all parameters; then the augmentation kernels, whose
-configurations augment_compile.py has, and symmetric.py's. What the machine code needs is read from the cubin: registers, bytes that spill
-to local memory, shared memory, bytes of code.
+configurations augment_compile.py has, and symmetric.py's. What the machine code needs is read from the cubin:
+registers, bytes that spill to local memory, shared memory, bytes of code.
 """
 
 import argparse

@@ -97,9 +97,7 @@ class Configuration:
 
 def configurations() -> list[Configuration]:
     """All of them."""
-    return [
-        Configuration(dtype, tile, adds) for dtype in ("bf16", "fp16") for tile in TILES for adds in (False, True)
-    ]
+    return [Configuration(dtype, tile, adds) for dtype in ("bf16", "fp16") for tile in TILES for adds in (False, True)]
 
 
 def representative() -> list[Configuration]:

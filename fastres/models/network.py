@@ -22,8 +22,8 @@ class Network(nn.Module):
     def initialise(self, batches: Iterable[Tensor]) -> None:
         """Compute what is computed from training images instead of being drawn: by default nothing.
 
-        `batches` hold `initial_images` of them (fewer where the set has fewer), [B, 3, H, W] on any device, normalised but
-        not augmented. The result is part of the weights: a checkpoint needs no images.
+        `batches` hold `initial_images` of them (fewer where the set has fewer), [B, 3, H, W] on any device, normalised
+        but not augmented. The result is part of the weights: a checkpoint needs no images.
         """
 
     def groups(self) -> dict[str, list[nn.Parameter]]:

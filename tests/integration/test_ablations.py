@@ -1,4 +1,4 @@
-"""The table of ablations: every line named beside the recipes applies, differences are by seed, wrong calls end with 2."""
+"""The table of ablations: every listed line applies, differences are by seed, wrong calls end with 2."""
 
 import json
 import sys
