@@ -16,19 +16,18 @@ H200 = 132  # multiprocessors
 
 
 @pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def table(tmp_path: Path) -> Iterator[Any]:
     """A function that writes the measured table; empty at first."""
 
-    def write(*entries: dict[str, Any]) -> None:
+    def write(*entries: dict[str, Any], symmetric_rows: int | None = None) -> None:
         path = tmp_path / "routing.json"
-        path.write_text(json.dumps({"measured_on": "a test", "entries": entries}))
-        monkeypatch.setattr(routing, "TABLE", path)
-        routing._table.cache_clear()
+        path.write_text(json.dumps({"measured_on": "a test", "symmetric_rows": symmetric_rows, "entries": entries}))
+        routing.use_table(path)
 
+    before = routing.TABLE
     write()
     yield write
-    monkeypatch.undo()
-    routing._table.cache_clear()
+    routing.use_table(before)
 
 
 def problem(batch: int, channels: int, side: int, **changes: Any) -> Problem:
@@ -198,10 +197,16 @@ def test_entry_that_is_no_candidate_is_ignored(table: Any) -> None:
     assert plan(problem(20, 512, 4)).form == "resident"
 
 
+def test_symmetric_products_pay_from_the_measured_size_on(table: Any) -> None:
+    assert not routing.symmetric_pays(10_000), "not while nobody has measured it"
+    table(symmetric_rows=256)
+    assert [routing.symmetric_pays(rows) for rows in (64, 255, 256, 512)] == [False, False, True, True]
+
+
 def test_committed_table_offers_what_is_compiled_ahead_of_time() -> None:
     found = json.loads(routing.TABLE.read_text())
     assert found.keys() >= {"measured_on", "entries"}
-    assert bool(found["measured_on"]) == bool(found["entries"])
+    assert bool(found["measured_on"]) == bool(found["entries"] or found["symmetric_rows"])
     for row in found["entries"]:
         about = Problem(row["direction"], row["second"], row["itemsize"], row["rows"], row["channels"], H200)
         assert Choice(row["form"], Tile(*row["sums"]), Tile(*row["output"])) in candidates(about)
