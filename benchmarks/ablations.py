@@ -27,6 +27,7 @@ from fastres.files import write_bytes, write_json, write_text
 from fastres.recipe import Recipe
 from fastres.significance import Sample
 from fastres.speedrun import speedrun
+from fastres.speedrun_results import SUMMARY, read_rows
 
 LIST = Path(__file__).with_name("ablations.toml")
 
@@ -55,13 +56,12 @@ def measure(recipe: Path, runs: int, out: Path, common: list[str], device: str, 
     for number, (name, sets, resolved) in enumerate(planned, 1):
         folder = out / folder_of(name)
         print(f"{number}/{len(planned)}: {'without ' + name if name else 'complete'}", file=sys.stderr, flush=True)
-        summary = folder / "speedrun.json"
-        if not summary.is_file():
+        if not (folder / SUMMARY).is_file():
             speedrun(resolved, runs, out=folder, device=device)
-        about = json.loads(summary.read_text())
+        about = json.loads((folder / SUMMARY).read_text())
         if about["recipe_hash"] != resolved.hash() or about["runs"] != runs:
             raise UserError(f"{folder} holds runs of something else: give another --out")
-        done = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+        done = read_rows(folder)
         rows.append(
             {
                 "without": name,

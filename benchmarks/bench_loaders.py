@@ -93,7 +93,7 @@ def bare_gather(images: torch.Tensor) -> Turn:
 
 def bare_ffcv(path: Path) -> Turn:
     """FFCV as its documentation uses it, with its own shuffling."""
-    from fastres.data.beton import import_ffcv
+    from fastres.data.ffcv_import import import_ffcv
 
     import_ffcv()
     threads = torch.get_num_threads()

@@ -72,7 +72,7 @@ def convolutions_alone(size: int) -> Callable[[], object]:
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(record)  # type: ignore[arg-type]
+            module.register_forward_hook(record)
     with torch.no_grad():
         network(batch(size)[0].contiguous(memory_format=torch.channels_last))
     return lambda: [operation() for operation in operations]

@@ -33,7 +33,8 @@ import torch
 from benchmarks import ceilings, kernel_cases, kernel_checks, kernel_routing, kernel_timings
 from benchmarks.gpu_table import table
 from benchmarks.suite import SECTIONS, Failed, Skipped, Suite, requires, run, section
-from benchmarks.timing import DRY, GPU, side_stream
+from benchmarks.timing import DRY, GPU
+from fastres.capture import side_stream
 from fastres.errors import UserError
 
 DATA = "FASTRES_TEST_DATA"
@@ -88,12 +89,9 @@ def correctness(suite: Suite) -> None:
 @section("routing", seconds=60, share=0.35)
 def measure_routing(suite: Suite) -> None:
     """Every form and tile at the report network's shapes; the kernels section then runs on the fastest."""
-    from fastres.kernels.launch import INTERPRETED
-
+    suite.needs_kernels()
     routes = list(kernel_routing.routes())
     if suite.dry:
-        if not INTERPRETED:
-            raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
         routes = [kernel_routing.Route(case, "backward") for case in cases_of(suite)[:3]]
     entries = []
     for route in suite.while_time(routes):
@@ -123,10 +121,7 @@ def kernels(suite: Suite) -> None:
 def products(suite: Suite) -> None:
     """Muon's products: symmetric ones against whole ones, and from which size on they are taken."""
     requires("pydantic")
-    from fastres.kernels.launch import INTERPRETED
-
-    if suite.dry and not INTERPRETED:
-        raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+    suite.needs_kernels()
     from benchmarks import muon_products
 
     figures = []
@@ -145,10 +140,7 @@ def products(suite: Suite) -> None:
 def augmentation(suite: Suite) -> None:
     """Augmentation: every bit against the reference, then time against torchvision and the copy rate."""
     requires("pydantic")  # a recipe's tables are its models
-    from fastres.kernels.launch import INTERPRETED
-
-    if suite.dry and not INTERPRETED:
-        raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+    suite.needs_kernels()
     from benchmarks import augment_cases
 
     cases = list(augment_cases.cases())

@@ -145,8 +145,10 @@ class Problem:
             return copied.requires_grad_(value.requires_grad)
 
         def norm(value: Norm) -> Norm:
-            parts: dict[str, Any] = value._asdict()
-            return Norm(**{key: tensor(part) if isinstance(part, Tensor) else part for key, part in parts.items()})
+            parts: dict[str, Any] = {
+                key: tensor(part) for key, part in value._asdict().items() if torch.is_tensor(part)
+            }
+            return value._replace(**parts)
 
         return Problem(
             tensor(self.x),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_cases import Case, Forward, Problem, eager, ours, problem
-from benchmarks.timing import side_stream
+from fastres.capture import side_stream
 from fastres.kernels import ACTIVATIONS
 
 # Channels that are no multiple of any block, one map element, rows that end in mid-tile, the report's extremes.

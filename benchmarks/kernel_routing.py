@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.ceilings import cache_bytes
 from benchmarks.kernel_cases import BATCHES, STAGES, Case, problem
-from benchmarks.timing import GPU, Effort, measure, sets_for_cold_cache, side_stream
+from benchmarks.timing import GPU, Effort, measure, sets_for_cold_cache
+from fastres.capture import side_stream
 from fastres.files import write_json
 from fastres.kernels import Norm, routing
 
@@ -133,4 +134,5 @@ def _launchers(route: Route, device: torch.device, seed: int) -> Callable[[routi
 
 
 def _detached(norm: Norm) -> Norm:
-    return Norm(*(value.detach() if isinstance(value, torch.Tensor) else value for value in norm))
+    parts: dict[str, Any] = {name: part.detach() for name, part in norm._asdict().items() if torch.is_tensor(part)}
+    return norm._replace(**parts)

@@ -19,8 +19,8 @@ from benchmarks.timing import (
     measure,
     peak_bytes,
     sets_for_cold_cache,
-    side_stream,
 )
+from fastres.capture import side_stream
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")
 CACHES = ("cold", "hot")

@@ -1,22 +1,27 @@
 """How long the device waits for each loader, while the report's network trains on what it delivers.
 
-One compiled step serves all loaders; each goes through one epoch to warm up and one that counts, at batch 512 with the
-report's augmentation. pydantic has to be installed, since a recipe's tables are its models.
+One compiled step serves all loaders, in the loop of `fastres train`; each goes through one epoch to warm up and one
+that counts, at batch 512 with the report's augmentation. pydantic has to be installed, since a recipe's tables are its
+models.
 """
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastres import start
 from fastres.augment import Augment
+from fastres.capture import side_stream
 from fastres.data import open_dataset
-from fastres.data.loaders import Loader, choose, make_loader
-from fastres.models import build
+from fastres.data.loaders import choose, make_loader
+from fastres.position import Tally
 from fastres.recipe import Recipe
+from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import DTYPES, Step
 
@@ -32,36 +37,42 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
     dataset = open_dataset(source, root=root, quiet=True)
     assert dataset.train is not None
     rows = np.arange(64 if dry else len(dataset.train.images))
-    torch.manual_seed(0)
-    network = build(recipe.model, len(dataset.classes), dataset.image_size)
-    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = start.draw(recipe, len(dataset.classes), dataset.image_size, seed=0)
     batch = recipe.train.batch_size
-    step = Step(network, recipe, len(rows) // batch, device)
+    step = Step(start.place(network, recipe, device), recipe, len(rows) // batch, device)
     augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
     for kind in choose.KINDS:
         if not choose.installed(kind):
             yield {"loader": kind, "missing": f"not installed: pip install 'fastres[{kind}]'"}
             continue
-        with make_loader(
-            dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
-        ) as loader:
-            _epoch(loader, step, augment, device, 0)
-            seconds, waited = _epoch(loader, step, augment, device, 1)
+        meter = StallMeter(device)
+        with (
+            make_loader(
+                dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
+            ) as loader,
+            side_stream(device),
+        ):
+            feed: Any = SimpleNamespace(train=loader, augment=augment)
+            runner = Runner(step, feed, Tally(device), meter)
+            _epoch(runner, meter, 0)
+            seconds, waited = _epoch(runner, meter, 1)
+            images = len(loader) * batch
         yield {
             "loader": kind,
             "source": dataset.name,
-            "images_per_second": len(loader) * batch / seconds,
+            "images_per_second": images / seconds,
             "input_stall": waited / seconds,
+            "captured": runner.captured,
         }
 
 
-def _epoch(loader: Loader, step: Step, augment: Augment, device: torch.device, epoch: int) -> tuple[float, float]:
+def _epoch(runner: Runner, meter: StallMeter, epoch: int) -> tuple[float, float]:
     """Seconds of an epoch, and those of them in which the device waited."""
-    meter = StallMeter(device)
+    device = runner.step.device
     _finish(device)
     began = time.perf_counter()
-    for number, batch in enumerate(meter.watch(loader.batches(epoch))):
-        step(number, augment.unmixed(batch.source, batch.indices, epoch, batch.rows), batch.labels)
+    for _ in runner.epoch(epoch, 0, len(runner.feed.train)):
+        pass
     _finish(device)
     return time.perf_counter() - began, meter.read()
 

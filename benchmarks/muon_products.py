@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import DRY, GPU, compare, measure, side_stream
+from benchmarks.timing import DRY, GPU, Call, compare, measure
+from fastres.capture import side_stream
 from fastres.kernels.symmetric import symmetric_product
 from fastres.optim.muon import COEFFICIENTS, orthogonalise
 
@@ -61,7 +62,11 @@ def time_case(case: ProductCase, device: torch.device, *, dry: bool = False) -> 
     errors = {name: ((call().double() - exact).norm() / exact.norm()).item() for name, call in
               (("whole", whole), ("symmetric", symmetric))}  # fmt: skip
     updates = [matrix.float() for matrix in x]
-    calls = {"symmetric": [symmetric], "whole": [whole], "orthogonalise": [lambda: orthogonalise(updates, 3)]}
+    calls: dict[str, list[Call]] = {
+        "symmetric": [symmetric],
+        "whole": [whole],
+        "orthogonalise": [lambda: orthogonalise(updates, 3)],
+    }
     with side_stream(device):
         timings = measure(calls, device, DRY if dry else GPU)
     ratio = compare(timings["symmetric"].samples, timings["whole"].samples)

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from fastres import start
 from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader
-from fastres.models import build
 from fastres.position import Tally
 from fastres.recipe import Recipe
 from fastres.runner import Launch, Runner
@@ -22,12 +22,10 @@ class Ours:
 
     def __init__(self, recipe: Recipe, feed: Any, classes: int, image_size: int, device: torch.device) -> None:
         self.recipe, self.feed, self.device = recipe, feed, device
-        torch.manual_seed(recipe.train.seed)
-        network = build(recipe.model, classes, image_size)
-        network.initialise(feed.sample(network.initial_images) if network.initial_images else ())
-        if recipe.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.step = Step(network.to(device), recipe, len(feed.train), device)
+        network = start.draw(recipe, classes, image_size, recipe.train.seed)
+        if network.initial_images:
+            network.initialise(feed.sample(network.initial_images))
+        self.step = Step(start.place(network, recipe, device), recipe, len(feed.train), device)
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, feed, self.tally, self.stall)
 

@@ -76,6 +76,10 @@ class Work(nn.Module):
     The set is a buffer: what is compiled with CUDA graphs would otherwise copy all of it at each call.
     """
 
+    pixels: Tensor
+    labels: Tensor
+    along: Tensor
+
     def __init__(self, network: nn.Module, pixels: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         self.network, self.dtype, self.side = network, dtype, pixels.shape[1]

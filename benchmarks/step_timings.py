@@ -20,9 +20,11 @@ import torch
 from benchmarks.ceilings import matrix_rate
 from benchmarks.ours import Ours, random_feed
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet
-from benchmarks.timing import DRY, GPU, STEPS, Call, compare, measure, side_stream
+from benchmarks.timing import DRY, GPU, STEPS, Call, compare, measure
+from fastres.capture import side_stream
 from fastres.models import count_parameters, layers
 from fastres.recipe import Augment, Recipe
+from fastres.recipe.networks import Model
 from fastres.step import DTYPES
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
@@ -113,7 +115,9 @@ def time_steps(
     with side_stream(device):
         product = _matrix_rate(RATE_OF[case.precision], device, effort=DRY if dry else GPU)
     feed = random_feed(recipe, 16 * case.batch if dry else IMAGES, device)
-    plain = PlainResNet(recipe.model.blocks, recipe.model.channels)
+    assert isinstance(recipe.model, Model)
+    shape = recipe.model.blocks, recipe.model.channels
+    plain = PlainResNet(*shape)
     multiply_adds = sum(layer.multiply_adds for layer in layers(plain, 32))
     loops: list[Ours] = []
 
@@ -121,9 +125,10 @@ def time_steps(
         if name == "ours":
             loops.append(Ours(recipe, feed, 10, 32, device))
             return loops[0].steps(case.steps)
-        network = PlainResNet(recipe.model.blocks, recipe.model.channels)
         rival = (DRY_RIVALS if dry else RIVALS)[name]
-        return rival(network, feed.train.source, feed.train.labels, case.batch, DTYPES[case.precision], case.steps)
+        return rival(
+            PlainResNet(*shape), feed.train.source, feed.train.labels, case.batch, DTYPES[case.precision], case.steps
+        )
 
     made: dict[str, Made] = {}
     missing: dict[str, str] = {}

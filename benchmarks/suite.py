@@ -81,6 +81,13 @@ class Suite:
         left = self.began + 60 * self.minutes - time.monotonic()
         print(f"[{left:5.0f} s left] {text}", file=sys.stderr, flush=True)
 
+    def needs_kernels(self) -> None:
+        """Raise Skipped where Triton's kernels cannot be launched: in a dry run they need the interpreter."""
+        from fastres.kernels.launch import INTERPRETED
+
+        if self.dry and not INTERPRETED:
+            raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")
+
     def while_time(self, cases: Sequence[T]) -> Iterator[T]:
         """The cases, as long as another one like the last four fits into the time; what is left out goes on record.
         The JSON is saved after each."""

@@ -1,4 +1,4 @@
-"""Timing variants of one computation in turn, on a GPU or on the CPU; torch alone, no pytest.
+"""Timing variants of one computation in turn, on a GPU or on the CPU; no pytest.
 
 A variant is a list of functions that do the same work on different buffers, one after another. All variants are
 measured in one process, a round of each in alternating order, so that a change of the machine's clocks or load meets
@@ -13,8 +13,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -101,23 +100,6 @@ def compare(ours: Sequence[float], rivals: Sequence[float]) -> Ratio:
     pairs = sorted(rival / own for own, rival in zip(ours, rivals, strict=True))
     low, median, high = statistics.quantiles(pairs, n=4)
     return Ratio(median, low, high, statistics.median(ours), statistics.median(rivals))
-
-
-@contextmanager
-def side_stream(device: torch.device) -> Iterator[None]:
-    """Run the block on a stream of its own, on which `measure` can capture; on a CPU this does nothing.
-
-    Autograd runs a node's backward on the stream of its forward. Whoever measures a backward alone therefore runs its
-    forward in here too: on another stream the backward would escape the capture and break it.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream(device).wait_stream(stream)
 
 
 def measure(variants: Mapping[str, Sequence[Call]], device: torch.device, effort: Effort) -> dict[str, Timing]:

@@ -19,16 +19,12 @@ class Graphs:
 
     Work takes no arguments and returns tensors: it reads what the caller has written to tensors that stay where they
     are, and its results are overwritten by the next call of any key. It must neither wait for the device nor branch on
-    its values. On a CPU, with `enabled=False`, or once a capture has failed, it simply runs; `note` says why.
+    its values. On a CPU, where there is an `obstacle`, or once a capture has failed, it simply runs; `note` says why.
     """
 
-    def __init__(self, device: torch.device, *, enabled: bool = True, why_not: str | None = None) -> None:
-        self.note: str | None = None
+    def __init__(self, device: torch.device, obstacle: str | None = None) -> None:
+        self.note = obstacle if device.type == "cuda" else "CUDA graphs need a GPU"
         """Why work is not captured; None where it is."""
-        if device.type != "cuda":
-            self.note = "CUDA graphs need a GPU"
-        elif not enabled:
-            self.note = why_not or "switched off"
         self._warm: dict[Hashable, int] = {}
         self._kept: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._pool: Any = None
@@ -76,7 +72,9 @@ class Replayed:
         if self._graphs.note is not None:
             return self._function(*arguments)
         key = (id(self), *((argument.shape, argument.stride(), argument.dtype) for argument in arguments))
-        inputs = self._inputs.setdefault(key, [torch.empty_like(argument) for argument in arguments])
+        if key not in self._inputs:
+            self._inputs[key] = [torch.empty_like(argument) for argument in arguments]
+        inputs = self._inputs[key]
         for place, argument in zip(inputs, arguments, strict=True):
             place.copy_(argument)
         return self._graphs.run(key, lambda: self._function(*inputs)).clone()  # the next replay overwrites it
@@ -84,7 +82,11 @@ class Replayed:
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a stream of its own, because the default one cannot be captured; nothing on a CPU."""
+    """Run the block on a stream of its own, because the default one cannot be captured; on a CPU this does nothing.
+
+    Autograd runs a node's backward on the stream of its forward. A backward that is captured alone therefore needs its
+    forward in here too: on another stream it would escape the capture and break it.
+    """
     if device.type != "cuda":
         yield
         return

@@ -22,7 +22,7 @@ from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
 from fastres.machine import environment
 
-__all__ = ["Pace", "Progress", "Recorder", "environment"]
+__all__ = ["Pace", "Progress", "Recorder", "duration", "environment"]
 
 
 def _plain(value: Any) -> Any:
@@ -150,7 +150,8 @@ class Pace:
         return (self._total - self._step) * (a_step or 0.0) + ends * an_end
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}"
@@ -241,7 +242,7 @@ class Progress:
         if speed is not None:
             words.append(f"{speed:,.0f} images/s")
         if left is not None:
-            words.append(f"{_duration(left)} left")
+            words.append(f"{duration(left)} left")
         if self._bar is None:
             self.message("  ".join(words))
         else:
@@ -257,7 +258,7 @@ class Progress:
         words.append(f"{row['images_per_second'] or 0:>9,.0f} images/s  {row['seconds']:>7.1f} s")
         left = self._pace.left()
         if self._bar is None and left is not None and row["epoch"] < self._epochs:
-            words.append(f"{_duration(left)} left")
+            words.append(f"{duration(left)} left")
         self.message("  ".join(words))
 
     def _counted(self, epoch: int) -> str:

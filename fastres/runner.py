@@ -43,10 +43,11 @@ class Runner:
         self.step, self.feed, self.tally, self.stall = step, feed, tally, stall
         device = step.device
         self.on_device = device.type == "cuda" if on_device is None else on_device
-        scaled = step.scaler.is_enabled()
         self.together = 1
         """Steps of one launch, where they are alike."""
-        self.graphs = Graphs(device, enabled=not scaled, why_not="fp16 looks at the gradients to scale its loss")
+        self.graphs = Graphs(
+            device, "fp16 looks at the gradients to scale its loss" if step.scaler.is_enabled() else None
+        )
         if not self.on_device:
             return
         step.read_numbers_on_device()
@@ -114,10 +115,9 @@ class Runner:
             size = min(loader.batch_size, len(rows) - at * loader.batch_size)
             whole = (len(rows) - at * loader.batch_size) // loader.batch_size
             steps = max(1, min(self.together, end - at, whole))
-            phase = self.step.phase(before + at)
-            if phase != self.step.phase(before + at + steps - 1):
+            if steps > 1 and self.step.phase(before + at) != self.step.phase(before + at + steps - 1):
                 steps = 1
-            yield self._launch(before + at, phase, size, steps)
+            yield self._launch(before + at, size, steps)
             at += steps
 
     def _arriving(self, epoch: int, first_step: int, count: int) -> Iterator[Launch]:
@@ -126,7 +126,7 @@ class Runner:
         batches = islice(self.feed.train.batches(epoch, first_step), count)
         for at, batch in enumerate(self.stall.watch(batches), first_step):
             self._place(batch)
-            yield self._launch(before + at, self.step.phase(before + at), len(batch.rows), 1)
+            yield self._launch(before + at, len(batch.rows), 1)
 
     def _place(self, batch: Batch) -> None:
         size = len(batch.rows)
@@ -137,8 +137,8 @@ class Runner:
         self._rows[:size].copy_(batch.indices)
         self._labels[:size].copy_(batch.labels)
 
-    def _launch(self, step: int, phase: Phase, size: int, steps: int) -> Launch:
-        self.step.prepare(step)
+    def _launch(self, step: int, size: int, steps: int) -> Launch:
+        phase = self.step.prepare(step)
 
         def work() -> None:
             for _ in range(steps):

@@ -15,25 +15,20 @@ from typing import Any
 
 import torch
 
-from fastres import runs, start
-from fastres.capture import side_stream
+from fastres import capture, runs
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import Evaluator, measure, passes
-from fastres.feed import check_statistics, labels_of, open_feed
+from fastres.evaluate import measure, passes
+from fastres.feed import labels_of
 from fastres.files import write_json, write_text
-from fastres.models import count_parameters, layers
-from fastres.optim import total_steps
-from fastres.position import Tally
 from fastres.recipe import Recipe
-from fastres.record import environment
-from fastres.runner import Runner
+from fastres.record import duration, environment
 from fastres.significance import Sample
 from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
-from fastres.stall import StallMeter
-from fastres.step import Phase, Step
+from fastres.start import Session
+from fastres.step import Phase
 
-WARM_UP = 3
-"""Launches of each kind of step before the first run: the first compiles, a GPU captures the third."""
+WARM_UP = capture.WARM_UP + 1
+"""Launches of each kind of step before the first run: the first compiles, a GPU captures the last."""
 
 TIMED = (
     "from freshly drawn weights to the test accuracy on the host: initialisation from training images, order, "
@@ -77,7 +72,7 @@ def speedrun(
         runs.check_free(out)
     elif (Path(str(out)) / SUMMARY).is_file():
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
-    session = _Session(recipe, where, quiet)
+    session = _Series(recipe, where, quiet)
     try:
         facts = {**environment(), "device": str(where), "threads": torch.get_num_threads()}
         plan = {
@@ -93,7 +88,7 @@ def speedrun(
         else:
             folder = runs.new_folder(out, f"{name}-speedrun")
             write_json(folder / PLAN, plan)
-        with runs.claimed(folder), side_stream(where):
+        with runs.claimed(folder), capture.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             write_json(folder / "environment.json", facts)
             rows = session.complete(folder, count)
@@ -124,27 +119,12 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
         raise UserError(f"a speedrun trains on all images and tests once, at the end: add {fixes}")
 
 
-class _Session:
-    """Data, network and compiled code, which all runs of a process share."""
+class _Series(Session):
+    """A session in which run follows run."""
 
     def __init__(self, recipe: Recipe, device: torch.device, quiet: bool) -> None:
-        start.prepare_process(recipe, device)
-        self.recipe, self.device, self.quiet = recipe, device, quiet
-        self.feed = open_feed(recipe, device, quiet=quiet)
-        dataset, options = self.feed.dataset, recipe.train
-        network = start.draw(recipe, dataset, options.seed)
-        found = layers(network, dataset.image_size)
-        check_statistics(found, recipe, len(self.feed.train.subset))
-        self.parameters, self.multiply_adds = count_parameters(network), sum(layer.multiply_adds for layer in found)
-        self.steps = total_steps(options.epochs, len(self.feed.train))
+        super().__init__(recipe, device, quiet=quiet)
         self.labels = labels_of(self.feed.test)
-        self.began = time.perf_counter()
-        network.initialise(self.feed.sample(network.initial_images))
-        self.step = Step(start.place(network, recipe, device), recipe, len(self.feed.train), device)
-        self.runner = Runner(self.step, self.feed, Tally(device), StallMeter(device))
-        self.evaluator = Evaluator(
-            self.step.averaged, self.feed.augment, options.precision, device, compile=options.compile
-        )
 
     def about(self) -> dict[str, Any]:
         """What the summary says of recipe, network and data."""
@@ -154,7 +134,7 @@ class _Session:
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "epochs": self.recipe.train.epochs,
-            "steps": self.steps,
+            "steps": self.step.steps,
             "precision": self.recipe.train.precision,
             "compile_note": self.step.loss_and_correct.note,
             "tta": self.recipe.eval.tta,
@@ -168,8 +148,9 @@ class _Session:
     def complete(self, folder: Path, count: int) -> list[dict[str, Any]]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
         rows = read_rows(folder)
-        progress = _Progress(len(rows), count, self.steps, self.quiet)
-        progress.message(f"{folder}: {count} runs of {self.steps} steps, {self.parameters:,} parameters, {self.device}")
+        progress = _Progress(len(rows), count, self.step.steps, self.quiet)
+        size = f"{self.step.steps} steps, {self.parameters:,} parameters"
+        progress.message(f"{folder}: {count} runs of {size}, {self.device}")
         if rows:
             progress.message(f"{len(rows)} runs were finished before")
         try:
@@ -181,7 +162,7 @@ class _Session:
                 progress.begin(run)
                 row = {"run": run, **self._run(self.recipe.train.seed + run, progress.step)}
                 if run == first:
-                    row["cold_seconds"] = time.perf_counter() - self.began
+                    row["cold_seconds"] = time.perf_counter() - self.opened
                 rows.append(row)
                 write_text(folder / ROWS, "".join(json.dumps(each, allow_nan=False) + "\n" for each in rows))
                 progress.end(rows)
@@ -193,28 +174,28 @@ class _Session:
 
     def _warm_up(self) -> None:
         """Compile, and do all that a run does. What comes out is nobody's: each run draws weights of its own."""
-        self.step.restart(start.draw(self.recipe, self.feed.dataset, self.recipe.train.seed), self.recipe.train.seed)
+        self.step.restart(self.draw(self.recipe.train.seed), self.recipe.train.seed)
         whole, options = len(self.feed.train), self.recipe.train
         partial = not options.drop_last and len(self.feed.train.subset) % options.batch_size
         kinds: dict[tuple[Phase, bool], int] = {}
-        for step in range(self.steps):
+        for step in range(self.step.steps):
             kind = self.step.phase(step), bool(partial) and step % whole == whole - 1
             kinds.setdefault(kind, step)
         for first in kinds.values():
             for _ in range(WARM_UP):
-                self._train(first, min(first + self.runner.together, self.steps))
+                self._train(first, min(first + self.runner.together, self.step.steps))
         measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
 
     def _run(self, seed: int, stepped: Callable[[int], None]) -> dict[str, Any]:
         """One run: its row of runs.jsonl."""
         self.feed.reseed(seed)
-        network = start.draw(self.recipe, self.feed.dataset, seed)
+        network = self.draw(seed)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         began = time.perf_counter()  # what follows, up to the next look at the clock, is what TIMED says
         network.initialise(self.feed.sample(network.initial_images))
         self.step.restart(network, seed)
-        self._train(0, self.steps, stepped)
+        self._train(0, self.step.steps, stepped)
         measured = measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
         return {
@@ -270,6 +251,4 @@ class _Progress:
 
     def _left(self, done: float) -> str:
         """Runs take equally long: warmed up, the first is like the others."""
-        seconds = (self.count - done) * (time.monotonic() - self.began) / (done - self.first)
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"
+        return f"{duration((self.count - done) * (time.monotonic() - self.began) / (done - self.first))} left"

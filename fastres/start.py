@@ -1,13 +1,19 @@
-"""How the runs of a recipe start: the process, and the network with its first weights."""
+"""How the runs of a recipe start: the process, the network with its first weights, and all that trains and tests it."""
 
 import os
+import time
 
 import torch
 
-from fastres.data import Dataset
+from fastres.evaluate import Evaluator
+from fastres.feed import check_statistics, open_feed
 from fastres.memory import keep_freed_memory
-from fastres.models import Network, build
+from fastres.models import Network, build, count_parameters, layers
+from fastres.position import Tally
 from fastres.recipe import Recipe
+from fastres.runner import Runner
+from fastres.stall import StallMeter
+from fastres.step import Step
 
 
 def prepare_process(recipe: Recipe, device: torch.device) -> None:
@@ -20,11 +26,11 @@ def prepare_process(recipe: Recipe, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def draw(recipe: Recipe, dataset: Dataset, seed: int) -> Network:
+def draw(recipe: Recipe, classes: int, image_size: int, seed: int) -> Network:
     """The network with weights drawn by `seed`, on the CPU; `initialise` has yet to see images. Sets torch's global
     generator. Raises UserError as `models.build` does."""
     torch.manual_seed(seed)
-    return build(recipe.model, len(dataset.classes), dataset.image_size)
+    return build(recipe.model, classes, image_size)
 
 
 def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
@@ -32,3 +38,33 @@ def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(device)
+
+
+class Session:
+    """Data, network and compiled code of a process that trains `recipe`, once or many times.
+
+    Raises UserError where the recipe, its data or the machine do not allow it.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool) -> None:
+        prepare_process(recipe, device)
+        self.recipe, self.device, self.quiet = recipe, device, quiet
+        self.feed = open_feed(recipe, device, quiet=quiet)
+        self.opened = time.perf_counter()
+        """When the data was open, by that clock."""
+        network = self.draw(recipe.train.seed)
+        self.layers, self.parameters = layers(network, self.feed.dataset.image_size), count_parameters(network)
+        self.multiply_adds = sum(layer.multiply_adds for layer in self.layers)
+        check_statistics(self.layers, recipe, len(self.feed.train.subset))
+        network.initialise(self.feed.sample(network.initial_images))
+        self.step = Step(place(network, recipe, device), recipe, len(self.feed.train), device)
+        self.tally, self.stall = Tally(device), StallMeter(device)
+        self.runner = Runner(self.step, self.feed, self.tally, self.stall)
+        self.evaluator = Evaluator(
+            self.step.averaged, self.feed.augment, recipe.train.precision, device, compile=recipe.train.compile
+        )
+
+    def draw(self, seed: int) -> Network:
+        """`draw`, for this data."""
+        dataset = self.feed.dataset
+        return draw(self.recipe, len(dataset.classes), dataset.image_size, seed)

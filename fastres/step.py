@@ -125,22 +125,23 @@ class Step:
         Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
         correct by the share of the label that it names), both still on the device.
         """
-        self.prepare(step)
+        phase = self.prepare(step)
         counter = None if self._table is None else torch.tensor([step], device=self.device)
-        return self.update(self.phase(step), images, labels, partners, weight, counter=counter, step=step)
+        return self.update(phase, images, labels, partners, weight, counter=counter, step=step)
 
-    def prepare(self, step: int) -> None:
-        """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after
-        it."""
+    def prepare(self, step: int) -> Phase:
+        """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after it.
+        Returns that phase."""
         if self.recipe.model.dropout:
             torch.manual_seed((self.seed << 32) + step)
         self.network.train()
-        frozen = self.phase(step).frozen
-        if frozen != self._frozen:
-            self._frozen = frozen
+        phase = self.phase(step)
+        if phase.frozen != self._frozen:
+            self._frozen = phase.frozen
             for group in self.optimizer.param_groups:
                 for parameter in group["params"] if group["fades_after"] else ():
-                    parameter.requires_grad_(not frozen)
+                    parameter.requires_grad_(not phase.frozen)
+        return phase
 
     def update(
         self,

@@ -9,23 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres import checkpoint, runs, start
+from fastres import checkpoint, runs
 from fastres.capture import side_stream
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import Evaluator, Measures, measure, passes
-from fastres.feed import check_statistics, labels_of, open_feed
+from fastres.evaluate import Measures, measure, passes
+from fastres.feed import labels_of
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
-from fastres.models import count_parameters, layers
-from fastres.optim import total_steps
-from fastres.position import Position, Tally
+from fastres.position import Position
 from fastres.recipe import Eval, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
-from fastres.runner import Runner
-from fastres.stall import StallMeter
-from fastres.step import Step
+from fastres.start import Session
 
 
 @dataclass(frozen=True)
@@ -73,32 +69,17 @@ def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> Run
         return resumed.execute(folder, resumed.restore(folder))
 
 
-class _Run:
-    """Data, network and loop of one run; a class so that each phase is a short method."""
+class _Run(Session):
+    """A session and the loop of one run; a class so that each phase is a short method."""
 
     def __init__(self, recipe: Recipe, device: str, quiet: bool) -> None:
         self.began = time.perf_counter()
-        self.recipe, self.quiet, self.device = recipe, quiet, runs.choose_device(device)
-        options = recipe.train
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
-        start.prepare_process(recipe, self.device)
-
-        # ---------------------------------------------------------------------------------------- data and network
-        self.feed = open_feed(recipe, self.device, quiet=quiet)
-        dataset = self.feed.dataset
-        network = start.draw(recipe, dataset, options.seed)
-        network.initialise(self.feed.sample(network.initial_images))
-        self.layers, self.parameters = layers(network, dataset.image_size), count_parameters(network)
-        check_statistics(self.layers, recipe, len(self.feed.train.subset))
-        self.step = Step(start.place(network, recipe, self.device), recipe, len(self.feed.train), self.device)
-        self.evaluator = Evaluator(
-            self.step.averaged, self.feed.augment, options.precision, self.device, compile=options.compile
-        )
-        self.steps = total_steps(options.epochs, len(self.feed.train))
+        super().__init__(recipe, runs.choose_device(device), quiet=quiet)
+        self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
-        self.at, self.tally, self.stall = Position(), Tally(self.device), StallMeter(self.device)
-        self.runner = Runner(self.step, self.feed, self.tally, self.stall)
+        self.at = Position()
         self.uncaptured = False  # whether that has been said
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
         self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
@@ -322,7 +303,7 @@ class _Run:
             "name": self.run.name,
             "stopped": stopped,
             "parameters": self.parameters,
-            "multiply_adds": sum(layer.multiply_adds for layer in self.layers),
+            "multiply_adds": self.multiply_adds,
             "compiled": self.step.loss_and_correct.active,
             "compile_note": self.step.loss_and_correct.note,
             "captured": self.runner.captured,

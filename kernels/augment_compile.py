@@ -4,14 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from fastres import recipe
 from fastres.augment import draws
 from fastres.augment.gpu import Launch, kernel_policy, launch
 from fastres.kernels import augment, mix
+from fastres.kernels.ahead import machine_code
 
 SHIFT = recipe.Augment(translate=4, flip="random")
 REPORT = recipe.Augment(
@@ -93,7 +90,7 @@ def representative() -> list[Configuration]:
 
 
 def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target such as `cuda:90`; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
+    """Compile for a target: see `ahead.machine_code`."""
     kernel, chosen = KERNELS[configuration.kernel], configuration.launch
     fixed = {
         "POLICY": chosen.policy,
@@ -107,19 +104,11 @@ def build(configuration: Configuration, target: str) -> Any:
     absent += [] if chosen.measures else ["statistics"]
     constants = {name: value for name, value in (fixed | dict.fromkeys(absent)).items() if name in kernel.arg_names}
     types = {name: kind for kind, names in _TYPES.items() for name in names}
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, f"*{configuration.dtype}")
-        for name in kernel.arg_names
-    }
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
-    }
-    backend, capability = target.split(":")
     warps = 4 if configuration.kernel == "mix_kernel" else chosen.warps
-    return triton.compile(
-        ASTSource(kernel, signature, constants, aligned),
-        target=GPUTarget(backend, int(capability), 32),
-        options={"num_warps": warps, **augment.OPTIONS},
+    return machine_code(
+        kernel,
+        target,
+        constants,
+        lambda name: types.get(name, f"*{configuration.dtype}"),
+        {"num_warps": warps, **augment.OPTIONS},
     )

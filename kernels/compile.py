@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from fastres.kernels import augment_compile, resident, symmetric, two_pass
+from fastres.kernels.ahead import machine_code
 from fastres.kernels.functional import ACTIVATIONS
 from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Problem, Tile, candidates
 
@@ -38,7 +37,8 @@ thread has 128 registers and the tile takes up to 64 of them: at most 56 bytes. 
 dual form, 24 bytes), 16 of 1,512 of `reduce_kernel` (16 bytes; the compiler for 10.0 parks values of the prologue over
 the loop while registers are free) and 13 of 1,314 of `resident_backward_kernel` (16 bytes) do too, and in evaluation 9
 of 1,512 of `apply_kernel` (16 bytes in the dual form on 8.0, 8 with fp32 and an addition on 10.0), to hold what tells a
-program its place. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
+program its place. Of augmentation's kernels, `tile_kernel` (8 of 36, at most 32 bytes) and `measure_kernel` (2 of 6, 16
+bytes) do. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
 bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its
 data sheet: 4.8 TB/s over 132 multiprocessors).
 """
@@ -154,24 +154,17 @@ def _size(configuration: Configuration) -> tuple[bool, int, bool]:
 
 
 def build(configuration: Configuration, target: str) -> Any:
-    """Compile; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
+    """Compile for a target: see `ahead.machine_code`."""
     module = resident if configuration.kernel.startswith("resident") else two_pass
     kernel = getattr(module, configuration.kernel)
     constants = _constants(configuration, kernel.arg_names)
-    signature = {
-        name: "constexpr" if name in constants else _type(name, configuration.dtype) for name in kernel.arg_names
-    }
-    attributes = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or (name == "C" and configuration.aligned)
-    }
-    source = ASTSource(kernel, signature, constants, attributes)
     options: dict[str, Any] = {"num_warps": configuration.tile.warps, **OPTIONS}
     if configuration.form == "split":
         options["launch_cooperative_grid"] = True
-    backend, capability = target.split(":")
-    return triton.compile(source, target=GPUTarget(backend, int(capability), 32), options=options)
+    multiples = ("C",) if configuration.aligned else ()
+    return machine_code(
+        kernel, target, constants, lambda name: _type(name, configuration.dtype), options, multiples=multiples
+    )
 
 
 def _constants(configuration: Configuration, names: Sequence[str]) -> dict[str, Any]:

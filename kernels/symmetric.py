@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+from fastres.kernels.ahead import machine_code
+from fastres.kernels.routing import OPTIONS
 
 TILES = {"small": (32, 64, 4), "large": (64, 64, 4)}
 """Side of a tile of the result, columns of X at a time, warps. The small one where the large one would leave most of a
@@ -73,7 +74,7 @@ def symmetric_product(x: Tensor, *, alpha: float = 1.0, c: Tensor | None = None,
     block, depth, warps = TILES["large" if count * (rows // 64) ** 2 >= 256 else "small"]
     tiles = triton.cdiv(rows, block)
     if count and rows:
-        options = {} if triton.knobs.runtime.interpret else {"num_warps": warps}
+        options = {} if triton.knobs.runtime.interpret else {"num_warps": warps, **OPTIONS}
         symmetric_kernel[tiles, tiles, count](
             x, c, out, alpha, beta, rows, columns, BLOCK=block, DEPTH=depth, **options
         )  # fmt: skip
@@ -106,21 +107,15 @@ def representative() -> list[Configuration]:
 
 
 def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target such as `cuda:90`; returns Triton's compiled kernel, whose `asm` holds "ptx" and "cubin"."""
+    """Compile for a target: see `ahead.machine_code`."""
     block, depth, warps = TILES[configuration.tile]
-    constants: dict[str, Any] = {"BLOCK": block, "DEPTH": depth}
+    constants: dict[str, Any] = {"BLOCK": block, "DEPTH": depth, **({} if configuration.adds else {"c": None})}
     types = {"alpha": "fp32", "beta": "fp32", "rows": "i32", "columns": "i32"}
-    if not configuration.adds:
-        constants["c"] = None
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, f"*{configuration.dtype}")
-        for name in symmetric_kernel.arg_names
-    }
-    attributes = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(symmetric_kernel.arg_names)
-        if signature[name].startswith("*") or name in ("rows", "columns")
-    }
-    source = ASTSource(symmetric_kernel, signature, constants, attributes)
-    backend, capability = target.split(":")
-    return triton.compile(source, target=GPUTarget(backend, int(capability), 32), options={"num_warps": warps})
+    return machine_code(
+        symmetric_kernel,
+        target,
+        constants,
+        lambda name: types.get(name, f"*{configuration.dtype}"),
+        {"num_warps": warps, **OPTIONS},
+        multiples=("rows", "columns"),
+    )

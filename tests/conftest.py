@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +19,16 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FASTRES_DATA"]
     else:
         os.environ["FASTRES_DATA"] = before
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for operations: on tiny tensors a second one only waits for the first, for milliseconds where another
+    process keeps its core busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

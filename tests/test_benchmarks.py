@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,11 @@ from benchmarks import suite as suites  # noqa: E402
 from benchmarks.bench_kernels import figures  # noqa: E402
 from benchmarks.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SUITE = ROOT / "benchmarks" / "gpu_suite.py"
 SHORT = Effort(rounds=9, target_seconds=2e-3, settle_seconds=0.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tiny tensors, threads that wait for a busy core take milliseconds."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def work(count: int) -> int:

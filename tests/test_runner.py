@@ -1,6 +1,5 @@
 """Steps whose numbers live on the device, as a GPU runs them, against steps that the host runs one by one."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +14,8 @@ from fastres.recipe import Recipe
 from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import Step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCH, IMAGES = 12, 44  # three whole batches and a partial one: four steps an epoch, as update_options has it
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -58,15 +59,6 @@ def tiny(optimizer: str = "sgd", schedule: str = "constant", average: str = "non
     options = recipe(optimizer, schedule, average, batch_size=BATCH, **tables.pop("train", {})).model_dump()
     data = {"source": "shapes10", "train_images": IMAGES, "test_images": 10, "split": "none"} | tables.pop("data", {})
     return Recipe.model_validate(options | {"data": data} | tables)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small, threads that wait for a busy core take milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def needs(device: str) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d, fuse, fused_sites
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = 200
 
@@ -89,15 +90,6 @@ def nudged(model: Plain, seed: int) -> Plain:
         for p in model.parameters():
             p.mul_(1 + torch.finfo(p.dtype).eps * torch.randn(p.shape, generator=generator).sign())
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small gain nothing from two threads, which wait for each other where the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])

@@ -76,7 +76,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
     from torch._dynamo.utils import counters
 
     seen: list[Counter[str]] = []
-    original = speedrun._Session._run
+    original = speedrun._Series._run
 
     def compilations() -> Counter[str]:
         inductor = {name: counters["inductor"][name] for name in ("fxgraph_cache_hit", "fxgraph_cache_miss")}
@@ -88,7 +88,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
         seen.append(compilations())
         return row
 
-    monkeypatch.setattr(speedrun._Session, "_run", watched)
+    monkeypatch.setattr(speedrun._Series, "_run", watched)
     before = compilations()
     settings = [*WHOLE, *KINDS["muon"], "train.compile=true", "train.ema=0.9", "model.dropout=0.1"]
     same_as_train(tiny, settings, tmp_path, seeds=(5,))
@@ -150,14 +150,14 @@ def test_an_interrupted_speedrun_goes_on(
 ) -> None:
     """Only with the plan it was begun with; finished, not at all."""
     assert fastres("speedrun", tiny, "--runs", 4, "--out", tmp_path / "straight", *options())[0] == 0
-    out, original = tmp_path / "out", speedrun._Session._run
+    out, original = tmp_path / "out", speedrun._Series._run
 
     def interrupted(self: Any, seed: int, *arguments: Any) -> Any:
         if seed == 2:
             raise KeyboardInterrupt
         return original(self, seed, *arguments)
 
-    monkeypatch.setattr(speedrun._Session, "_run", interrupted)
+    monkeypatch.setattr(speedrun._Series, "_run", interrupted)
     code, printed, err = fastres("speedrun", tiny, "--runs", 4, "--out", out, *options())
     monkeypatch.undo()
     assert (code, printed) == (130, "")

@@ -3,7 +3,6 @@
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,17 +12,10 @@ from torch.nn import functional as F
 
 from fastres.kernels import ACTIVATIONS, Norm, batch_norm_act, dual_batch_norm_act, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SECONDS = ("none", "add", "dual")
 MODULES: dict[str, Any] = {"none": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors are so small that a second thread only waits for the first: gradcheck takes five times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(count: int, dtype: torch.dtype = torch.float64, shape: tuple[int, ...] = (3, 4, 3, 2)) -> list[Tensor]:

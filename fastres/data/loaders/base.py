@@ -87,22 +87,23 @@ class Loader(ABC):
         One copy to the device and one gather of labels for all steps: on a CPU, two operations a step cost as much as a
         fifth of copying the images of a batch of 512; on a GPU a copy a step would make the host wait.
         """
-        size = self.batch_size
-        rows = torch.from_numpy(self.epoch_rows(epoch)[first_step * size : len(self) * size])
+        rows, indices, labels = self._table(epoch, first_step)
         if not len(rows):
             return []
-        indices = rows.to(self.device)
-        return list(zip(rows.split(size), indices.split(size), self.labels[indices].split(size), strict=True))
+        size = self.batch_size
+        return list(zip(rows.split(size), indices.split(size), labels.split(size), strict=True))
 
     def table(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Rows and labels of all the epoch's batches, one after the other, int64 [N] each, on the device.
+        """Rows and labels of all the epoch's batches, one after the other, int64 [N] each, on the device."""
+        return self._table(epoch, 0)[1:]
 
-        The host does not wait for the copy.
-        """
-        rows = torch.from_numpy(self.epoch_rows(epoch)[: len(self) * self.batch_size])
-        if self.device.type == "cuda":
-            rows = rows.pin_memory().to(self.device, non_blocking=True)
-        return rows, self.labels[rows]
+    def _table(self, epoch: int, first_step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """int64 [N] of all steps from `first_step` on: positions on the CPU, the same on the device, labels there. The
+        host does not wait for the copy."""
+        rows = torch.from_numpy(self.epoch_rows(epoch)[first_step * self.batch_size : len(self) * self.batch_size])
+        pinned = rows.pin_memory() if self.device.type == "cuda" else rows
+        indices = pinned.to(self.device, non_blocking=True)
+        return rows, indices, self.labels[indices]
 
     def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` (counted from 0) from its step `first_step` on; what comes before is never read.
