@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
+from fastres.memory import Beginning
 from fastres.terminal import flushed, printable, quiet_thread
 
 
@@ -109,16 +110,18 @@ def train(
         raise UserError("give either a RECIPE to train or --resume RUN to complete")
     if resume is not None and (set_ or out is not None):
         raise UserError("--resume goes on with the run's own recipe in its own folder: leave out --set and --out")
-    from fastres import training
+    with Beginning() as beginning:  # Python's own start, with Typer 0.1 s, came before
+        from fastres import training
 
-    if resume is not None:
-        result = training.resume(resume, device=device, quiet=quiet)
-    else:
-        from fastres.recipe import Recipe
+        if resume is not None:
+            result = training.resume(resume, device=device, quiet=quiet, beginning=beginning)
+        else:
+            from fastres.recipe import Recipe
 
-        assert recipe is not None
-        loaded = Recipe.load(recipe, set_)
-        result = training.train(loaded, out=out, device=device, quiet=quiet, name=recipe.stem)
+            assert recipe is not None
+            loaded = Recipe.load(recipe, set_)
+            options: dict[str, Any] = {"device": device, "quiet": quiet, "name": recipe.stem}
+            result = training.train(loaded, out=out, beginning=beginning, **options)
     summary = result.summary
     if as_json:
         _print_json({"run": str(result.run), **summary})

@@ -3,11 +3,15 @@
 import os
 import shutil
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fastres.interrupt import signals_wait
+
+if TYPE_CHECKING:
+    from fastres.kept import Graph
 
 
 def missing_compiler() -> str | None:
@@ -23,39 +27,93 @@ class Compiled:
     `dynamic=False`: automatic dynamic shapes would recompile the full batch's graph after a partial batch, and the
     new code rounds differently, so that an interrupted run would not end with the same bits. Where compilation fails,
     the function runs eagerly from then on and `note` says why.
+
+    On a CPU a function that names what it reads, `network` and by `about` all else, has its graphs kept between runs
+    (see kept.py). Where that is impossible they are compiled in each run, and `note` says why.
     """
 
-    def __init__(self, function: Callable[..., Any], *, enabled: bool) -> None:
-        self._eager = function
+    def __init__(
+        self, function: Callable[..., Any], *, enabled: bool, network: nn.Module | None = None, about: str = ""
+    ) -> None:
+        self._eager, self._network, self._about = function, network, about
         self.note: str | None = "train.compile is false"
         if enabled:
             # A process that trains several networks compiles this same line of code anew for each of them.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.note = missing_compiler()
-        self._compiled = torch.compile(function, dynamic=False, fullgraph=True) if self.note is None else None
-        self._known: set[Hashable] = set()  # what is compiled
+        self.active = self.note is None
+        """Whether calls run compiled code."""
+        self._keeps = network is not None and all(tensor.device.type == "cpu" for tensor in network.parameters())
+        self._traced: Callable[..., Any] | None = None  # by torch.compile, which compiles each combination of shapes
+        self._graphs: dict[Any, Graph | None] = {}  # by kind of call; None: torch.compile has it
+        self._first: Graph | None = None
 
     @property
-    def active(self) -> bool:
-        """Whether calls run compiled code."""
-        return self._compiled is not None
+    def from_cache(self) -> bool:
+        """Whether the graph of the first call had been compiled by an earlier run."""
+        return self._first is not None and self._first.from_cache
+
+    @property
+    def cold_seconds(self) -> float | None:
+        """What `remember` was told in the run that compiled the first call's graph."""
+        return None if self._first is None else self._first.cold_seconds
+
+    def remember(self, cold_seconds: float) -> None:
+        """Keep with the graph of the first call how long the start took that compiled it, in seconds."""
+        if self._first is not None:
+            self._first.remember(cold_seconds)
 
     def __call__(self, *arguments: torch.Tensor, variant: Hashable = None) -> Any:
-        """The function's value. `variant` stands for what else, besides shapes, makes another graph of it."""
-        if self._compiled is None:
+        """The function's value. `variant` stands for what else, besides the arguments' shapes, makes another graph of
+        it."""
+        if not self.active:
             return self._eager(*arguments)
-        kind = variant, *(argument.shape for argument in arguments)
-        if kind in self._known:
-            return self._compiled(*arguments)
+        training = self._network is not None and self._network.training
+        kinds = [(argument.shape, argument.stride(), argument.dtype) for argument in arguments]
+        case = (variant, training, torch.is_grad_enabled(), *kinds)  # all that changes between two calls
+        if case in self._graphs:
+            graph = self._graphs[case]
+            if graph is None:
+                return self._plain()(*arguments)
+            if graph.holds(*arguments):
+                return graph(*arguments)
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
         try:
             with signals_wait():
-                result = self._compiled(*arguments)
-            self._known.add(kind)
+                graph = self._kept(arguments)
+                result = (graph or self._plain())(*arguments)
+            self._graphs[case] = graph
             return result
         except (TorchDynamoException, InductorError) as error:
             # "backend='inductor' raised:", then what happened, then pages of advice.
-            self.note, self._compiled = f"compilation failed: {' '.join(str(error).split(chr(10))[:2])}", None
+            self.note, self.active = f"compilation failed: {_short(error)}", False
         return self._eager(*arguments)
+
+    def _kept(self, arguments: tuple[torch.Tensor, ...]) -> "Graph | None":
+        """The graph for `arguments` from kept.py; None, and `note` says why, where there is none."""
+        if not self._keeps or self._network is None:
+            return None
+        from fastres import kept
+
+        try:
+            graph = kept.obtain(self._eager, arguments, self._network, self._about)
+        except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
+            reason = str(error) if isinstance(error, kept.NotKept) else f"{type(error).__name__}: {_short(error)}"
+            self.note, self._keeps = f"not kept for the next start: {reason}", False
+            return None
+        self._first, self.note = self._first or graph, self.note or graph.note
+        return graph
+
+    def _plain(self) -> Callable[..., Any]:
+        if self._traced is None:
+            from fastres import kept
+
+            kept.settle()
+            self._traced = torch.compile(self._eager, dynamic=False, fullgraph=True)
+        return self._traced
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split("\n")[:2])

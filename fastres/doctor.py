@@ -203,10 +203,10 @@ def _caches() -> list[dict[str, Any]]:
     """Compiled code that later runs start faster with: where it lies and how much of it."""
     places: list[tuple[str, Path, str]] = []
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    with suppress(Exception):  # torch's own rule, in a private place that may move
-        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    with suppress(Exception):  # there is no usable folder, or torch is broken
+        from fastres.kept import root
 
-        inductor = inductor or default_cache_dir()
+        inductor = inductor or str(root())
     if inductor:
         places.append(("TorchInductor", Path(inductor), "*"))
     with suppress(RuntimeError):  # there is no home folder

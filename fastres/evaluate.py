@@ -38,7 +38,7 @@ class Evaluator:
         self, network: nn.Module, augment: Augment, precision: str, device: torch.device, *, compile: bool
     ) -> None:
         self.network, self.augment, self.precision, self.device = network, augment, precision, device
-        self.compiled = Compiled(self._forward, enabled=compile)
+        self.compiled = Compiled(self._forward, enabled=compile, network=network, about=precision)
         self._logits = Replayed(self.compiled, Graphs(device))
 
     def _forward(self, images: Tensor) -> Tensor:

@@ -145,6 +145,11 @@ def _torch() -> dict[str, Any]:
     return facts
 
 
+def variables() -> dict[str, str]:
+    """The environment variables that change what torch, its compilers, Numba or fastres do."""
+    return {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)}
+
+
 def environment() -> dict[str, Any]:
     """The machine and the versions behind a run, ready for JSON; what cannot be found out is None.
 
@@ -168,5 +173,5 @@ def environment() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "gpu_name": gpus[0]["name"] if gpus else None,
         "gpus": gpus,
-        "variables": {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)},
+        "variables": variables(),
     }

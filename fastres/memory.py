@@ -1,6 +1,8 @@
-"""Keeping the memory that a training step frees for the next step."""
+"""Keeping the memory that a training step frees for the next step, and the collector of cyclic garbage from a start."""
 
 import ctypes
+import gc
+import time
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # from glibc's malloc.h
 
@@ -18,3 +20,29 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library: nothing to tell
         return False
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+class Beginning:
+    """When a run began, and Python's collector of cyclic garbage held back until its first step is `done`.
+
+    Importing torch, its compiler and Numba makes a million objects that stay. The collector looks through them again
+    and again and finds nothing: 0.8 s of 4 to the first step of a run whose step is kept compiled.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = time.perf_counter()
+        """Of time.perf_counter()."""
+        self._collects = gc.isenabled()
+        gc.disable()
+
+    def done(self) -> None:
+        """Let the collector go on, if it did before; once."""
+        if self._collects:
+            gc.enable()
+        self._collects = False
+
+    def __enter__(self) -> "Beginning":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done()

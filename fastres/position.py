@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.compiling import Compiled
+
 
 @dataclass
 class Position:
@@ -20,7 +22,10 @@ class Position:
     seconds: float = 0.0
     """Wall time until the last checkpoint."""
     cold_seconds: float = 0.0
-    """Wall time to the end of the first step, compilation included."""
+    """Wall time to the end of the first step, compilation included: of this run where it compiled or ran eagerly, else
+    of the run that compiled what this one found. 0: unknown, or no step was made yet."""
+    warm_seconds: float = 0.0
+    """The same of this run, where it found its step compiled; 0 where it did not."""
     images: int = 0
     """Images of all timed steps: all but a process's first of each batch size, which compiles."""
     images_seconds: float = 0.0
@@ -33,6 +38,16 @@ class Position:
     """Images of this epoch's timed steps."""
     epoch_images_seconds: float = 0.0
     """Seconds of those steps."""
+
+    def started(self, seconds: float, step: Compiled) -> None:
+        """The first step of this process is done, `seconds` after its start; what compiles it learns how long a start
+        took that had to. A resumed run keeps the cold figure that it began with."""
+        if step.from_cache:
+            self.warm_seconds = seconds
+            self.cold_seconds = self.cold_seconds or step.cold_seconds or 0.0
+        else:
+            self.cold_seconds = self.cold_seconds or seconds
+            step.remember(seconds)
 
     def time_step(self, images: int, seconds: float, *, timed: bool) -> None:
         """Count one step of `images` images."""

@@ -239,6 +239,10 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
     total = len(shown.test_labels)
     low, high = wilson(round(summary["test_accuracy"] * total), total)
     speed = summary["images_per_second"]
+    cold, warm = summary["cold_seconds"], summary.get("warm_seconds")  # a run of an older version has no warm figure
+    first = f"first step after {_seconds(cold if warm is None else warm)}"
+    if warm is not None and cold is not None:
+        first += f", after {_seconds(cold)} in the run that compiled it"
     stall = summary.get("input_stall")  # a run of an older version has none
     waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary['loader']} loader"
     tiles = [
@@ -249,7 +253,7 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
             f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
         ),
         ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
-        ("Whole run", _seconds(summary["seconds"]), f"first step after {_seconds(summary['cold_seconds'])}"),
+        ("Whole run", _seconds(summary["seconds"]), first),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return (
@@ -285,7 +289,9 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits)
         version += f", commit {commit[:12]}" + (" with changes" if environment.get("dirty") else "")
     best = summary["best"]
     kept = f"epoch {best['epoch']}, by {best['metric']} = {best['value']:.5g}" if best else "those of the last step"
-    compiled = "yes" if summary["compiled"] else f"no: {summary['compile_note']}"
+    compiled = "no" if not summary["compiled"] else "by an earlier run" if summary.get("compiled_from_cache") else "yes"
+    if summary["compile_note"]:
+        compiled += f": {summary['compile_note']}"
     calibration, memory = summary["expected_calibration_error"], summary["peak_memory_bytes"]
     facts = {
         "Images": f"{summary['source']}, split “{summary['split']}”: {len(shown.train_labels):,} to train on, "

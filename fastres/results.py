@@ -23,7 +23,10 @@ STEPS_SHOWN, EACH_STEP = 4, 8
 def summarise(recipe: Recipe, at: Position, measured: Measures, steps: int, steps_per_epoch: int) -> dict[str, Any]:
     """The lines of summary.json that recipe, position and test give: accuracies are shares, times are seconds.
 
-    `epochs` is a whole number, except where the last epoch ended in its middle."""
+    `epochs` is a whole number, except where the last epoch ended in its middle. `cold_seconds` and `warm_seconds` are
+    the time from the start (of the command, else of the call of `train`) to the end of the first step: cold where the
+    step had to be compiled, warm where an earlier run had kept it compiled, which makes it null in the run that
+    compiled. A warm run's cold figure is that of the run that compiled its step, null if that one never told."""
     whole = steps == at.epoch * steps_per_epoch
     return {
         "recipe_hash": recipe.hash(),
@@ -38,7 +41,8 @@ def summarise(recipe: Recipe, at: Position, measured: Measures, steps: int, step
         "epochs": at.epoch if whole else steps / steps_per_epoch,
         "steps": steps,
         "images_per_second": at.images / at.images_seconds if at.images else None,
-        "cold_seconds": at.cold_seconds,
+        "cold_seconds": at.cold_seconds or None,
+        "warm_seconds": at.warm_seconds or None,
     }
 
 

@@ -163,6 +163,7 @@ class _Series(Session):
                 row = {"run": run, **self._run(self.recipe.train.seed + run, progress.step)}
                 if run == first:
                     row["cold_seconds"] = time.perf_counter() - self.opened
+                    row["compiled_from_cache"] = self.step.loss_and_correct.from_cache
                 rows.append(row)
                 write_text(folder / ROWS, "".join(json.dumps(each, allow_nan=False) + "\n" for each in rows))
                 progress.end(rows)

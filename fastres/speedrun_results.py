@@ -68,6 +68,7 @@ def summarise(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
         "mean_seconds": seconds.mean,
         "sd_seconds": seconds.sd,
         "cold_seconds": rows[0]["cold_seconds"],
+        "compiled_from_cache": rows[0]["compiled_from_cache"],
         "compiled": all(row["compiled"] for row in rows),
     }
 
@@ -87,7 +88,8 @@ def describe(summary: dict[str, Any]) -> str:
         found = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
         lines.append(f"mean above {summary['target']:.2%}: {found} (one-sided t test)")
         seconds += f", SD {summary['sd_seconds']:.3f} s"
-    what = "compilation and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"
+    made = "the start" if summary["compiled_from_cache"] else "compilation"
+    what = f"{made} and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"
     lines.append(f"{seconds}; the first one with {what} {summary['cold_seconds']:.1f} s; on {summary['device']}")
     return "\n".join([*lines, f"timed: {summary['timed']}", f"not timed: {summary['not_timed']}"])
 

@@ -2,11 +2,13 @@
 
 import os
 import time
+from contextlib import nullcontext
 
 import torch
 
 from fastres.evaluate import Evaluator
 from fastres.feed import check_statistics, open_feed
+from fastres.kept import imports_beside
 from fastres.memory import keep_freed_memory
 from fastres.models import Network, build, count_parameters, layers
 from fastres.position import Tally
@@ -56,7 +58,9 @@ class Session:
         self.layers, self.parameters = layers(network, self.feed.dataset.image_size), count_parameters(network)
         self.multiply_adds = sum(layer.multiply_adds for layer in self.layers)
         check_statistics(self.layers, recipe, len(self.feed.train.subset))
-        network.initialise(self.feed.sample(network.initial_images))
+        loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
+        with imports_beside() if loads else nullcontext():
+            network.initialise(self.feed.sample(network.initial_images))
         self.step = Step(place(network, recipe, device), recipe, len(self.feed.train), device)
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, self.feed, self.tally, self.stall)

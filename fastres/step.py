@@ -47,7 +47,8 @@ class Step:
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
-        self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile)
+        about = f"{recipe.model!r} {options.precision} {options.label_smoothing}"
+        self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
         self._numbers: Tensor | None = None  # fp32 [1, numbers], of the step that runs

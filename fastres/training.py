@@ -17,6 +17,7 @@ from fastres.feed import labels_of
 from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
+from fastres.memory import Beginning
 from fastres.position import Position
 from fastres.recipe import Eval, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
@@ -40,22 +41,31 @@ class RunResult:
 
 
 def train(
-    recipe: Recipe, *, out: str | Path | None = None, device: str = "auto", quiet: bool = False, name: str = "run"
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    name: str = "run",
+    beginning: Beginning | None = None,
 ) -> RunResult:
     """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
 
-    Raises UserError for what the user can put right, Interrupted after SIGINT or SIGTERM, when a checkpoint has been
-    saved.
+    `beginning` is given by who began before this call. Raises UserError for what the user can put right, Interrupted
+    after SIGINT or SIGTERM, when a checkpoint has been saved.
     """
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
-    run = _Run(recipe, device, quiet)
-    folder = runs.create(out, recipe.record.name or name, recipe)
-    with runs.claimed(folder):
-        return run.execute(folder, [])
+    with beginning or Beginning() as beginning:
+        run = _Run(recipe, device, quiet, beginning)
+        folder = runs.create(out, recipe.record.name or name, recipe)
+        with runs.claimed(folder):
+            return run.execute(folder, [])
 
 
-def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> RunResult:
+def resume(
+    run: str | Path, *, device: str = "auto", quiet: bool = False, beginning: Beginning | None = None
+) -> RunResult:
     """Complete an interrupted run from its last checkpoint, to the same bits as if nothing had happened.
 
     A run that was interrupted before its first checkpoint starts again. Raises as `train` does.
@@ -64,16 +74,16 @@ def resume(run: str | Path, *, device: str = "auto", quiet: bool = False) -> Run
     recipe = runs.read_recipe(folder)
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    with runs.claimed(folder):
-        resumed = _Run(recipe, device, quiet)
+    with runs.claimed(folder), beginning or Beginning() as beginning:
+        resumed = _Run(recipe, device, quiet, beginning)
         return resumed.execute(folder, resumed.restore(folder))
 
 
 class _Run(Session):
     """A session and the loop of one run; a class so that each phase is a short method."""
 
-    def __init__(self, recipe: Recipe, device: str, quiet: bool) -> None:
-        self.began = time.perf_counter()
+    def __init__(self, recipe: Recipe, device: str, quiet: bool, beginning: Beginning) -> None:
+        self.beginning, self.began = beginning, beginning.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
         super().__init__(recipe, runs.choose_device(device), quiet=quiet)
@@ -178,10 +188,12 @@ class _Run(Session):
 
     def _note_compilation(self, images: int) -> None:
         self.sizes.add(images)
-        self.at.cold_seconds = self.at.cold_seconds or time.perf_counter() - self.began
         compiled = self.step.loss_and_correct
-        if len(self.sizes) == 1 and self.recipe.train.compile and not compiled.active:
-            self.progress.message(f"running without compilation: {compiled.note}")
+        if len(self.sizes) == 1:
+            self.at.started(time.perf_counter() - self.began, compiled)
+            self.beginning.done()
+        if len(self.sizes) == 1 and self.recipe.train.compile and compiled.note is not None:
+            self.progress.message(compiled.note if compiled.active else f"running without compilation: {compiled.note}")
         if len(self.sizes) == 1 and self.was_compiled not in (None, compiled.active):
             before = "compiled" if self.was_compiled else "not compiled"
             self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
@@ -305,9 +317,10 @@ class _Run(Session):
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "compiled": self.step.loss_and_correct.active,
-            "compile_note": self.step.loss_and_correct.note,
+            "compile_note": self.step.loss_and_correct.note or self.evaluator.compiled.note,
             "captured": self.runner.captured,
             "capture_note": self.runner.note,
+            "compiled_from_cache": self.step.loss_and_correct.from_cache,
             "tta": self.recipe.eval.tta,
             "tta_passes": passes(self.recipe.eval),
             "loader": self.feed.loading.kind,

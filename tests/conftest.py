@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,24 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["FASTRES_DATA"]
     else:
         os.environ["FASTRES_DATA"] = before
+
+
+@pytest.fixture(autouse=True)
+def threads_stay() -> Iterator[None]:
+    """A test leaves torch with as many threads as it found: another number gives later tests other bits than the
+    processes that they start. FFCV's own import sets it to 1."""
+    threads = torch.get_num_threads()
+    yield
+    left = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    assert left == threads, f"torch is left with {left} threads instead of {threads}"
+
+
+@pytest.fixture
+def needs_ffcv() -> None:
+    """Skips where FFCV is not installed; looks without importing it."""
+    if importlib.util.find_spec("ffcv") is None:
+        pytest.skip("ffcv is not installed: pip install 'fastres[ffcv]'")
 
 
 @pytest.fixture

@@ -97,8 +97,8 @@ def test_stores_are_listed_with_their_size(tmp_path: Path) -> None:
     assert "4 train, 4 test images of 8 px, 2 classes" in shown(facts)
 
 
+@pytest.mark.usefixtures("needs_ffcv")
 def test_betons_are_listed_and_damaged_ones_found(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv", reason="ffcv is not installed: pip install 'fastres[ffcv]'")
     from fastres.data import beton, open_dataset
 
     folder = beton.prepare(open_dataset("shapes10", root=tmp_path, quiet=True), quiet=True).folder

@@ -21,9 +21,7 @@ from fastres.data import Dataset, beton, ffcv_import, shapes10
 from fastres.data.beton import Betons, beton_folder, open_beton, prepare, verify
 from fastres.errors import UserError
 
-needs_ffcv = pytest.mark.skipif(
-    importlib.util.find_spec("ffcv") is None, reason="ffcv is not installed: pip install 'fastres[ffcv]'"
-)
+needs_ffcv = pytest.mark.usefixtures("needs_ffcv")
 TRAIN, TEST = 60, 20
 
 

@@ -85,8 +85,8 @@ def test_loaders_that_cannot_be_had_are_told(fastres: Any, tiny: Path, tmp_path:
         assert not out.exists()
 
 
+@pytest.mark.usefixtures("needs_ffcv")
 def test_data_prepare_writes_a_beton(fastres: Any, tmp_path: Path, pictures: Path) -> None:
-    pytest.importorskip("ffcv", reason="ffcv is not installed: pip install 'fastres[ffcv]'")
     root = tmp_path / "root"
     code, out, said = fastres("data", "prepare", pictures, "--format", "beton", "--root", root, "--json")
     assert code == 0, said

@@ -1,0 +1,423 @@
+"""Compiled graphs kept between runs, so that a second start of a recipe neither traces nor compiles.
+
+TorchInductor's own caches keep what the C++ compiler made, but a start still traces the network, differentiates the
+graph and lowers it: 10 s on two cores up to the end of the first step. What is kept here is the end of all that, as
+`torch.compile(…).aot_compile` serialises it: 4 s to the same point, of which importing torch and its compiler are 2.5.
+
+Each graph has a folder named by its key, the hash of everything that its code may depend on:
+
+    <root>/<key>/graph.bin       the serialised graph, forward and backward
+    <root>/<key>/…               TorchInductor's files: generated Python, C++ and shared libraries
+    <root>/<key>/manifest.json   size and SHA-256 of each of them, written last: no manifest, no graph
+    <root>/<xx>.lock             held while a process compiles or loads a graph whose key begins with these two letters
+
+Files are compared with the manifest before anything is loaded, because a truncated library does not fail, it kills the
+process (SIGBUS). A damaged graph is compiled anew. Loading runs code, so `root` must belong to this user and nobody
+else may write there; it is not in /tmp, where anybody could have put it and reboots empty it.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from fastres._version import __version__
+from fastres.files import write_bytes, write_json
+from fastres.machine import variables
+
+LIMIT = 32
+"""Graphs that are kept; those that were not used for the longest time go first. One takes 3 to 10 MB."""
+
+INDUCTOR = "inductor"
+"""Folder below `root` of TorchInductor's own caches: see `settle`."""
+
+
+class NotKept(Exception):
+    """Why graphs cannot be kept here; the text goes on after "not kept for the next start: "."""
+
+
+def root() -> Path:
+    """Folder of the kept graphs: `fastres` below `$TORCHINDUCTOR_CACHE_DIR` where that is set, else `fastres/compiled`
+    below `$XDG_CACHE_HOME` or `~/.cache`. It is made if need be. Raises NotKept where it cannot be, or where others can
+    write into it."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+    try:
+        folder = (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "fastres" / "compiled"
+    except RuntimeError as error:  # there is no home folder
+        raise NotKept(str(error)) from error
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if chosen and chosen not in (default_cache_dir(), str(folder / INDUCTOR)):  # torch and `settle` set them
+        folder = Path(chosen) / "fastres"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        _demand_own(folder)
+    except OSError as error:
+        raise NotKept(f"{folder}: {error.strerror or error}") from error
+    return folder
+
+
+def settle() -> None:
+    """Give TorchInductor's own caches, which graphs that are not kept here use, a folder of this user's, unless one was
+    chosen: torch's is in /tmp, where anybody could have put it. Does nothing where there is none."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        with suppress(NotKept, OSError):
+            folder = root() / INDUCTOR
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
+def _demand_own(folder: Path) -> None:
+    """Raise NotKept unless `folder` is a folder of this user's into which nobody else can write."""
+    found = folder.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotKept(f"{folder} is not a folder")
+    if found.st_uid != os.geteuid():
+        raise NotKept(f"{folder} belongs to another user")
+    if found.st_mode & 0o022:
+        raise NotKept(f"others can write into {folder}: `chmod 700 {folder}`")
+
+
+class Graph:
+    """A compiled graph: call it with the arguments of the function that was compiled."""
+
+    def __init__(
+        self,
+        run: Any,
+        owner: tuple[Any, ...],
+        folder: Path,
+        manifest: dict[str, Any],
+        *,
+        kept: bool,
+        note: str | None = None,
+    ) -> None:
+        run.disable_guard_check()  # `holds` is that check
+        self._run, self._owner, self._folder, self._manifest = run, owner, folder, manifest
+        self.from_cache = kept
+        """Whether another process compiled it."""
+        self.note = note
+        """Why it was compiled although it had been kept, where that is so."""
+
+    @property
+    def cold_seconds(self) -> float | None:
+        """What `remember` was told by the process that compiled it."""
+        return self._manifest.get("cold_seconds")
+
+    def remember(self, cold_seconds: float) -> None:
+        """Keep how long the start took that compiled it, in seconds, for later starts to tell."""
+        self._manifest["cold_seconds"] = cold_seconds
+        with suppress(Exception):  # it went away, or the disk is full: later starts know less
+            write_json(self._folder / "manifest.json", self._manifest)
+
+    def holds(self, *arguments: Tensor) -> bool:
+        """Whether all that tracing found to decide the code is still as it was; 20 µs."""
+        return self._run.guard_check(*self._owner, *arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """None is what pickling it gives: another graph's guards are serialised with the object whose method they
+        guard, which holds this one."""
+        return type(None), ()
+
+    def __call__(self, *arguments: Tensor) -> Any:
+        return self._run(*self._owner, *arguments)
+
+
+def obtain(function: Callable[..., Any], arguments: tuple[Tensor, ...], network: nn.Module, about: str) -> Graph:
+    """The graph of `function` for arguments like these: loaded where it is kept, else compiled and kept.
+
+    Args:
+        function: a function or bound method that reads `network` and its arguments, on a CPU.
+        about: everything else that it reads.
+
+    Raises NotKept where the folder is not usable, and whatever torch raises where it cannot compile or serialise.
+    """
+    place = root()
+    key = key_of(function, arguments, network, about)
+    owner = (function.__self__,) if hasattr(function, "__self__") else ()
+    folder = place / key
+    with _locked(place / f"{key[:2]}.lock"), _without_gradients(network):
+        manifest, why = _sound(folder), None
+        if manifest is not None:
+            try:
+                with _inductor_in(folder, place, compiles=False):
+                    run = _load((folder / "graph.bin").read_bytes())
+                    graph = Graph(run, owner, folder, manifest, kept=True)
+                    if graph.holds(*arguments):
+                        os.utime(folder / "manifest.json")
+                        return graph
+                why = "its guards do not hold"
+            except Exception as error:  # torch's private business, as is what it raises
+                why = f"{type(error).__name__}: {error}".splitlines()[0]
+        elif (folder / "manifest.json").exists():
+            why = "its files are damaged"
+        _clear(folder)
+        folder.mkdir(mode=0o700)
+        with _inductor_in(folder, place, compiles=True):
+            traced: Any = torch.compile(function, dynamic=False, fullgraph=True)
+            run = traced.aot_compile((arguments, {}))
+            data = type(run).serialize(run).serialized_data
+        write_bytes(folder / "graph.bin", data)
+        manifest = {"about": about, "files": _listed(folder)}
+        write_json(folder / "manifest.json", manifest)
+    _prune(place, key)
+    note = None if why is None else f"compiled anew, because what was kept cannot be used: {why}"
+    return Graph(run, owner, folder, manifest, kept=False, note=note)
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """No parameter has a gradient until the block ends: torch's guards, which look at none, would serialise those that
+    training has left as something that cannot be loaded again."""
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+    try:
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+# ------------------------------------------------------------------------------------------------------- the key
+
+
+def key_of(function: Callable[..., Any], arguments: tuple[Tensor, ...], network: nn.Module, about: str) -> str:
+    """Hash of what the code of a graph may depend on: function, shapes and layouts, the network, `about`, what torch is
+    set to, the sources of fastres, and the machine. 15 ms."""
+    tensors = [("", argument) for argument in arguments] + [*network.named_parameters(), *network.named_buffers()]
+    facts = [
+        getattr(function, "__qualname__", repr(function)),
+        about,
+        str(network),
+        [module.training for module in network.modules()],
+        [(name, str(t.dtype), str(t.device), *t.shape, *t.stride(), t.requires_grad) for name, t in tensors],
+        _settings(),
+        _sources(),
+        _machine(),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _settings() -> list[Any]:
+    """What torch is set to now and generated code may depend on."""
+    import torch._functorch.config
+    import torch._inductor.config
+
+    configured = (torch._dynamo.config, torch._functorch.config, torch._inductor.config)
+    # Where data and caches lie changes no code.
+    told = {key: value for key, value in variables().items() if not key.endswith(("_CACHE_DIR", "FASTRES_DATA"))}
+    return [
+        *(sorted((key, _stable(value)) for key, value in one.save_config_portable().items()) for one in configured),
+        *sorted(told.items()),
+        os.environ.get("ATEN_CPU_CAPABILITY"),
+        torch.get_num_threads(),  # written into the generated loops
+        str(torch.get_default_dtype()),
+        [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")],
+        [torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()],
+        torch.backends.mkldnn.enabled,
+    ]
+
+
+def _stable(value: Any) -> str:
+    """Its repr, the same in every process: the order of a set is not."""
+    return repr(sorted(map(repr, value)) if isinstance(value, (set, frozenset)) else value)
+
+
+@functools.cache
+def _sources() -> str:
+    """Hash of the package's sources, `kernels` among them: any may have been traced into the graph."""
+    found = hashlib.sha256(__version__.encode())
+    for folder, inner, names in os.walk(Path(__file__).parent, followlinks=True):
+        inner[:] = sorted(name for name in inner if name != "__pycache__")
+        for name in sorted(names):
+            if name.endswith(".py"):
+                found.update(f"\0{name}\0".encode() + (Path(folder) / name).read_bytes())
+    return found.hexdigest()
+
+
+@functools.cache
+def _machine() -> str:
+    """Hash of torch's build, the compiler and the processor."""
+    compilers = []
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        path = name and shutil.which(name)
+        if path:
+            found = Path(path).resolve().stat()  # asking for its version would take 20 ms
+            compilers.append([path, found.st_size, found.st_mtime_ns])
+    processor = platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        processor += "".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    python = [platform.python_version(), platform.python_implementation()]
+    facts = [torch.__version__, torch.version.git_version, torch.__config__.show(), python, compilers, processor]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+# ------------------------------------------------------------------------------------------------- torch's side
+
+
+@contextmanager
+def imports_beside() -> Iterator[None]:
+    """Import what loading a graph takes, 0.5 s, while the block computes without Python's lock. The block must not
+    import parts of torch itself: their circles do not stand two threads."""
+
+    def work() -> None:
+        with suppress(Exception):  # `obtain` meets it again
+            import torch._inductor.compile_fx  # noqa: F401
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _load(data: bytes) -> Any:
+    from torch._dynamo.aot_compile import AOTCompiledFunction
+    from torch._dynamo.convert_frame import get_compile_id
+    from torch._dynamo.utils import get_metrics_context
+    from torch._guards import CompileContext, compile_context
+
+    with compile_context(CompileContext(get_compile_id({}))), get_metrics_context():
+        return AOTCompiledFunction.deserialize(data)
+
+
+@contextmanager
+def _inductor_in(folder: Path, place: Path, *, compiles: bool) -> Iterator[None]:
+    """TorchInductor with its files in `folder`, and in `place` what its graphs share.
+
+    It finds out which instruction sets the compiler has by compiling and loading libraries: 8 s on an empty folder, and
+    0.7 s in each process that finds them compiled. What came out on this machine stands in `isa-<machine>.json`. Its
+    precompiled header (6 s and 150 MB, which halve the time of each of some twenty compilations) is made in `headers`
+    instead of in /tmp. Where all is compiled, it would run the preprocessor to see whether that is up to date, 0.3 s.
+    """
+    from torch._functorch import config as functorch
+    from torch._inductor import codecache, cpu_vec_isa
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    answers = place / f"isa-{_machine()}.json"
+    known = {key: found for key, found in _read_json(answers).items() if isinstance(found, bool)}
+    asked = len(known)
+    check = cpu_vec_isa.VecISA.check_build
+
+    def answer(isa: Any, code: str) -> bool:
+        key = hashlib.sha256(f"{isa.build_arch_flags()} {code}".encode()).hexdigest()[:16]
+        if key not in known:
+            known[key] = check(isa, code)
+        return known[key]
+
+    with ExitStack() as stack:
+        stack.enter_context(temporary_cache_dir(str(folder)))
+        # Our autograd functions and autocast are in the graph that is kept, which `key_of` covers with their sources.
+        stack.enter_context(functorch.patch(autograd_cache_allow_custom_autograd_functions=True))
+        stack.enter_context(mock.patch.object(cpu_vec_isa.VecISA, "check_build", answer))
+        if compiles:
+            headers = stack.enter_context(_headers(place))
+            stack.enter_context(mock.patch.object(codecache, "_HEADER_DIR", str(headers)))
+            stack.enter_context(mock.patch.object(codecache, "_HEADER_LOCK_DIR", str(headers / "locks")))
+        else:
+            none = classmethod(lambda cls, device: None)
+            stack.enter_context(mock.patch.object(codecache.CppPythonBindingsCodeCache, "_get_uncompiled_header", none))
+        yield
+    if len(known) > asked:
+        write_json(answers, known)
+
+
+# ------------------------------------------------------------------------------------------------------- the files
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes that use `path`; one that is killed lets go."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _listed(folder: Path) -> dict[str, list[Any]]:
+    """Size and SHA-256 of the files below `folder`, by relative path; locks, which are empty, are left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): _digest(path) for path in files if path.name != "manifest.json"}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _sound(folder: Path) -> dict[str, Any] | None:
+    """The manifest of `folder`, if its files are those that it lists."""
+    manifest = _read_json(folder / "manifest.json")
+    try:
+        _demand_own(folder)
+        whole = all(_digest(folder / name) == expected for name, expected in manifest["files"].items())
+        return manifest if whole else None
+    except (NotKept, OSError, KeyError, TypeError, AttributeError, ValueError):
+        return None
+
+
+@contextmanager
+def _headers(place: Path) -> Iterator[Path]:
+    """Folder of the precompiled headers, without those that were damaged or never finished, unless another process
+    uses the folder too: they may be what it works on."""
+    folder = place / "headers"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(place / "headers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            known = _read_json(place / "headers.json")
+            for path in folder.iterdir():
+                if path.is_file() and _digest(path) != known.get(path.name):
+                    path.unlink()
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield folder
+        with suppress(OSError):  # a file of another process went away
+            write_json(place / "headers.json", _listed(folder))
+    finally:
+        os.close(descriptor)
+
+
+def _clear(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
+def _prune(place: Path, but: str) -> None:
+    """Remove the graphs that were not used for the longest time."""
+    with suppress(OSError):
+        used = {path.parent: path.stat().st_mtime for path in place.glob("*/manifest.json") if path.parent.name != but}
+        for folder in sorted(used, key=lambda folder: used[folder], reverse=True)[LIMIT - 1 :]:
+            with _locked(place / f"{folder.name[:2]}.lock"):
+                _clear(folder)
