@@ -12,6 +12,7 @@ status: 0, 2 for what the user can put right, 130 when interrupted.
 import argparse
 import io
 import json
+import math
 import re
 import sys
 import tomllib
@@ -25,7 +26,7 @@ if __name__ == "__main__":
 from fastres.errors import Interrupted, UserError
 from fastres.files import write_bytes, write_json, write_text
 from fastres.recipe import Recipe
-from fastres.significance import Sample
+from fastres.significance import Sample, quantile
 from fastres.speedrun import speedrun
 from fastres.speedrun_results import SUMMARY, read_rows
 
@@ -76,23 +77,43 @@ def measure(recipe: Path, runs: int, out: Path, common: list[str], device: str, 
     return rows
 
 
-def differences(rows: list[dict[str, Any]]) -> list[Sample]:
-    """Of each line but the first: accuracy without the technique minus complete accuracy, seed by seed."""
-    complete = rows[0]["accuracy"]
-    return [Sample.of([a - b for a, b in zip(row["accuracy"], complete, strict=True)]) for row in rows[1:]]
+def differences(rows: list[dict[str, Any]]) -> list[float]:
+    """Of each line but the first: mean accuracy without the technique minus mean accuracy of all."""
+    means = [Sample.of(row["accuracy"]).mean for row in rows]
+    return [mean - means[0] for mean in means[1:]]
+
+
+def reach(rows: list[dict[str, Any]]) -> float | None:
+    """Half the 95% interval of each difference; None for a single seed.
+
+    A seed makes all lines better or worse together, which differences do not see. What a line and a seed leave over is
+    taken to have one variance everywhere, so that all lines estimate it (two-way analysis of variance without
+    replication): with few seeds, Student's t then still has many degrees of freedom.
+    """
+    lines, seeds = len(rows), len(rows[0]["accuracy"])
+    if lines < 2 or seeds < 2:
+        return None
+    of_line = [Sample.of(row["accuracy"]).mean for row in rows]
+    of_seed = [Sample.of(column).mean for column in zip(*(row["accuracy"] for row in rows), strict=True)]
+    grand = Sample.of(of_line).mean
+    squares = sum(
+        (value - of_line[line] - of_seed[seed] + grand) ** 2
+        for line, row in enumerate(rows)
+        for seed, value in enumerate(row["accuracy"])
+    )
+    degrees = (lines - 1) * (seeds - 1)
+    return quantile(0.95, degrees) * math.sqrt(2 * squares / degrees / seeds)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean accuracy, difference with its 95% interval, time."""
-    whole, seconds = Sample.of(rows[0]["accuracy"]), Sample.of(rows[0]["seconds"]).mean
-    text = ["| without | test accuracy | difference, points | time |", "|---|---|---|---|"]
-    text.append(f"| (nothing: the recipe) | {whole.mean:.2%} | | 1 |")
+    """Markdown: mean accuracy, difference, time of the quickest run as a multiple of the complete recipe's."""
+    around = reach(rows)
+    bounds = "" if around is None else f" (± {100 * around:.2f}, 95%)"
+    text = [f"| without | test accuracy | difference, points{bounds} | time |", "|---|---|---|---|"]
+    text.append(f"| (nothing: the recipe) | {Sample.of(rows[0]['accuracy']).mean:.2%} | | 1 |")
     for row, difference in zip(rows[1:], differences(rows), strict=True):
-        interval = difference.interval()
-        reach = "" if interval is None else f" ± {100 * (interval[1] - difference.mean):.2f}"
-        spent = Sample.of(row["seconds"]).mean / seconds
-        accuracy = Sample.of(row["accuracy"]).mean
-        text.append(f"| {row['without']} | {accuracy:.2%} | {100 * difference.mean:+.2f}{reach} | {spent:.2f} |")
+        accuracy, spent = Sample.of(row["accuracy"]).mean, min(row["seconds"]) / min(rows[0]["seconds"])
+        text.append(f"| {row['without']} | {accuracy:.2%} | {100 * difference:+.2f} | {spent:.2f} |")
     return "\n".join(text) + "\n"
 
 
@@ -100,20 +121,21 @@ def figure(rows: list[dict[str, Any]]) -> bytes:
     """A PNG: a bar a technique, what its absence costs."""
     from matplotlib.figure import Figure
 
-    found = sorted(zip(differences(rows), rows[1:], strict=True), key=lambda pair: pair[0].mean, reverse=True)
+    found = sorted(zip(differences(rows), rows[1:], strict=True), key=lambda pair: pair[0], reverse=True)
+    around = reach(rows)
     drawn = Figure(figsize=(8, 0.8 + 0.34 * len(found)), layout="constrained")
     axes = drawn.subplots()
     for place, (difference, row) in enumerate(found):
-        interval = difference.interval()
-        reach = 0.0 if interval is None else 100 * (interval[1] - difference.mean)
-        axes.barh(place, 100 * difference.mean, xerr=reach or None, color="#4878a8", ecolor="#333333", capsize=2)
+        error = None if around is None else 100 * around
+        axes.barh(place, 100 * difference, xerr=error, color="#4878a8", ecolor="#333333", capsize=2)
         for each, whole in zip(row["accuracy"], rows[0]["accuracy"], strict=True):
             axes.plot(100 * (each - whole), place, ".", color="#d08020", markersize=4)
     axes.set_yticks(range(len(found)), [row["without"] for _, row in found])
     axes.axvline(0, color="black", linewidth=0.8)
+    seeds = len(rows[0]["accuracy"])
     axes.set_xlabel(
         f"test accuracy without it, minus with it, percentage points\n(bars: mean and 95% interval; dots: "
-        f"{len(rows[0]['accuracy'])} seeds; {rows[0]['source']})"
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}; {rows[0]['source']})"
     )
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=120)

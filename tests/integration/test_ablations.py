@@ -35,7 +35,8 @@ def test_the_table_of_a_tiny_recipe(tiny: Path, tmp_path: Path, capsys: pytest.C
     mean = 100 * sum(changes) / 2
     # Student's t for one degree of freedom is 12.706; the standard error of two values is half their distance.
     reach = 100 * 12.706 * abs(changes[0] - changes[1]) / 2
-    assert f"| flip & shift | {sum(without['accuracy']) / 2:.2%} | {mean:+.2f} ± {reach:.2f} |" in printed
+    assert f"difference, points (± {reach:.2f}, 95%)" in printed
+    assert f"| flip & shift | {sum(without['accuracy']) / 2:.2%} | {mean:+.2f} |" in printed
     assert (tmp_path / "out" / "ablations.md").read_text() == printed
     assert (tmp_path / "out" / "ablations.png").read_bytes().startswith(b"\x89PNG")
     runs = tmp_path / "out" / "flip-shift" / "runs.jsonl"
@@ -44,6 +45,16 @@ def test_the_table_of_a_tiny_recipe(tiny: Path, tmp_path: Path, capsys: pytest.C
     assert runs.stat().st_mtime_ns == before
     assert ablations.main([*call, "--set", "train.seed=7"]) == 2, "other runs lie there"
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_the_interval_of_several_lines_by_hand() -> None:
+    """Three lines and two seeds. Line means 2, 3 and 7, seed means 3.5 and 4.5, grand mean 4: what is left over is ±0.5
+    in all six cells but those of the line whose seeds differ by 1 like the means, 0 there. 4 × 0.25 over 2 degrees of
+    freedom is 0.5, the standard error √(2 × 0.5 / 2), and Student's t is 4.3027."""
+    rows = [{"accuracy": values} for values in ([1.5, 2.5], [2.0, 4.0], [7.0, 7.0])]
+    assert ablations.reach(rows) == pytest.approx(4.3027 * 0.5**0.5, rel=1e-4)
+    assert ablations.differences(rows) == [1.0, 5.0]
+    assert ablations.reach([{"accuracy": [1.0]}, {"accuracy": [2.0]}]) is None
 
 
 @pytest.mark.parametrize("text", ["[[without]]\nname = 3", "without = 1", "[[", '[[without]]\nset = ["a=1"]'])
