@@ -17,7 +17,7 @@ from fastres.data.sources import NAMED
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
 from fastres.models import build
-from fastres.recipe import Recipe
+from fastres.recipe import Distill, Recipe
 from fastres.step import DTYPES
 
 
@@ -45,13 +45,22 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
 
 
 def self_contained(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it means the same data wherever it is run from."""
+    """The recipe with absolute paths, so that it means the same files wherever it is run from."""
     data, changes = recipe.data, {}
+    others: dict[str, Any] = {}
+    if isinstance(recipe.method, Distill):
+        others["method"] = recipe.method.model_copy(update={"teacher": _absolute(recipe.method.teacher)})
+    if recipe.transfer is not None:
+        others["transfer"] = recipe.transfer.model_copy(update={"weights": _absolute(recipe.transfer.weights)})
     if data.source not in NAMED and Path(data.source).exists():
         changes["source"] = str(Path(data.source).absolute())
     if data.root is not None:
-        changes["root"] = str(Path(data.root).expanduser().absolute())
-    return recipe.model_copy(update={"data": data.model_copy(update=changes)})
+        changes["root"] = _absolute(data.root)
+    return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def check_free(out: str | Path | None) -> None:

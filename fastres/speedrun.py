@@ -194,7 +194,7 @@ class _Series(Session):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         began = time.perf_counter()  # what follows, up to the next look at the clock, is what TIMED says
-        network.initialise(self.feed.sample(network.initial_images))
+        self.initialise(network)
         self.step.restart(network, seed)
         self._train(0, self.step.steps, stepped)
         measured = measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)

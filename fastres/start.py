@@ -10,9 +10,11 @@ from fastres.evaluate import Evaluator
 from fastres.feed import check_statistics, open_feed
 from fastres.kept import imports_beside
 from fastres.memory import keep_freed_memory
+from fastres.methods.distill import Distillation
+from fastres.methods.transfer import start_from
 from fastres.models import Network, build, count_parameters, layers
 from fastres.position import Tally
-from fastres.recipe import Recipe
+from fastres.recipe import Distill, Recipe
 from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import Step
@@ -60,13 +62,20 @@ class Session:
         check_statistics(self.layers, recipe, len(self.feed.train.subset))
         loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
         with imports_beside() if loads else nullcontext():
-            network.initialise(self.feed.sample(network.initial_images))
-        self.step = Step(place(network, recipe, device), recipe, len(self.feed.train), device)
+            self.initialise(network)
+        self.teacher = Distillation(recipe.method, self.feed, device) if isinstance(recipe.method, Distill) else None
+        self.step = Step(place(network, recipe, device), recipe, len(self.feed.train), device, self.teacher)
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, self.feed, self.tally, self.stall)
         self.evaluator = Evaluator(
             self.step.averaged, self.feed.augment, recipe.train.precision, device, compile=recipe.train.compile
         )
+
+    def initialise(self, network: Network) -> None:
+        """Turn drawn weights into those of the first step: what is computed from images or comes from elsewhere."""
+        network.initialise(self.feed.sample(network.initial_images))
+        if self.recipe.transfer is not None:
+            start_from(network, self.recipe.transfer)
 
     def draw(self, seed: int) -> Network:
         """`draw`, for this data."""

@@ -1,12 +1,13 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.compiling import Compiled
+from fastres.methods.transfer import frozen_norms, rate_factors
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
 from fastres.recipe import Muon, Recipe
 
@@ -24,6 +25,17 @@ class Phase(NamedTuple):
     """Lookahead's slow weights move."""
 
 
+class Teacher(Protocol):
+    """What adds its part to the loss: see methods/distill.py."""
+
+    about: str
+    """What its part of a compiled graph depends on besides shapes."""
+
+    def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The whole loss on images [B, 3, H, W] with fp32 logits [B, classes], of which `loss` is the labels' part."""
+        ...
+
+
 class Step:
     """Everything that changes from step to step, and the change.
 
@@ -35,11 +47,19 @@ class Step:
     replayed, after `read_numbers_on_device`.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, steps_per_epoch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        device: torch.device,
+        teacher: Teacher | None = None,
+    ) -> None:
         options = recipe.train
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
+        self.teacher, self._frozen_norms = teacher, frozen_norms(network)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
-        self.optimizer = build_optimizer(recipe.optimizer, network)
+        self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(network, recipe.transfer))
         self.ema = Ema(network, options.ema) if options.ema else None
         self.steps = total_steps(options.epochs, steps_per_epoch)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
@@ -47,7 +67,7 @@ class Step:
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
-        about = f"{recipe.model!r} {options.precision} {options.label_smoothing}"
+        about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
@@ -136,6 +156,8 @@ class Step:
         if self.recipe.model.dropout:
             torch.manual_seed((self.seed << 32) + step)
         self.network.train()
+        for norm in self._frozen_norms:
+            norm.eval()
         phase = self.phase(step)
         if phase.frozen != self._frozen:
             self._frozen = phase.frozen
@@ -195,10 +217,17 @@ class Step:
         logits = logits.float()
         smoothing, guesses = self.recipe.train.label_smoothing, logits.detach().argmax(1)
         loss, correct = F.cross_entropy(logits, labels, label_smoothing=smoothing), (guesses == labels).sum()
-        if partners is None or weight is None:
-            return loss, correct
+        if partners is not None and weight is not None:
+            loss, correct = self._mixed(logits, loss, correct, partners, weight)
+        return loss if self.teacher is None else self.teacher(images, logits, loss), correct
+
+    def _mixed(
+        self, logits: Tensor, loss: Tensor, correct: Tensor, partners: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and correct predictions of a mixed batch, from those for the images' own labels."""
         # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
-        other, right = F.cross_entropy(logits, partners, label_smoothing=smoothing), (guesses == partners).sum()
+        other = F.cross_entropy(logits, partners, label_smoothing=self.recipe.train.label_smoothing)
+        right = (logits.detach().argmax(1) == partners).sum()
         share = weight.squeeze()
         return share * loss + (1 - share) * other, share * correct + (1 - share) * right
 

@@ -265,6 +265,7 @@ class _Run(Session):
         state = {
             "recipe": self.recipe.hash(),
             "data": self.feed.fingerprint,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
             "position": self.at.state(),
             "tally": self.tally.sums.cpu(),
             "rows": self.recorder.rows,
@@ -284,6 +285,8 @@ class _Run(Session):
                 raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
             if state["data"] != self.feed.fingerprint:
                 raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
+            if self.teacher is not None and state["teacher"] != self.teacher.fingerprint:
+                raise UserError(f"method.teacher is not the one that {path} was trained with: restore it")
             self.at = Position(**state["position"])
             self.tally.sums.copy_(state["tally"])
             self.step.load_state(state["step"])

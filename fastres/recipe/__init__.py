@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from fastres.recipe.augmentation import Augment, ColorJitter, Erasing, Mix, RandomResizedCrop
 from fastres.recipe.data import Data
 from fastres.recipe.fields import Precision, Table
+from fastres.recipe.methods import Distill, Supervised, Transfer
 from fastres.recipe.networks import PRESETS, Model, Speednet
 from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
 from fastres.recipe.running import Eval, Lookahead, Record, Train
@@ -33,6 +34,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Data",
+    "Distill",
     "Erasing",
     "Eval",
     "Knots",
@@ -49,8 +51,10 @@ __all__ = [
     "Sgd",
     "Speednet",
     "Step",
+    "Supervised",
     "Table",
     "Train",
+    "Transfer",
     "schema",
 ]
 
@@ -72,6 +76,10 @@ class Recipe(Table):
     """Learning-rate schedule."""
     train: Train = Train()
     """The run."""
+    method: Annotated[Supervised | Distill, Field(discriminator="name")] = Supervised()
+    """What teaches the network besides labels."""
+    transfer: Transfer | None = None
+    """Weights to start from; by default drawn ones."""
     eval: Eval = Eval()
     """Measuring."""
     record: Record = Record()
@@ -83,7 +91,7 @@ class Recipe(Table):
         """A table that does not say its kind is of the default kind."""
         if not isinstance(values, dict):
             return values
-        kinds = {"model": "resnet", "optimizer": "sgd", "schedule": "cosine"}
+        kinds = {"model": "resnet", "optimizer": "sgd", "schedule": "cosine", "method": "supervised"}
         given = {table: values[table] for table in kinds if isinstance(values.get(table), dict)}
         return {**values, **{table: {"name": kinds[table], **content} for table, content in given.items()}}
 
