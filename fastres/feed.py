@@ -1,7 +1,9 @@
 """The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import Tensor
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
 from fastres.data import Dataset, info, open_dataset
-from fastres.data.loaders import Loader, ResidentLoader, choose
+from fastres.data.extra import Extra, digest, read
+from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
 from fastres.errors import UserError
@@ -44,11 +47,19 @@ class Feed:
     augment: Augment
     loading: Choice
     """Which loader it is, and why."""
+    extra: Extra | None = None
+    """What `data.extra` adds: the last of `train_images`."""
+    targets: Tensor | None = None
+    """Where extra images have soft labels: fp32 [classes + K, classes], the target of each label that `train` delivers.
+    Those from `classes` on are of the extra images."""
 
     @property
     def fingerprint(self) -> str:
         """Changes when the source does."""
-        return str(self.dataset.manifest["fingerprint"])
+        found = str(self.dataset.manifest["fingerprint"])
+        if self.extra is None:
+            return found
+        return hashlib.sha256(f"{found} {digest(self.extra)}".encode()).hexdigest()
 
     @property
     def about(self) -> dict[str, object]:
@@ -60,6 +71,10 @@ class Feed:
             "mean": list(dataset.mean),
             "std": list(dataset.std),
         }
+
+    def classes_of(self, labels: Tensor) -> Tensor:
+        """The classes of labels that `train` delivers, int64 [B]: of a soft one the most probable."""
+        return labels if self.targets is None else self.targets.argmax(1)[labels]
 
     def sample(self, count: int) -> Iterator[Tensor]:
         """Batches [B, 3, H, W] of `count` training images, or all where there are fewer: evenly spaced over the set,
@@ -105,6 +120,15 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     images, labels = _labelled(dataset, "train", data.train_images)
     test_images, test_labels = _labelled(dataset, "test", data.test_images)
     chosen, held = split(data, len(images), options.seed)
+    extra, targets, told = None, None, labels
+    if data.extra is not None:
+        extra = _extra(data, dataset, quiet)
+        chosen = np.concatenate([chosen, len(images) + np.arange(len(extra.images))])
+        told = labels = np.concatenate([labels, extra.labels])
+        if data.extra.soft:
+            classes = len(dataset.classes)
+            targets = torch.cat([torch.eye(classes), extra.probabilities]).to(device)
+            told = np.concatenate([labels[: len(images)], classes + np.arange(len(extra.images))])
     if options.batch_size > len(chosen):
         raise UserError(
             f"train.batch_size = {options.batch_size} is larger than the {len(chosen)} images to train on: "
@@ -123,7 +147,12 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     check_mix(recipe.mix, len(dataset.classes), options.batch_size)
 
     loading = choose.choose(dataset, data.loader, device)
+    if extra is not None and loading.kind != "resident":
+        raise UserError(f"data.extra needs data.loader = 'resident', and it is '{loading.kind}': {loading.why}")
     pixels = choose.open_pixels(loading.kind, dataset, device, quiet=quiet)
+    if extra is not None:
+        images = np.concatenate([np.asarray(images), extra.images])
+        pixels["train"] = on_device(images, device)
 
     def loader(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64], size: int, **options: Any) -> Loader:
         common: dict[str, Any] = {"workers": data.workers, "device": device}
@@ -137,12 +166,26 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         train_images=images,
         train_labels=labels,
         test_images=test_images,
-        train=loader("train", labels, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last),
+        train=loader("train", told, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last),
         validation=measured("train", labels, held) if len(held) else None,
         test=measured("test", test_labels, np.arange(len(test_images))),
         augment=augment,
         loading=loading,
+        extra=extra,
+        targets=targets,
     )
+
+
+def _extra(data: Data, dataset: Dataset, quiet: bool) -> Extra:
+    """What `data.extra` adds to the opened training set."""
+    assert data.extra is not None
+    other = open_dataset(data.extra.source, image_size=dataset.image_size, root=data.root, quiet=quiet)
+    if other.image_size != dataset.image_size:
+        raise UserError(
+            f"data.extra.source = '{data.extra.source}' has images of {other.image_size} pixels, the training set of "
+            f"{dataset.image_size}: bring one of them to the size of the other"
+        )
+    return read(Path(data.extra.labels), other, len(dataset.classes))
 
 
 def check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:

@@ -97,7 +97,8 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
         share = float(mixed.weight)
         before.append(batch.source[batch.rows[:EACH_STEP]])
         after.append(feed.augment.restore(mixed.images[:EACH_STEP]))
-        for label, partner in zip(mixed.labels[:EACH_STEP].tolist(), mixed.partners[:EACH_STEP].tolist(), strict=True):
+        labels, partners = (feed.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners))
+        for label, partner in zip(labels, partners, strict=True):
             own, other = figures.short(names[label], 10), figures.short(names[partner], 10)
             captions.append(f"{own}\n" if share == 1 else f"{own} {share:.0%}\n{other} {1 - share:.0%}")
     feed.close()

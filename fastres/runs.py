@@ -17,7 +17,7 @@ from fastres.data.sources import NAMED
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
 from fastres.models import build
-from fastres.recipe import Distill, Recipe
+from fastres.recipe import Distill, PseudoLabel, Recipe
 from fastres.step import DTYPES
 
 
@@ -46,17 +46,26 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
 
 def self_contained(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same files wherever it is run from."""
-    data, changes = recipe.data, {}
+    data = recipe.data
+    changes: dict[str, Any] = {}
     others: dict[str, Any] = {}
     if isinstance(recipe.method, Distill):
         others["method"] = recipe.method.model_copy(update={"teacher": _absolute(recipe.method.teacher)})
+    if isinstance(recipe.method, PseudoLabel):
+        others["method"] = recipe.method.model_copy(update={"unlabelled": _source(recipe.method.unlabelled)})
     if recipe.transfer is not None:
         others["transfer"] = recipe.transfer.model_copy(update={"weights": _absolute(recipe.transfer.weights)})
-    if data.source not in NAMED and Path(data.source).exists():
-        changes["source"] = str(Path(data.source).absolute())
+    changes["source"] = _source(data.source)
+    if data.extra is not None:
+        extra = data.extra.model_copy(update={"labels": _absolute(data.extra.labels)})
+        changes["extra"] = extra.model_copy(update={"source": _source(extra.source)})
     if data.root is not None:
         changes["root"] = _absolute(data.root)
     return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
+
+
+def _source(source: str) -> str:
+    return str(Path(source).absolute()) if source not in NAMED and Path(source).exists() else source
 
 
 def _absolute(path: str) -> str:

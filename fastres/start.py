@@ -64,7 +64,9 @@ class Session:
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
         self.teacher = Distillation(recipe.method, self.feed, device) if isinstance(recipe.method, Distill) else None
-        self.step = Step(place(network, recipe, device), recipe, len(self.feed.train), device, self.teacher)
+        self.step = Step(
+            place(network, recipe, device), recipe, len(self.feed.train), device, self.teacher, self.feed.targets
+        )
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, self.feed, self.tally, self.stall)
         self.evaluator = Evaluator(

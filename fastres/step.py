@@ -54,10 +54,13 @@ class Step:
         steps_per_epoch: int,
         device: torch.device,
         teacher: Teacher | None = None,
+        targets: Tensor | None = None,
     ) -> None:
         options = recipe.train
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
         self.teacher, self._frozen_norms = teacher, frozen_norms(network)
+        self._targets = targets  # fp32 [labels, classes], where labels stand for probabilities
+        self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
         self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(network, recipe.transfer))
         self.ema = Ema(network, options.ema) if options.ema else None
@@ -68,6 +71,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
         about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
+        about += "" if targets is None else f" {list(targets.shape)}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
@@ -215,21 +219,21 @@ class Step:
         with autocast(self.recipe.train.precision, self.device):
             logits = self.network(images)
         logits = logits.float()
-        smoothing, guesses = self.recipe.train.label_smoothing, logits.detach().argmax(1)
-        loss, correct = F.cross_entropy(logits, labels, label_smoothing=smoothing), (guesses == labels).sum()
+        loss, correct = self._against(logits, labels)
         if partners is not None and weight is not None:
-            loss, correct = self._mixed(logits, loss, correct, partners, weight)
+            # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
+            other, right = self._against(logits, partners)
+            share = weight.squeeze()
+            loss, correct = share * loss + (1 - share) * other, share * correct + (1 - share) * right
         return loss if self.teacher is None else self.teacher(images, logits, loss), correct
 
-    def _mixed(
-        self, logits: Tensor, loss: Tensor, correct: Tensor, partners: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and correct predictions of a mixed batch, from those for the images' own labels."""
-        # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
-        other = F.cross_entropy(logits, partners, label_smoothing=self.recipe.train.label_smoothing)
-        right = (logits.detach().argmax(1) == partners).sum()
-        share = weight.squeeze()
-        return share * loss + (1 - share) * other, share * correct + (1 - share) * right
+    def _against(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy, and how many predictions name the label, or what is most probable of its target."""
+        smoothing, guesses = self.recipe.train.label_smoothing, logits.detach().argmax(1)
+        if self._targets is None or self._classes is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing), (guesses == labels).sum()
+        targets, classes = self._targets[labels], self._classes[labels]
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing), (guesses == classes).sum()
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are finite; waits for the device."""

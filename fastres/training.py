@@ -1,6 +1,9 @@
 """One run from top to bottom."""
 
+import json
 import math
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
 from fastres.memory import Beginning
 from fastres.position import Position
-from fastres.recipe import Eval, Recipe
+from fastres.recipe import Eval, PseudoLabel, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
@@ -56,6 +59,8 @@ def train(
     """
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
+    if isinstance(recipe.method, PseudoLabel):
+        return _rounds(recipe, out, device, quiet, recipe.record.name or name)
     with beginning or Beginning() as beginning:
         run = _Run(recipe, device, quiet, beginning)
         folder = runs.create(out, recipe.record.name or name, recipe)
@@ -74,9 +79,38 @@ def resume(
     recipe = runs.read_recipe(folder)
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
+    if isinstance(recipe.method, PseudoLabel):
+        return _rounds(recipe, folder, device, quiet)
     with runs.claimed(folder), beginning or Beginning() as beginning:
         resumed = _Run(recipe, device, quiet, beginning)
         return resumed.execute(folder, resumed.restore(folder))
+
+
+def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None = None) -> RunResult:
+    """Pseudo-labelling in the new run directory `out`, or without `name` in one that was begun: runs in a run."""
+    from fastres.methods.pseudo_label import Rounds
+
+    rounds = Rounds.open(recipe, quiet=quiet)
+    folder = Path(str(out)) if name is None else runs.create(out, name, recipe)
+
+    def one(recipe: Recipe, run: Path) -> dict[str, Any]:
+        if (run / "summary.json").is_file():
+            return json.loads((run / "summary.json").read_text())
+        begun = (run / "recipe.toml").is_file()
+        options: dict[str, Any] = {"device": device, "quiet": quiet}
+        return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    with runs.claimed(folder):
+        try:
+            return RunResult(folder, rounds.execute(folder, one, say, device))
+        except UserError:
+            if not (folder / "rounds").exists():  # the first round could not even begin: leave nothing behind
+                shutil.rmtree(folder)
+            raise
 
 
 class _Run(Session):

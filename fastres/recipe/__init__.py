@@ -17,9 +17,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from fastres.recipe.augmentation import Augment, ColorJitter, Erasing, Mix, RandomResizedCrop
-from fastres.recipe.data import Data
+from fastres.recipe.data import Data, Extra
 from fastres.recipe.fields import Precision, Table
-from fastres.recipe.methods import Distill, Supervised, Transfer
+from fastres.recipe.methods import Distill, PseudoLabel, Supervised, Transfer
 from fastres.recipe.networks import PRESETS, Model, Speednet
 from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
 from fastres.recipe.running import Eval, Lookahead, Record, Train
@@ -37,6 +37,7 @@ __all__ = [
     "Distill",
     "Erasing",
     "Eval",
+    "Extra",
     "Knots",
     "Linear",
     "Lookahead",
@@ -45,6 +46,7 @@ __all__ = [
     "Muon",
     "OneCycle",
     "Precision",
+    "PseudoLabel",
     "RandomResizedCrop",
     "Recipe",
     "Record",
@@ -76,7 +78,7 @@ class Recipe(Table):
     """Learning-rate schedule."""
     train: Train = Train()
     """The run."""
-    method: Annotated[Supervised | Distill, Field(discriminator="name")] = Supervised()
+    method: Annotated[Supervised | Distill | PseudoLabel, Field(discriminator="name")] = Supervised()
     """What teaches the network besides labels."""
     transfer: Transfer | None = None
     """Weights to start from; by default drawn ones."""

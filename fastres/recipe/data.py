@@ -7,6 +7,17 @@ from pydantic import Field
 from fastres.recipe.fields import Positive, Table
 
 
+class Extra(Table):
+    """Images of another source, with labels in a file, that are trained on too."""
+
+    source: str
+    """Like `data.source`: its images without labels, else its training images, whose own labels are not looked at."""
+    labels: str
+    """A file that `method.name = "pseudo_label"` writes: which images, and the probabilities of their classes."""
+    soft: bool = False
+    """Whether the probabilities are the target, instead of the most probable class."""
+
+
 class Data(Table):
     """Where the images come from, and how the training images are divided."""
 
@@ -35,3 +46,5 @@ class Data(Table):
     """Use only the first so many training images, before the split."""
     test_images: Positive | None = None
     """Use only the first so many test images."""
+    extra: Extra | None = None
+    """Images to train on besides; never validated or tested on. They need `loader = "resident"`."""

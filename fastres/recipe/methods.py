@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fastres.recipe.fields import Rate, Table
+from fastres.recipe.fields import Positive, Rate, Share, Table
 
 
 class Supervised(Table):
@@ -26,6 +26,30 @@ class Distill(Table):
     """T, by which the logits of both are divided: above 1, the teacher's small probabilities count too."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of the teacher's part of the loss, T²·KL(teacher ‖ student); the labels have the rest."""
+
+
+class PseudoLabel(Table):
+    """Self-training: a network labels images, and is trained again on these too (Lee 2013, "Pseudo-Label"; rounds as in
+    Xie et al. 2020, "Self-training with Noisy Student", section 2). With `train.ema` the average labels them.
+
+    The report took all predictions, of one round: `threshold = 0`, `balance = false`.
+    """
+
+    name: Literal["pseudo_label"] = "pseudo_label"
+    """The method."""
+    unlabelled: str
+    """Source of the images, like `data.source`: those without labels, else its training images, whose labels are not
+    looked at."""
+    rounds: Positive = 1
+    """How often images are labelled and the network is trained again, as long as the first time."""
+    threshold: Share = 0.95
+    """Least probability of the predicted class; 0 takes every image."""
+    balance: bool = True
+    """Take as many of each class, the surest ones: as many as there are of the rarest of those that were predicted."""
+    soft: bool = False
+    """Train on the predicted probabilities instead of the most probable class."""
+    restart: bool = True
+    """Train from newly drawn weights in each round; else from those of the round before."""
 
 
 class Transfer(Table):

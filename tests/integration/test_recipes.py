@@ -22,11 +22,24 @@ FEW = [
 ]
 
 
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run for recipes that start from one, or learn from one."""
+    recipe = fastres.Recipe.load(FOLDER / "report_best.toml", FEW)
+    return fastres.train(recipe, out=tmp_path_factory.mktemp("before") / "run", device="cpu", quiet=True).run
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_few_steps(name: str, tmp_path: Path) -> None:
+def test_a_few_steps(name: str, before: Path, tmp_path: Path) -> None:
     recipe = fastres.Recipe.load(FOLDER / name, FEW)
-    if recipe.model.name == "speednet":
-        recipe = fastres.Recipe.load(FOLDER / name, [*FEW, "model.whiten_images=20"])
+    changes = ["model.whiten_images=20"] if recipe.model.name == "speednet" else []
+    changes += [f"transfer.weights={before}"] if recipe.transfer is not None else []
+    changes += {
+        "supervised": [],
+        "distill": [f"method.teacher={before}"],
+        "pseudo_label": ["method.unlabelled=shapes10", "method.threshold=0.999", "method.rounds=1"],
+    }[recipe.method.name]
+    recipe = fastres.Recipe.load(FOLDER / name, [*FEW, *changes])
     result = fastres.train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
     assert 0 <= result.test_accuracy <= 1
     assert result.summary["steps"] in (2, 3), "40 to 60 images, as the recipe divides them"
