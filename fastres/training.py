@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastres import checkpoint, runs
 from fastres.capture import side_stream
-from fastres.errors import Interrupted, UserError
+from fastres.errors import Diverged, Interrupted, UserError
 from fastres.evaluate import Measures, measure, passes
 from fastres.feed import labels_of
 from fastres.files import write_json
@@ -51,9 +51,10 @@ def train(
 ) -> RunResult:
     """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
 
-    `beginning` is given by who began before this call. Raises UserError for what the user can put right, Interrupted
-    after SIGINT or SIGTERM, when a checkpoint has been saved.
+    `beginning` is given by who began before this call. Raises UserError for what the user can put right (Diverged
+    where the loss leaves the reals), Interrupted after SIGINT or SIGTERM, when a checkpoint has been saved.
     """
+    recipe.check_single()
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
     with beginning or Beginning() as beginning:
@@ -72,6 +73,7 @@ def resume(
     """
     folder = Path(run)
     recipe = runs.read_recipe(folder)
+    recipe.check_single()
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
     with runs.claimed(folder), beginning or Beginning() as beginning:
@@ -205,11 +207,11 @@ class _Run(Session):
             raise self._not_finite("the loss is", bad)
         return loss, accuracy
 
-    def _not_finite(self, what: str, step: int) -> UserError:
+    def _not_finite(self, what: str, step: int) -> Diverged:
         """The error that ends a run whose numbers have left the reals at `step`, counted from 1."""
         last = self.run / checkpoint.LAST
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
-        return UserError(
+        return Diverged(
             f"{what} not finite at step {step} (epoch {(step - 1) // len(self.feed.train) + 1}), learning rate "
             f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
             "Lower optimizer.lr or set train.grad_clip, and train again from the start."
