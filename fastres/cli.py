@@ -178,13 +178,25 @@ def sweep(
             show_default="runs/<name>-sweep-<time>",
         ),
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share a search.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train every point of a recipe's [sweep], one after the other; table and page of what differs."""
-    from fastres import sweep as sweeps
+    """Train every point of a recipe that is a sweep, or search for the best; table and page of what differs."""
+    from fastres.recipe import Recipe
     from fastres.sweep_results import means_table, notes, table
 
-    result = sweeps.sweep(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
+    about = Recipe.load(recipe, set_).sweep
+    if about is not None and about.search is not None:
+        from fastres import search
+
+        plan = search.load(recipe, set_)
+        result = search.search(plan, out=out, device=device, workers=workers, name=recipe.stem)
+    else:
+        from fastres import sweep as sweeps
+
+        if workers != 1:
+            raise UserError("--workers is for a [sweep.search]: the points of a grid are trained one after the other")
+        result = sweeps.sweep(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
     if as_json:
         _print_json({"out": str(result.folder), **result.summary})
         return
@@ -265,7 +277,7 @@ def show(
     table = layers(network, size)
     parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in table)
     points = []
-    if loaded.sweep is not None:
+    if loaded.sweep is not None and loaded.sweep.search is None:
         from fastres.sweep import load
 
         points = load(recipe, set_).points

@@ -7,6 +7,7 @@ last, so that an error names the place to mend.
 import datetime
 import difflib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fastres.errors import UserError
 from fastres.recipe import PRESETS
+from fastres.recipe.sweeps import TAGS
 
 Origins = dict[tuple[str, ...], str]
 Layer = tuple[str, dict[str, Any]]
@@ -36,9 +38,8 @@ def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
     values: dict[str, Any] = {}
     origins: Origins = {}
     for origin, layer in layers:
-        if isinstance(layer.get("sweep"), dict) and isinstance(layer["sweep"].get("grid"), dict):
-            # One spelling, so that a later layer meets the key of an earlier one.
-            layer = {**layer, "sweep": {**layer["sweep"], "grid": dotted(layer["sweep"]["grid"])}}
+        if isinstance(layer.get("sweep"), dict):
+            layer = {**layer, "sweep": _spelt(layer["sweep"])}
         _forget_keys_of_other_kinds(recipe, values, layer)
         _merge(values, layer, origin, origins)
     try:
@@ -47,12 +48,29 @@ def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
         raise UserError(_explain(recipe, error, str(path), origins)) from error
 
 
-def dotted(table: dict[str, Any]) -> dict[str, Any]:
-    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`."""
+def _spelt(sweep: dict[str, Any]) -> dict[str, Any]:
+    """The table [sweep] with recipe keys in one spelling, so that a later layer meets the key of an earlier one."""
+    if isinstance(sweep.get("grid"), dict):
+        sweep = {**sweep, "grid": dotted(sweep["grid"])}
+    search = sweep.get("search")
+    if isinstance(search, dict) and isinstance(search.get("parameters"), dict):
+        sweep = {**sweep, "search": {**search, "parameters": dotted(search["parameters"], leaves=_is_range)}}
+    return sweep
+
+
+def _is_range(table: dict[str, Any]) -> bool:
+    """Whether `table` is `{low = 0, high = 1}` or a part of that, not a table of recipe keys."""
+    return any(not isinstance(value, (dict, list, type(None))) for value in table.values())
+
+
+def dotted(table: dict[str, Any], leaves: Callable[[dict[str, Any]], bool] = lambda table: not table) -> dict[str, Any]:
+    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`; tables that are `leaves` stay whole."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        inner = dotted(value) if isinstance(value, dict) else {}
-        flat |= {f"{key}.{rest}": content for rest, content in inner.items()} or {key: value}
+        if isinstance(value, dict) and value and not leaves(value):
+            flat |= {f"{key}.{rest}": content for rest, content in dotted(value, leaves).items()}
+        else:
+            flat[key] = value
     return flat
 
 
@@ -223,6 +241,9 @@ def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         kinds = _kinds(field)
         if part in kinds:
             table, field = kinds[str(part)], None
+            continue
+        if part in TAGS:
+            table, field = TAGS[str(part)], None
             continue
         key.append(str(part))
         if table is not None:

@@ -26,7 +26,7 @@ from fastres.recipe import Recipe
 from fastres.record import duration
 from fastres.sweep_page import write_results
 from fastres.sweep_results import DIVERGED, SUMMARY, labels, read_row, summarise
-from fastres.training import resume, train
+from fastres.training import OnEpoch, resume, train
 
 PLAN = "sweep.toml"
 """The recipe with its sweep; its presence says that a folder is one of ours."""
@@ -81,9 +81,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     sweep = recipe.sweep
     if sweep is None:
         raise UserError(f"{path} has no [sweep]: train it with `fastres train {path}`, or add the table")
+    assert sweep.search is None, "search.py finds its own points"
     named = [(point.name, dotted(point.set)) for point in sweep.points] or [("", {})]
     keys = list(dict.fromkeys([key for _, settings in named for key in settings] + list(sweep.grid)))
-    _check_overrides(overrides, keys, sweep.grid)
+    check_overrides(overrides, keys, sweep.grid)
     made: list[tuple[str, str, Recipe]] = []
     names: set[str] = set()
     seen: dict[str, str] = {}
@@ -93,15 +94,15 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
         if twin != name:
             raise UserError(f"{path}: the points {twin} and {name} are the same recipe: leave one of them out")
         made.append((name, given, point))
-    values = {key: [_value(point, key) for *_, point in made] for key in keys}
+    values = {key: [value_at(point, key) for *_, point in made] for key in keys}
     differ = [key for key in keys if any(value != values[key][0] for value in values[key])]
     settings = [{key: values[key][index] for key in differ} for index in range(len(made))]
     points = [SweepPoint(name, given, chosen, one) for (name, given, one), chosen in zip(made, settings, strict=True)]
-    if sweep.metric.startswith("val_"):
+    if sweep.by.startswith("val_"):
         without = next((point.name for point in points if point.recipe.data.split == "none"), None)
         if without is not None:
             raise UserError(
-                f"{path}, point {without}: sweep.metric = '{sweep.metric}' needs validation images: "
+                f"{path}, point {without}: sweep.metric = '{sweep.by}' needs validation images: "
                 "set data.split to 'holdout'"
             )
     return SweepPlan(recipe, points)
@@ -136,7 +137,7 @@ def _text(value: Any) -> str:
     return "default" if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_overrides(overrides: list[str], keys: list[str], grid: dict[str, list[Any]]) -> None:
+def check_overrides(overrides: list[str], keys: list[str], grid: dict[str, list[Any]]) -> None:
     """Refuse an override that every point would undo."""
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -148,7 +149,7 @@ def _check_overrides(overrides: list[str], keys: list[str], grid: dict[str, list
             raise UserError(f"--set {text}: the points of the sweep set '{swept}' themselves: {fix}")
 
 
-def _value(recipe: Recipe, key: str) -> Any:
+def value_at(recipe: Recipe, key: str) -> Any:
     """The value at a dotted key; None where the recipe has none."""
     value: Any = recipe.model_dump()
     for name in key.split("."):
@@ -175,12 +176,12 @@ def sweep(
     folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
     with runs.claimed(folder):
         for point in plan.points:
-            _check_folder(folder / point.name, point)
+            check_folder(folder / point.name, point)
         write_text(folder / PLAN, plan.recipe.to_toml())
         (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that all points are done
         rows = _complete(folder, plan.points, work, device, quiet)
         assert plan.recipe.sweep is not None
-        summary = summarise(rows, plan.recipe.sweep.metric, source=plan.recipe.data.source)
+        summary = summarise(rows, plan.recipe.sweep.by, source=plan.recipe.data.source)
         write_results(folder, summary, plan.recipe)
     return SweepResult(folder, summary)
 
@@ -195,7 +196,7 @@ def _work(point: SweepPoint) -> float:
     return point.recipe.train.epochs * sum(layer.multiply_adds for layer in layers(network, size))
 
 
-def _check_folder(run: Path, point: SweepPoint) -> None:
+def check_folder(run: Path, point: SweepPoint) -> None:
     """Raise UserError where `run` is begun and not this point's."""
     if (run / "recipe.toml").is_file() and runs.read_recipe(run) != runs.self_contained(point.recipe):
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
@@ -217,7 +218,7 @@ def _complete(
                     left = _left(rows, work)
                     text = f"point {number}/{len(points)}: {point.name}{before}"
                     print(text + (f"  {duration(left)} left" if left else ""), file=sys.stderr, flush=True)
-                _train(run, point, device, quiet)
+                train_point(run, point, device, quiet)
                 trained += 1
                 row = read_row(run, point.name, point.point, point.settings)
                 assert row is not None, "a run that ends without an error has a summary"
@@ -238,14 +239,14 @@ def _left(rows: list[dict[str, Any]], work: list[float]) -> float | None:
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None
 
 
-def _train(run: Path, point: SweepPoint, device: str, quiet: bool) -> None:
+def train_point(run: Path, point: SweepPoint, device: str, quiet: bool, on_epoch: OnEpoch | None = None) -> None:
     """Train or resume one point to its end, be it a divergence."""
     torch.compiler.reset()  # what earlier points compiled counts against a limit of recompilations, and holds memory
     try:
         if (run / "recipe.toml").is_file():
-            resume(run, device=device, quiet=quiet)
+            resume(run, device=device, quiet=quiet, on_epoch=on_epoch)
         else:
-            train(point.recipe, out=run, device=device, quiet=quiet)
+            train(point.recipe, out=run, device=device, quiet=quiet, on_epoch=on_epoch)
     except Diverged as error:
         if not quiet:
             print(f"{point.name}: {error}", file=sys.stderr, flush=True)

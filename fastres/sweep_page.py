@@ -34,6 +34,8 @@ from fastres.sweep_results import (
 SPACED = 12
 """Up to so many different values of a key stand evenly spaced on its axis; more of them on a scale."""
 
+_PRUNED, _NO_RESULT = -0.08, -0.15  # heights below the metric's axis, which spans 0 to 1
+
 
 def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None:
     """Write figure, page and tables of a sweep, last the file whose presence says that all is done."""
@@ -47,7 +49,8 @@ def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None
     about = f"{count} of a sweep on {summary['source']}."
     caption = (
         f"Each line is a point: its value on the axis of each key that differs, and its {metric_name(metric)}, best at "
-        "the top. Darker lines are better, the black one is the best point; dashed red ones diverged."
+        "the top. Darker lines are better, the black one is the best point; thin grey ones were pruned, dashed red"
+        " ones have no result."
     )
     body = [
         f'<p class="soft">{escape(about)}</p>',
@@ -72,14 +75,15 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
     columns = [("point", [row["point"] for row in rows])] if named else []
     columns += [(labels(keys)[key], [row["settings"][key] for row in rows]) for key in keys]
     columns = columns or [("point", [row["name"] for row in rows])]
-    measured = [row[metric] for row in rows]
+    # A pruned trial was measured after fewer epochs than the others: its value does not belong on their axis.
+    measured = [row[metric] if row["state"] == "complete" else None for row in rows]
     known = [value for value in measured if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     scale = Normalize(low, high) if high > low else Normalize(low - 1, high)
     turned = metric.endswith("loss")  # the best at the top
 
-    def height(value: float | None) -> float:
-        return -0.08 if value is None else float(1 - scale(value) if turned else scale(value))
+    def height(value: float) -> float:
+        return float(1 - scale(value) if turned else scale(value))
 
     places = [_axis(axes, at, name, values) for at, (name, values) in enumerate(columns)]
     last = len(columns)
@@ -89,20 +93,27 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
     curve = ease * ease * (3 - 2 * ease)  # level at the axes: lines that meet there can be followed through
     for index in reversed(range(len(rows))):  # the best is drawn last
         value = measured[index]
-        ys = [*(place[index] for place in places), height(value)]
+        pruned = rows[index]["state"] == "pruned"
+        end = height(value) if value is not None else _PRUNED if pruned else _NO_RESULT
+        ys = [*(place[index] for place in places), end]
         x = np.concatenate([at + ease for at in range(last)])
         y = np.concatenate([a + (b - a) * curve for a, b in pairwise(ys)])
-        style: dict[str, Any] = {"color": colours(0.1 + 0.75 * height(value)), "linewidth": 1.6, "alpha": 0.9}
-        if value is None:
+        style: dict[str, Any] = {"color": colours(0.1 + 0.75 * end), "linewidth": 1.6, "alpha": 0.9}
+        if pruned:
+            style = {"color": GREY, "linewidth": 1.0, "alpha": 0.6}
+        elif value is None:
             style = {"color": RED, "linewidth": 1.2, "linestyle": (0, (4, 2))}
         elif index == 0:
             style = {"color": BLACK, "linewidth": 2.6}
         axes.plot(x, y, solid_capstyle="round", zorder=2, **style)
-    if len(known) < len(rows):
-        axes.text(last + 0.05, -0.08, "diverged", fontsize=SMALL, color=RED, va="center")
+    states = {row["state"] for row in rows}
+    if "pruned" in states:
+        axes.text(last + 0.05, _PRUNED, "pruned", fontsize=SMALL, color=GREY, va="center")
+    if states & {"diverged", "failed"}:
+        axes.text(last + 0.05, _NO_RESULT, "no result", fontsize=SMALL, color=RED, va="center")
     room = 0.45 if last > 1 else 0.3
     axes.set_xlim(-room, last + room)
-    axes.set_ylim(-0.13, 1.04)
+    axes.set_ylim(-0.17, 1.04)
     axes.set_axis_off()
     return figure
 

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.report import wilson
 from fastres.significance import Sample
 
 SUMMARY, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
 
 SEED = "train.seed"
+PRUNED = "pruned"
+"""Why a trial of a search stopped, in its summary."""
+
+_MEASURED = ["test_accuracy", "test_loss", "test_images", "parameters", "multiply_adds", "epochs", "seconds"]
+_MEASURED += ["images_per_second", "stopped"]
+_KEPT = ["val_accuracy", "val_loss", "train_loss"]
 
 
 def read_row(run: Path, name: str, point: str, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -27,21 +34,25 @@ def read_row(run: Path, name: str, point: str, settings: dict[str, Any]) -> dict
     tested: of the epoch that `train.best` chose, else of the last; without validation images it is None, as is all
     that a diverged point lacks. Raises UserError where a file of the run is damaged.
     """
-    row: dict[str, Any] = {"name": name, "point": point, "settings": settings, "state": "complete", "error": None}
-    measured = ["test_accuracy", "test_loss", "test_images", "parameters", "multiply_adds", "epochs", "seconds"]
-    measured += ["images_per_second", "stopped"]
-    row |= dict.fromkeys([*measured, "val_accuracy", "val_loss", "train_loss", "leaky"])
+    row = no_row(name, point, settings, "complete", None)
     if (run / DIVERGED).is_file():
         return row | {"state": "diverged", "error": _json(run / DIVERGED)["error"]}
     if not (run / "summary.json").is_file():
         return None
     summary = _json(run / "summary.json")
     try:
-        row |= {key: summary[key] for key in measured} | {"leaky": summary["split"] == "report"}
+        row |= {key: summary[key] for key in _MEASURED} | {"leaky": summary["split"] == "report"}
         kept = kept_epoch(read_epochs(run), summary["best"])
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{run / 'summary.json'} is damaged: remove {run}, and it is trained again") from error
-    return row | {key: kept.get(key) for key in ("val_accuracy", "val_loss", "train_loss")}
+    pruned = {"state": "pruned"} if row["stopped"] == PRUNED else {}
+    return row | {key: kept.get(key) for key in _KEPT} | pruned
+
+
+def no_row(name: str, point: str, settings: dict[str, Any], state: str, error: str | None) -> dict[str, Any]:
+    """The row of a point that has measured nothing."""
+    row = {"name": name, "point": point, "settings": settings, "state": state, "error": error}
+    return row | dict.fromkeys([*_MEASURED, *_KEPT, "leaky"])
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
@@ -69,9 +80,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict[str, Any]], metric: str, *, source: str) -> dict[str, Any]:
-    """What sweep.json holds: `points`, best first and diverged ones last, and, where seeds are among what differs,
-    `means` over the seeds of each combination of the rest, in the order of the points."""
-    ordered = sorted(rows, key=lambda row: _rank(row[metric], metric))
+    """What sweep.json holds: `points`, best first, then what was pruned and what has no result, and, where seeds are
+    among what differs, `means` over the seeds of each combination of the rest, best first."""
+    order = ["complete", "pruned", "diverged", "failed"]
+    ordered = sorted(rows, key=lambda row: (order.index(row["state"]), _rank(row[metric], metric)))
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in ordered:
         others = {key: value for key, value in row["settings"].items() if key != SEED}
@@ -94,7 +106,7 @@ def summarise(rows: list[dict[str, Any]], metric: str, *, source: str) -> dict[s
                 }
             )
         means.sort(key=lambda group: _rank(group["mean"], metric))
-    return {"metric": metric, "source": source, "points": ordered, "means": means}
+    return {"metric": metric, "source": source, "search": False, "points": ordered, "means": means}
 
 
 def _rank(value: float | None, metric: str) -> tuple[bool, float]:
@@ -143,7 +155,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         measures = [measure_shown(row[key], key) for key in columns]
         if row["state"] != "complete":
-            measures[0] = row["state"]
+            measures[0] = row["state"] if row[columns[0]] is None else f"{measures[0]}, {row['state']}"
         forms = {"parameters": ",d", "images_per_second": ",.0f", "seconds": ",.1f"}
         facts = ["–" if row[key] is None else format(row[key], form) for key, form in forms.items()]
         lines.append([row["name"], *(shown(row["settings"][key]) for key in keys), *measures, *facts])
@@ -176,6 +188,8 @@ def notes(summary: dict[str, Any]) -> list[str]:
     """What a reader of the table has to know."""
     rows = summary["points"]
     said = []
+    if summary["search"]:
+        said += _of_a_search(summary)
     if summary["metric"].startswith("test_") and len(rows) > 1:
         said.append(
             f"The first of {len(rows)} points is first by its test images, so its result is optimistic: a choice among "
@@ -186,9 +200,22 @@ def notes(summary: dict[str, Any]) -> list[str]:
             'Points with data.split = "report" train on most of their validation images: that validation says nothing '
             "about new images."
         )
-    if any(row["settings"].keys() - {SEED} for row in rows) and not summary["means"]:
+    if not summary["search"] and not summary["means"] and any(row["settings"].keys() - {SEED} for row in rows):
         said.append("Each point is one seed; another seed moves a result by an amount that this table cannot show.")
     return said
+
+
+def _of_a_search(summary: dict[str, Any]) -> list[str]:
+    best, metric = summary["best"], metric_name(summary["metric"])
+    if best is None:
+        return ["No trial was completed."]
+    total = best["test_images"]
+    low, high = wilson(round(best["test_accuracy"] * total), total)
+    return [
+        f"The best trial by {metric} is {best['name']}. Its test accuracy is {best['test_accuracy']:.2%} (95% interval "
+        f"of the test sample {low:.2%} to {high:.2%}): no test image had a part in the choice. Its {metric} had, and "
+        "is optimistic."
+    ]
 
 
 def markdown(summary: dict[str, Any], title: str) -> str:

@@ -301,17 +301,23 @@ def test_lines_go_from_value_to_value() -> None:
     # Drawn worst first. Two values stand at a quarter and three quarters; the metric's axis spans 50% to 90%.
     assert [end[0] for end in ends] == [0.75, 0.25, 0.25, 0.75]
     assert ends[0][1] == ends[2][1] != ends[1][1] == ends[3][1]
-    assert [end[2] for end in ends] == pytest.approx([-0.08, 0, 0.25, 1])
-    assert "diverged" in texts
+    assert [end[2] for end in ends] == pytest.approx([-0.15, 0, 0.25, 1])
+    assert "no result" in texts and "pruned" not in texts
     assert matplotlib.colors.to_hex(lines[-1].get_color()) == sweep_page.BLACK
 
 
 def test_a_loss_has_its_lowest_at_the_top() -> None:
-    rows = [
-        row(str(value), None, **{"train.seed": seed}) | {"test_loss": value} for seed, value in enumerate([2.0, 1.0])
-    ]
+    rows = [row(str(loss), 0.5, **{"train.seed": seed}) | {"test_loss": loss} for seed, loss in enumerate([2.0, 1.0])]
     _, lines, _ = drawn(rows, ["train.seed"], "test_loss")
-    assert [line.get_ydata()[-1] for line in lines] == [0, 1]
+    assert [line.get_ydata()[-1] for line in lines] == pytest.approx([0, 1])
+
+
+def test_pruned_trials_stretch_no_axis() -> None:
+    rows = [row(str(seed), accuracy, **{"train.seed": seed}) for seed, accuracy in enumerate([0.5, 0.6, 0.01])]
+    rows[2]["state"] = "pruned"
+    _, lines, texts = drawn(rows, ["train.seed"])
+    assert [line.get_ydata()[-1] for line in lines] == pytest.approx([-0.08, 0, 1])
+    assert "pruned" in texts and "no result" not in texts and "1.00%" not in texts
 
 
 def test_many_numbers_stand_on_a_scale() -> None:

@@ -23,7 +23,7 @@ from fastres.recipe.networks import PRESETS, Model, Speednet
 from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
 from fastres.recipe.running import Eval, Lookahead, Record, Train
 from fastres.recipe.schedules import Constant, Cosine, Knots, Linear, OneCycle, Step
-from fastres.recipe.sweeps import Point, Sweep
+from fastres.recipe.sweeps import Point, Range, Search, Sweep
 
 __all__ = [
     "PRESETS",
@@ -46,8 +46,10 @@ __all__ = [
     "Point",
     "Precision",
     "RandomResizedCrop",
+    "Range",
     "Recipe",
     "Record",
+    "Search",
     "Sgd",
     "Speednet",
     "Step",
