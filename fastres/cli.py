@@ -166,6 +166,49 @@ def speedrun(
     print(f"speedrun folder {result.folder}")
 
 
+@app.command()
+def sweep(
+    recipe: RecipeFile,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; one of an interrupted sweep is completed.",
+            show_default="runs/<name>-sweep-<time>",
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share a search.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train every point of a recipe that is a sweep, or search for the best; table and page of what differs."""
+    from fastres.recipe import Recipe
+    from fastres.sweep_results import means_table, notes, table
+
+    about = Recipe.load(recipe, set_).sweep
+    if about is not None and about.search is not None:
+        from fastres import search
+
+        plan = search.load(recipe, set_)
+        result = search.search(plan, out=out, device=device, workers=workers, name=recipe.stem)
+    else:
+        from fastres import sweep as sweeps
+
+        if workers != 1:
+            raise UserError("--workers is for a [sweep.search]: the points of a grid are trained one after the other")
+        result = sweeps.sweep(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
+    if as_json:
+        _print_json({"out": str(result.folder), **result.summary})
+        return
+    _print_table(*table(result.summary), left=1)
+    if result.summary["means"]:
+        print()
+        _print_table(*means_table(result.summary), left=0)
+    for note in notes(result.summary):
+        print(f"\n{note}")
+    print(f"\nsweep folder {result.folder}")
+
+
 @app.command(name="eval")
 def evaluate(run: RunFolder, device: Device = "auto", as_json: Json = False) -> None:
     """Test a finished run: overall, by class, confusion, calibration."""
@@ -233,6 +276,11 @@ def show(
     network = build(loaded.model, classes, size)
     table = layers(network, size)
     parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in table)
+    points = []
+    if loaded.sweep is not None and loaded.sweep.search is None:
+        from fastres.sweep import load
+
+        points = load(recipe, set_).points
     if as_json:
         _print_json(
             {
@@ -241,6 +289,7 @@ def show(
                 "layers": [asdict(layer) for layer in table],
                 "parameters": parameters,
                 "multiply_adds": products,
+                **({"points": {point.name: point.settings for point in points}} if points else {}),
             }
         )
         return
@@ -255,6 +304,13 @@ def show(
     print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
     if not known:
         print(f"{loaded.data.source} is not prepared yet: ten classes are assumed")
+    if points:
+        from fastres import sweep_results
+
+        keys = sweep_results.labels([*points[0].settings])
+        print(f"\n{len(points)} points, for `fastres sweep`; the layers above are those of the recipe without a point")
+        cells = [[point.name, *(sweep_results.shown(point.settings[key]) for key in keys)] for point in points]
+        _print_table(["point", *keys.values()], cells, left=1)
 
 
 @app.command()

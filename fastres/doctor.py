@@ -23,6 +23,7 @@ TORCH = ((2, 11), (2, 14))  # from, and below
 TORCH_FIX = "'torch>=2.11,<2.14' torchvision"
 # Name, distributions any of which is enough, what it is, and the line that installs it.
 EXTRAS = (
+    ("optuna", ("optuna",), "searches, [sweep.search]", "pip install 'fastres[sweep]'"),
     ("tensorboard", ("tensorboard",), "curves beside metrics.jsonl", "pip install 'fastres[tensorboard]'"),
     (
         "ffcv",

@@ -12,6 +12,10 @@ class UserError(Exception):
     exits with status 2."""
 
 
+class Diverged(UserError):
+    """Loss or weights of a run have left the reals; other runs of a sweep go on."""
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM ended the work, in training after a checkpoint was saved; the command line exits with status
     130."""

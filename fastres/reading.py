@@ -7,6 +7,7 @@ last, so that an error names the place to mend.
 import datetime
 import difflib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -15,15 +16,30 @@ from pydantic.fields import FieldInfo
 
 from fastres.errors import UserError
 from fastres.recipe import PRESETS
+from fastres.recipe.sweeps import TAGS
 
 Origins = dict[tuple[str, ...], str]
+Layer = tuple[str, dict[str, Any]]
+"""Where it comes from, for messages, and what it sets."""
 
 
 def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
     """Read `path`, what it extends and `overrides` into a `recipe`. Raises UserError naming file and key."""
+    return resolve(recipe, layers(path, overrides), path)
+
+
+def layers(path: Path, overrides: list[str]) -> list[Layer]:
+    """What `path` extends, `path` itself and `overrides`, in the order in which they apply."""
+    return [*_files(path), *_assignments(overrides)]
+
+
+def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
+    """Merge `layers` into a `recipe`; `path` is blamed for what no layer set. Raises UserError naming place and key."""
     values: dict[str, Any] = {}
     origins: Origins = {}
-    for origin, layer in [*_files(path), *_assignments(overrides)]:
+    for origin, layer in layers:
+        if isinstance(layer.get("sweep"), dict):
+            layer = {**layer, "sweep": _spelt(layer["sweep"])}
         _forget_keys_of_other_kinds(recipe, values, layer)
         _merge(values, layer, origin, origins)
     try:
@@ -32,7 +48,49 @@ def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
         raise UserError(_explain(recipe, error, str(path), origins)) from error
 
 
-def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+def _spelt(sweep: dict[str, Any]) -> dict[str, Any]:
+    """The table [sweep] with recipe keys in one spelling, so that a later layer meets the key of an earlier one."""
+    if isinstance(sweep.get("grid"), dict):
+        sweep = {**sweep, "grid": dotted(sweep["grid"])}
+    search = sweep.get("search")
+    if isinstance(search, dict) and isinstance(search.get("parameters"), dict):
+        sweep = {**sweep, "search": {**search, "parameters": dotted(search["parameters"], leaves=_is_range)}}
+    return sweep
+
+
+def _is_range(table: dict[str, Any]) -> bool:
+    """Whether `table` is `{low = 0, high = 1}` or a part of that, not a table of recipe keys."""
+    return any(not isinstance(value, (dict, list, type(None))) for value in table.values())
+
+
+def dotted(table: dict[str, Any], leaves: Callable[[dict[str, Any]], bool] = lambda table: not table) -> dict[str, Any]:
+    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`; tables that are `leaves` stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and value and not leaves(value):
+            flat |= {f"{key}.{rest}": content for rest, content in dotted(value, leaves).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def nested(table: dict[str, Any]) -> dict[str, Any]:
+    """`{"train.seed": 0}` as `{"train": {"seed": 0}}`, and `""` as None, which stands for the default."""
+    layer: dict[str, Any] = {}
+    for key, value in dotted(table).items():
+        *tables, last = key.split(".")
+        place = layer
+        for name in tables:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UserError(f"'{key}' is set beside '{name}', which holds it: leave one of them out")
+        if last in place:
+            raise UserError(f"'{key}' is set beside keys of its own: leave one of them out")
+        place[last] = None if value == "" else value
+    return layer
+
+
+def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers that `path` stands for: what it extends first, itself last."""
     try:
         layer = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +118,7 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str,
     return [*_files(path.parent / parent, (*seen, here)), (str(path), layer)]
 
 
-def _assignments(overrides: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def _assignments(overrides: list[str]) -> list[Layer]:
     """`a.b=c` as layers, those that choose a kind (`optimizer.name=adamw`) first, whatever order they were typed in."""
     layers = []
     for text in overrides:
@@ -183,6 +241,9 @@ def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         kinds = _kinds(field)
         if part in kinds:
             table, field = kinds[str(part)], None
+            continue
+        if part in TAGS:
+            table, field = TAGS[str(part)], None
             continue
         key.append(str(part))
         if table is not None:

@@ -64,6 +64,7 @@ def speedrun(
     Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when the finished runs are
     kept.
     """
+    recipe.check_single()
     _check(recipe, count, target)
     recipe = runs.self_contained(recipe)
     where = runs.choose_device(device)

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fastres import checkpoint, runs
 from fastres.capture import side_stream
-from fastres.errors import Interrupted, UserError
+from fastres.errors import Diverged, Interrupted, UserError
 from fastres.evaluate import Measures, measure, passes
 from fastres.feed import labels_of
 from fastres.files import write_json
@@ -26,6 +27,9 @@ from fastres.recipe import Eval, PseudoLabel, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
+
+OnEpoch = Callable[[list[dict[str, Any]]], str | None]
+"""Hears the rows of metrics.jsonl so far, and may say why to stop."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +55,35 @@ def train(
     quiet: bool = False,
     name: str = "run",
     beginning: Beginning | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
 
-    `beginning` is given by who began before this call. Raises UserError for what the user can put right, Interrupted
-    after SIGINT or SIGTERM, when a checkpoint has been saved.
+    `beginning` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
+    metrics.jsonl so far; a text that it returns ends the training there, as `stopped` of the summary.
+
+    Raises UserError for what the user can put right (Diverged where the loss leaves the reals), Interrupted after
+    SIGINT or SIGTERM, when a checkpoint has been saved.
     """
+    recipe.check_single()
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
     if isinstance(recipe.method, PseudoLabel):
         return _rounds(recipe, out, device, quiet, recipe.record.name or name)
     with beginning or Beginning() as beginning:
-        run = _Run(recipe, device, quiet, beginning)
+        run = _Run(recipe, device, quiet, beginning, on_epoch)
         folder = runs.create(out, recipe.record.name or name, recipe)
         with runs.claimed(folder):
             return run.execute(folder, [])
 
 
 def resume(
-    run: str | Path, *, device: str = "auto", quiet: bool = False, beginning: Beginning | None = None
+    run: str | Path,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    beginning: Beginning | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Complete an interrupted run from its last checkpoint, to the same bits as if nothing had happened.
 
@@ -77,12 +91,13 @@ def resume(
     """
     folder = Path(run)
     recipe = runs.read_recipe(folder)
+    recipe.check_single()
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
     if isinstance(recipe.method, PseudoLabel):
         return _rounds(recipe, folder, device, quiet)
     with runs.claimed(folder), beginning or Beginning() as beginning:
-        resumed = _Run(recipe, device, quiet, beginning)
+        resumed = _Run(recipe, device, quiet, beginning, on_epoch)
         return resumed.execute(folder, resumed.restore(folder))
 
 
@@ -116,7 +131,10 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
 class _Run(Session):
     """A session and the loop of one run; a class so that each phase is a short method."""
 
-    def __init__(self, recipe: Recipe, device: str, quiet: bool, beginning: Beginning) -> None:
+    def __init__(
+        self, recipe: Recipe, device: str, quiet: bool, beginning: Beginning, on_epoch: OnEpoch | None = None
+    ) -> None:
+        self.on_epoch = on_epoch
         self.beginning, self.began = beginning, beginning.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
@@ -162,6 +180,11 @@ class _Run(Session):
                         break
                     self._epoch()
                     self._stop_if_asked()
+                    why = self.on_epoch(self.recorder.rows) if self.on_epoch is not None else None
+                    if why is not None:
+                        stopped = why
+                        self.progress.message(f"{why} after epoch {self.at.epoch}")
+                        break
                 summary = self._finish(stopped)
         finally:
             self.recorder.close()
@@ -239,11 +262,11 @@ class _Run(Session):
             raise self._not_finite("the loss is", bad)
         return loss, accuracy
 
-    def _not_finite(self, what: str, step: int) -> UserError:
+    def _not_finite(self, what: str, step: int) -> Diverged:
         """The error that ends a run whose numbers have left the reals at `step`, counted from 1."""
         last = self.run / checkpoint.LAST
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
-        return UserError(
+        return Diverged(
             f"{what} not finite at step {step} (epoch {(step - 1) // len(self.feed.train) + 1}), learning rate "
             f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
             "Lower optimizer.lr or set train.grad_clip, and train again from the start."

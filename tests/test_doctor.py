@@ -76,7 +76,7 @@ def test_install_lines_are_those_of_the_project() -> None:
 def test_each_extra_is_there_or_has_its_line(tmp_path: Path) -> None:
     facts = doctor.examine(tmp_path)
     extras = {extra["name"]: extra for extra in facts["extras"]}
-    assert set(extras) == {"ffcv", "nvidia-dali", "tensorboard", "wandb"}
+    assert set(extras) == {"ffcv", "nvidia-dali", "optuna", "tensorboard", "wandb"}
     assert extras["tensorboard"]["version"] is not None  # the tests need it
     text = shown(facts)
     for extra in extras.values():

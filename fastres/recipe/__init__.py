@@ -24,6 +24,7 @@ from fastres.recipe.networks import PRESETS, Model, Speednet
 from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
 from fastres.recipe.running import Eval, Lookahead, Record, Train
 from fastres.recipe.schedules import Constant, Cosine, Knots, Linear, OneCycle, Step
+from fastres.recipe.sweeps import Point, Range, Search, Sweep
 
 __all__ = [
     "PRESETS",
@@ -45,15 +46,19 @@ __all__ = [
     "Model",
     "Muon",
     "OneCycle",
+    "Point",
     "Precision",
     "PseudoLabel",
     "RandomResizedCrop",
+    "Range",
     "Recipe",
     "Record",
+    "Search",
     "Sgd",
     "Speednet",
     "Step",
     "Supervised",
+    "Sweep",
     "Table",
     "Train",
     "Transfer",
@@ -86,6 +91,8 @@ class Recipe(Table):
     """Measuring."""
     record: Record = Record()
     """Records."""
+    sweep: Sweep | None = None
+    """Many runs instead of one, for `fastres sweep`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -129,6 +136,13 @@ class Recipe(Table):
 
         return load(cls, Path(path), overrides or [])
 
+    def check_single(self) -> None:
+        """Raise UserError where the recipe is a sweep, which stands for many runs."""
+        if self.sweep is not None:
+            from fastres.errors import UserError
+
+            raise UserError("this recipe has a [sweep], which is many runs: train them with `fastres sweep RECIPE`")
+
     def to_toml(self) -> str:
         """The whole recipe as TOML. Keys without a value are left out: TOML has no null."""
         import tomli_w
@@ -141,6 +155,7 @@ class Recipe(Table):
 
         changes_nothing: dict[str, Any] = {
             "record": True,
+            "sweep": True,
             "data": {"root", "loader", "workers"},
             "train": {"checkpoint_seconds"},
         }

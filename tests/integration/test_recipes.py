@@ -1,4 +1,5 @@
-"""Every recipe of the repository trains: a few steps on a CPU, on few images, with its own network and options."""
+"""Every recipe of the repository trains, and every point of its sweep: a few steps on a CPU, on few images, with its
+own options and its own network, narrower."""
 
 import pickle
 from pathlib import Path
@@ -6,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastres
 from fastres.data import shapes10
+from fastres.models import build, count_parameters
+from fastres.recipe import Recipe
+from fastres.sweep import load
+from fastres.training import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.toml"))
@@ -25,11 +29,31 @@ FEW = [
 ]
 
 
+def trainings() -> list[tuple[str, Recipe]]:
+    """Each recipe, and each point of those with a sweep."""
+    found = []
+    for name in RECIPES:
+        recipe = Recipe.load(FOLDER / name)
+        if recipe.sweep is None:
+            found.append((name, recipe))
+        else:
+            found += [(f"{name} {point.name}", point.recipe) for point in load(FOLDER / name).points]
+    return found
+
+
+ALL = dict(trainings())
+
+
+def narrow(recipe: Recipe) -> str:
+    """An override that makes a ResNet a sixteenth as wide."""
+    return f"model.channels={[max(1, width // 16) for width in getattr(recipe.model, 'channels', [])]}"
+
+
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run for recipes that start from one, or learn from one."""
-    recipe = fastres.Recipe.load(FOLDER / "report_best.toml", FEW)
-    return fastres.train(recipe, out=tmp_path_factory.mktemp("before") / "run", device="cpu", quiet=True).run
+    recipe = Recipe.load(FOLDER / "report_best.toml", [*FEW, narrow(ALL["report_best.toml"])])
+    return train(recipe, out=tmp_path_factory.mktemp("before") / "run", device="cpu", quiet=True).run
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +65,48 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_few_steps(name: str, before: Path, unlabelled: Path, tmp_path: Path) -> None:
-    recipe = fastres.Recipe.load(FOLDER / name, FEW)
-    changes = ["model.whiten_images=20"] if recipe.model.name == "speednet" else []
+@pytest.mark.parametrize("name", ALL)
+def test_a_few_steps(name: str, before: Path, unlabelled: Path, tmp_path: Path, one_thread: None) -> None:
+    recipe = ALL[name]
+    (tmp_path / "whole.toml").write_text(recipe.to_toml())
+    changes = ["model.whiten_images=20" if recipe.model.name == "speednet" else narrow(recipe)]
     changes += [f"transfer.weights={before}"] if recipe.transfer is not None else []
     changes += {
         "supervised": [],
         "distill": [f"method.teacher={before}"],
         "pseudo_label": [f"method.unlabelled={unlabelled}", "method.rounds=1"],
     }[recipe.method.name]
-    recipe = fastres.Recipe.load(FOLDER / name, [*FEW, *changes])
-    result = fastres.train(recipe, out=tmp_path / "run", device="cpu", quiet=True)
+    few = Recipe.load(tmp_path / "whole.toml", [*FEW, *changes])
+    result = train(few, out=tmp_path / "run", device="cpu", quiet=True)
     assert 0 <= result.test_accuracy <= 1
     assert result.summary["steps"] in (2, 3), "40 to 60 images, as the recipe divides them"
-    assert result.summary["parameters"] <= (recipe.model.max_parameters or 20_000_000)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_networks_keep_to_their_limit(name: str) -> None:
+    model = ALL[name].model
+    assert count_parameters(build(model, 10, 32)) <= (model.max_parameters or 20_000_000)
+
+
+def test_the_reports_architectures_have_its_parameters() -> None:
+    """As counted from the report's code."""
+    points = load(FOLDER / "report" / "architectures.toml").points
+    counts = {point.name: count_parameters(build(point.recipe.model, 10, 32)) for point in points}
+    assert counts == {"resnet18": 11_173_962, "one-block": 4_903_242, "halved": 2_797_610, "notebook": 1_247_530}
+
+
+def test_the_uniform_stride_of_the_text() -> None:
+    """Maps of 32, 11, 4, 2 and 1 pixels a side, and 64·64 weights and 2·64 of BN on the first stage's skip."""
+    from fastres.models import layers
+
+    code, text = load(FOLDER / "report" / "strides.toml").points
+    networks = [build(point.recipe.model, 10, 32) for point in (code, text)]
+    sides = {layer.name: layer.output[-1] for layer in layers(networks[1], 32)}
+    assert [sides[name] for name in ("conv1", *(f"layer{stage}.0.conv2" for stage in (1, 2, 3, 4)))] == [
+        32,
+        11,
+        4,
+        2,
+        1,
+    ]
+    assert count_parameters(networks[1]) - count_parameters(networks[0]) == 64 * 64 + 2 * 64

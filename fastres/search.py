@@ -1,0 +1,339 @@
+"""Searches: trials of a recipe with `[sweep.search]`, chosen and pruned by Optuna (Akiba et al. 2019) by a validation
+metric. No test image has a part in it.
+
+Each trial is an ordinary run directory, `trial-0001` and on; what Optuna knows of them is in study.db. A trial that was
+interrupted is entered anew with the same values and the same folder, so that the same command goes on where it stopped.
+Several processes can work on one study.
+"""
+
+import itertools
+import json
+import multiprocessing
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastres import runs
+from fastres.errors import Interrupted, UserError
+from fastres.feed import shape_of
+from fastres.files import write_text
+from fastres.models import build
+from fastres.reading import Layer, nested, resolve
+from fastres.reading import layers as read_layers
+from fastres.recipe import Range, Recipe, Search
+from fastres.record import duration
+from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
+from fastres.sweep import PLAN, SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
+from fastres.sweep_page import write_results
+from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
+
+if TYPE_CHECKING:
+    import optuna
+
+RANDOM_TRIALS = 10
+"""Trials that TPE draws at random first."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """A recipe with a search, and what its trials are made of. Can be pickled, for processes that work on it."""
+
+    path: Path
+    below: list[Layer]
+    """The files and overrides of the recipe, beneath the values of a trial."""
+    recipe: Recipe
+    """The recipe without a trial's values, with its search."""
+
+    @property
+    def search(self) -> Search:
+        """The search."""
+        assert self.recipe.sweep is not None and self.recipe.sweep.search is not None
+        return self.recipe.sweep.search
+
+    @property
+    def metric(self) -> str:
+        """`val_accuracy` or `val_loss`."""
+        assert self.recipe.sweep is not None
+        return self.recipe.sweep.by
+
+    def point(self, name: str, values: dict[str, Any]) -> SweepPoint:
+        """The trial `name` with values for all parameters. Raises UserError where that is no valid recipe."""
+        layer = (f"{self.path}, {name}", nested(values))
+        recipe: Recipe = resolve(Recipe, [*self.below, layer], self.path).model_copy(update={"sweep": None})
+        return SweepPoint(name, "", {key: value_at(recipe, key) for key in values}, recipe)
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
+    """Read the search of the recipe at `path`.
+
+    Raises UserError where the ends of a range or a choice make no valid recipe, or where test or training images would
+    have a part in the choice.
+    """
+    path, overrides = Path(path), overrides or []
+    below = read_layers(path, overrides)
+    plan = SearchPlan(path, below, resolve(Recipe, below, path))
+    parameters = plan.search.parameters
+    check_overrides(overrides, [*parameters], {})
+    for key in parameters:
+        if key.startswith("data.") or key == "train.seed":
+            raise UserError(
+                f"{path}: '{key}' changes the validation images, by which trials are compared: leave it out"
+            )
+    ends = {
+        key: [inside.low, inside.high] if isinstance(inside, Range) else inside for key, inside in parameters.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    for key, values in ends.items():
+        for value in values:
+            recipe = plan.point(f"{key} = {value}", first | {key: value}).recipe
+            if recipe.data.split != "holdout":
+                raise UserError(
+                    f"{path}: a search needs validation images that are never trained on: add --set data.split=holdout"
+                )
+            if (recipe.train.best or "").startswith("test_"):
+                raise UserError(
+                    f"{path}: train.best = '{recipe.train.best}' chooses by test images: "
+                    f"add --set train.best={plan.metric}"
+                )
+    return plan
+
+
+# ---------------------------------------------------------------------------------------------------- the work
+
+
+@dataclass
+class _Worker:
+    """One process at work on a study."""
+
+    plan: SearchPlan
+    folder: Path
+    device: str
+    quiet: bool
+    number: int = 0
+    workers: int = 1
+
+    def work(self) -> None:
+        """Train trials until there are as many as the search wants."""
+        study = open_study(self.folder, self.plan.search, self.plan.metric)
+        with storage_faults(self.folder / STUDY):
+            while (trial := self._ask(study)) is not None:
+                self._try(study, trial)
+
+    def _ask(self, study: "optuna.Study") -> "optuna.Trial | None":
+        """The next trial with its values and folder; None when there are enough."""
+        from optuna.trial import TrialState
+
+        trials = self.plan.search.trials
+        known = counted(study)
+        waiting = any(trial.state == TrialState.WAITING for trial in known)
+        if len(known) >= trials and not waiting:
+            return None
+        study.sampler = self._sampler(len(known))
+        trial = study.ask()
+        for key, inside in self.plan.search.parameters.items():
+            _suggest(trial, key, inside)
+        if "folder" in trial.user_attrs:
+            return trial
+        # Another worker may have asked meanwhile: who comes after the last place steps back.
+        beginning = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        begun = {one.user_attrs["folder"] for one in beginning if "folder" in one.user_attrs}
+        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in beginning)
+        if len(begun) + asking >= trials:
+            study.tell(trial, state=TrialState.FAIL)
+            return None
+        # The first free name, beyond those that the ones asking will take. A process killed in between leaves a gap.
+        free = (name for number in itertools.count(1) if (name := f"trial-{number:04}") not in begun)
+        trial.set_user_attr("folder", next(itertools.islice(free, asking, None)))
+        return trial
+
+    def _sampler(self, count: int) -> Any:
+        """Seeded by the number of trials so far: an interrupted search then draws what it would have drawn."""
+        optuna = import_optuna()
+        search = self.plan.search
+        seed = int(np.random.SeedSequence((search.seed, count, self.number)).generate_state(1)[0])
+        if search.sampler == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Trials that others are at work on count as bad, so that workers do not all go to the same place.
+            return optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed, constant_liar=self.workers > 1)
+
+    def _try(self, study: "optuna.Study", trial: "optuna.Trial") -> None:
+        """Train one trial, or complete it, and tell the study."""
+        from optuna.trial import TrialState
+
+        name = trial.user_attrs["folder"]
+        run = self.folder / name
+        try:
+            point = self.plan.point(name, _values(trial.params, self.plan.search))
+            build(point.recipe.model, *shape_of(point.recipe.data)[:2])
+        except UserError as error:  # values that do not go together
+            trial.set_user_attr("error", str(error))
+            study.tell(trial, state=TrialState.FAIL)
+            self._say(f"{name}: {error}")
+            return
+        check_folder(run, point)
+        row = read_row(run, name, "", point.settings)
+        if row is None:
+            words = "  ".join(
+                f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
+                for key, value in point.settings.items()
+            )
+            self._say(f"{name} of {self.plan.search.trials}: {words}  {self._left(study)}".rstrip())
+            train_point(run, point, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
+            row = read_row(run, name, "", point.settings)
+            assert row is not None, "a run that ends without an error has a summary"
+        else:
+            _Watch(self, trial, point).report(read_epochs(run) if row["state"] != "diverged" else [])
+        value = row[self.plan.metric]
+        if row["state"] == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+        elif value is None:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, value)
+        state = "" if row["state"] == "complete" else f", {row['state']}"
+        self._say(f"{name}: {metric_name(self.plan.metric)} {measure_shown(value, self.plan.metric)}{state}")
+
+    def _left(self, study: "optuna.Study") -> str:
+        """The time that is left, in words, from the mean of the trials so far."""
+        took = [one.duration.total_seconds() for one in study.get_trials(deepcopy=False) if one.duration is not None]
+        left = self.plan.search.trials - sum(one.state.is_finished() for one in counted(study))
+        return f"{duration(left * sum(took) / len(took) / self.workers)} left" if took else ""
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text if self.workers == 1 else f"worker {self.number + 1}: {text}", file=sys.stderr, flush=True)
+
+
+class _Watch:
+    """Reports the epochs of a trial, and says when to prune it."""
+
+    def __init__(self, worker: _Worker, trial: "optuna.Trial", point: SweepPoint) -> None:
+        self.metric, self.trial, self.epochs = worker.plan.metric, trial, point.recipe.train.epochs
+        self.reported = 0
+
+    def report(self, rows: list[dict[str, Any]]) -> None:
+        """Tell the study of rows that it does not know yet: a resumed trial begins with those of before."""
+        for row in rows[self.reported :]:
+            if row[self.metric] is not None:
+                self.trial.report(row[self.metric], row["epoch"])
+        self.reported = len(rows)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> str | None:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            raise Interrupted("the process that started this one has ended")
+        self.report(rows)
+        return PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
+
+
+def _suggest(trial: "optuna.Trial", key: str, inside: Range | list[Any]) -> None:
+    if not isinstance(inside, Range):
+        # Optuna's choices are scalars; a recipe's can be lists.
+        trial.suggest_categorical(key, [json.dumps(choice) for choice in inside])
+    elif inside.whole:
+        trial.suggest_int(key, int(inside.low), int(inside.high), step=int(inside.step or 1), log=inside.log)
+    else:
+        trial.suggest_float(key, inside.low, inside.high, step=inside.step, log=inside.log)
+
+
+def _values(params: dict[str, Any], search: Search) -> dict[str, Any]:
+    """The parameters of a trial as values of the recipe."""
+    return {
+        key: params[key] if isinstance(inside, Range) else json.loads(params[key])
+        for key, inside in search.parameters.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- the search
+
+
+def search(
+    plan: SearchPlan,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    quiet: bool = False,
+    name: str = "recipe",
+) -> SweepResult:
+    """Try as many points as the search wants into run directories of the folder `out` (by default
+    runs/<name>-sweep-<time>), and write the table and the page. `workers` processes share the cores.
+
+    Where `out` holds the same search, it goes on; only `trials` may have grown. Raises UserError for what the user can
+    put right, Interrupted after Ctrl-C or SIGTERM, when everything can be resumed.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give the number of processes, at least 1")
+    import_optuna()
+    runs.choose_device(device)
+    recipe = runs.self_contained(plan.recipe)
+    goes_on = out is not None and (Path(out) / PLAN).is_file()
+    folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
+    with runs.claimed(folder):
+        if goes_on:
+            _check_plan(folder, recipe)
+        write_text(folder / PLAN, recipe.to_toml())
+        (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that all trials are done
+        study = open_study(folder, plan.search, plan.metric)
+        with storage_faults(folder / STUDY):
+            recover(study)
+            try:
+                if workers == 1:
+                    _Worker(plan, folder, device, quiet).work()
+                else:
+                    _work_together(plan, folder, device, quiet, workers)
+            except (KeyboardInterrupt, Interrupted):
+                done = sum(trial.state.is_finished() for trial in counted(study))
+                raise Interrupted(
+                    f"interrupted; {done} of {plan.search.trials} trials are finished; "
+                    f"the same command with --out {folder} goes on"
+                ) from None
+            summary = _summarise(folder, plan, study)
+        write_results(folder, summary, recipe)
+    return SweepResult(folder, summary)
+
+
+def _check_plan(folder: Path, recipe: Recipe) -> None:
+    """Raise UserError where the search in `folder` was begun with another recipe; more trials are welcome."""
+    begun = Recipe.load(folder / PLAN)
+
+    def without_trials(recipe: Recipe) -> dict[str, Any]:
+        return recipe.model_dump(exclude={"sweep": {"search": {"trials"}}})
+
+    if without_trials(begun) != without_trials(recipe):
+        raise UserError(f"{folder} was begun with another recipe, {folder / PLAN}: run that one, or give another --out")
+
+
+def _work_together(plan: SearchPlan, folder: Path, device: str, quiet: bool, workers: int) -> None:
+    """Run `workers` processes to their end. Raises what ended one of them."""
+    from fastres import search_workers
+
+    search_workers.run([_Worker(plan, folder, device, quiet, number, workers) for number in range(workers)])
+
+
+def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> dict[str, Any]:
+    """What sweep.json holds of a search: no test result but the best trial's."""
+    rows = []
+    for trial in counted(study):
+        name, values = trial.user_attrs["folder"], _values(trial.params, plan.search)
+        row = None
+        if "error" not in trial.user_attrs:
+            row = read_row(
+                folder / name, name, "", {key: value_at(plan.point(name, values).recipe, key) for key in values}
+            )
+        rows.append(row or no_row(name, "", values, "failed", trial.user_attrs.get("error")))
+    summary = summarise(rows, plan.metric, source=plan.recipe.data.source)
+    first = summary["points"][0]
+    keys = ("name", "test_accuracy", "test_loss", "test_images", plan.metric)
+    best = (
+        {key: first[key] for key in keys} if first["state"] == "complete" and first[plan.metric] is not None else None
+    )
+    for row in rows:
+        row |= dict.fromkeys(["test_accuracy", "test_loss"])
+    return {**summary, "search": True, "best": best}
