@@ -1,6 +1,5 @@
 """The page of a run: `figures/` and `report.html`, one file that needs no network, no script and no other file."""
 
-import base64
 import json
 import math
 from dataclasses import dataclass
@@ -13,42 +12,8 @@ from matplotlib.figure import Figure
 
 from fastres import figures
 from fastres.files import write_bytes
+from fastres.page import details, document, picture, plural, table, wall_time
 from fastres.recipe import Recipe
-
-# Text at 16 px in at most 46 rem keeps lines near 80 characters and figures near 700 px wide. Figures stay on white.
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --soft: #5a5a5a; --line: #d8d8d8; --back: #fff; --card: #f5f6f8;
-  --link: #0b5cad; --warn: #fff3d6; --warn-line: #c98a00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #a8a8a8; --line: #3a3a3a; --back: #16181b;
-  --card: #22252a; --link: #7fb8f0; --warn: #3a2f12; --warn-line: #d9a43a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 46rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
-.soft, figcaption { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
-  margin: 1.25rem 0; padding: 0; }
-.tiles div { background: var(--card); border-radius: .5rem; padding: .75rem; }
-.tiles dt { font-size: .85rem; color: var(--soft); }
-.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 650; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.tiles dd small { display: block; font-size: .8rem; font-weight: 400; color: var(--soft); white-space: normal; }
-.warning { background: var(--warn); border-left: .25rem solid var(--warn-line); padding: .6rem 1rem; }
-pre { background: var(--card); padding: .75rem 1rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem;
-  overflow-wrap: normal; }
-figure { margin: 1.75rem 0; }
-figure img { width: 100%; height: auto; display: block; background: #fff; border: 1px solid var(--line);
-  border-radius: .5rem; padding: .5rem; }
-figcaption { font-size: .92rem; margin-top: .4rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, .facts td { text-align: left; white-space: normal; min-width: 7rem; }
-thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; color: var(--link); font-weight: 600; }
-"""
 
 
 @dataclass(frozen=True)
@@ -108,11 +73,10 @@ def write_report(
     for name, figure, caption in _figures(rows, summary, exhibits, leak=leak):
         data = figures.png(figure)
         write_bytes(run / "figures" / f"{name}.png", data)
-        pictures.append(_picture(name, data, caption))
-    title = escape(str(summary["name"]))
-    what = f"A {recipe.model.name} for {_plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
+        pictures.append(picture(name, data, caption))
+    what = f"A {recipe.model.name} for {plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
     body = [
-        f"<h1>{title}</h1>",
+        f"<h1>{escape(str(summary['name']))}</h1>",
         f'<p class="soft">{escape(what)}</p>',
         _headline(summary, exhibits),
         *_notes(summary, leak=leak),
@@ -123,23 +87,12 @@ def write_report(
         "<h2>Accuracy by class</h2>",
         _by_class(exhibits),
         "<h2>Details</h2>",
-        _details("Every epoch", _epochs(rows, leak=leak)),
-        _details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
-        _details("Environment", f"<pre>{escape(json.dumps(environment, indent=2, ensure_ascii=False))}</pre>"),
+        details("Every epoch", _epochs(rows, leak=leak)),
+        details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
+        details("Environment", f"<pre>{escape(json.dumps(environment, indent=2, ensure_ascii=False))}</pre>"),
     ]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # Whatever slipped through the escaping could neither run nor load anything.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}: fastres</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
     path = run / "report.html"
-    # Names of files that are not UTF-8 arrive as lone surrogates, which UTF-8 cannot hold.
-    write_bytes(path, page.encode(errors="replace"))
+    write_bytes(path, document(str(summary["name"]), body))
     return path
 
 
@@ -201,7 +154,7 @@ def _figures(
         (
             "worst_mistakes",
             figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, classes),
-            f"Of {_plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
+            f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
             "probability: true class → predicted class, probability."
             if mistakes
             else "Every test image was given its true class.",
@@ -213,36 +166,14 @@ def _predicted(shown: Exhibits) -> np.ndarray:
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _picture(name: str, data: bytes, caption: str) -> str:
-    encoded = base64.b64encode(data).decode()
-    alt = escape(f"Figure: {name.replace('_', ' ')}")
-    return (
-        f'<figure id="{name}"><img src="data:image/png;base64,{encoded}" alt="{alt}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value < 600:
-        return f"{value:.1f} s"
-    hours, rest = divmod(round(value / 60), 60)
-    return f"{hours} h {rest} min" if hours else f"{rest} min"
-
-
 def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
     total = len(shown.test_labels)
     low, high = wilson(round(summary["test_accuracy"] * total), total)
     speed = summary["images_per_second"]
     cold, warm = summary["cold_seconds"], summary.get("warm_seconds")  # a run of an older version has no warm figure
-    first = f"first step after {_seconds(cold if warm is None else warm)}"
+    first = f"first step after {wall_time(cold if warm is None else warm)}"
     if warm is not None and cold is not None:
-        first += f", after {_seconds(cold)} in the run that compiled it"
+        first += f", after {wall_time(cold)} in the run that compiled it"
     stall = summary.get("input_stall")  # a run of an older version has none
     waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary['loader']} loader"
     tiles = [
@@ -253,12 +184,12 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
             f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
         ),
         ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
-        ("Whole run", _seconds(summary["seconds"]), first),
+        ("Whole run", wall_time(summary["seconds"]), first),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return (
         f'<dl class="tiles">{cells}</dl>\n'
-        f"<p>The interval (Wilson, {_plural(total, 'test image', 'test images')}) covers the choice of the test images "
+        f"<p>The interval (Wilson, {plural(total, 'test image', 'test images')}) covers the choice of the test images "
         "only. Another seed gives another network and another accuracy, by an amount that one run cannot show.</p>"
     )
 
@@ -278,7 +209,7 @@ def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
             f"{escape(best['metric'].replace('_', ' '))}, so the test accuracy above is optimistic."
         )
     if summary["stopped"] != "completed":
-        notes.append(f"Stopped after {_plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
+        notes.append(f"Stopped after {plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
     return [f'<p class="warning">{note}</p>' for note in notes]
 
 
@@ -297,7 +228,7 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits)
         "Images": f"{summary['source']}, split “{summary['split']}”: {len(shown.train_labels):,} to train on, "
         + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
         + f", {len(shown.test_labels):,} to test on",
-        "Length": f"{_plural(summary['epochs'], 'epoch', 'epochs')}, {_plural(summary['steps'], 'step', 'steps')}",
+        "Length": f"{plural(summary['epochs'], 'epoch', 'epochs')}, {plural(summary['steps'], 'step', 'steps')}",
         "Weights tested": kept,
         "Test loss": f"{summary['test_loss']:.4f} nats an image",
         "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
@@ -316,13 +247,6 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits)
     )
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    """A table of plain text; everything is escaped here."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
 def _by_class(shown: Exhibits) -> str:
     predicted = _predicted(shown)
     lines = []
@@ -335,7 +259,7 @@ def _by_class(shown: Exhibits) -> str:
         taken = f"{shown.classes[rival]} ({counts[rival]:,})" if counts[rival] else "–"
         share = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else ["–", "–"]
         lines.append([name, str(label), f"{len(answers):,}", f"{correct:,}", *share, taken])
-    return _table(
+    return table(
         ["Class", "Label", "Test images", "Correct", "Accuracy", "95% interval", "Most often taken for"], lines
     )
 
@@ -361,8 +285,4 @@ def _epochs(rows: list[dict[str, Any]], *, leak: bool) -> str:
     lines = [
         ["–" if row.get(key) is None else format(row[key], form) for key, (_, form) in used.items()] for row in rows
     ]
-    return _table([name for name, _ in used.values()], lines)
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
+    return table([name for name, _ in used.values()], lines)
