@@ -207,7 +207,7 @@ def predict(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories, or folders that hold some.", show_default=False),
+        typer.Argument(metavar="RUN", help="Run directories, or folders that hold some.", show_default=False),
     ],
     out: Annotated[
         Path | None, typer.Option(help="New folder for the page and its figures.", show_default="runs/compare-<time>")

@@ -35,8 +35,8 @@ from fastres.figures import (
 _COLOURS = (BLUE, ORANGE, GREEN, SKY, "#cc79a7", "#e69f00", BLACK)
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 _MARKERS = ("o", "s", "^", "D")
-# Where the numbers of a point may stand, right and up are 1: above right of it first, where no line of a front goes.
-_SIDES = ((1, 1), (1, 0), (-1, 1), (1, -1), (-1, 0), (-1, -1), (0, 1), (0, -1))
+# Where the numbers of a point may stand, right and up are 1: corners come first, as a front runs level and upright.
+_SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 MOST = len(_COLOURS) * len(_LINES)
 """Settings that a figure of curves can tell apart, and shows."""
 COSTS = {"images_per_second": "training speed (images/s)", "seconds": "time of the whole run (s)"}
@@ -56,7 +56,7 @@ def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Fig
         for place, setting in enumerate(settings):
             for run in setting.runs:
                 rows = [epoch.model_dump() for epoch in run.epochs]
-                # Markers of many runs would hide their lines; a single epoch is seen by its marker alone.
+                # Markers of many epochs would hide the lines; a single epoch is seen by its marker alone.
                 size = 3.0 if last <= 12 or len(rows) == 1 else 0.0
                 style = {"color": _colour(place), "linestyle": _line(place), "linewidth": 1.4, "markersize": size}
                 seen.append(curve(axes, rows, key, scale=scale, **style))
@@ -125,7 +125,7 @@ def _costs(axes: Axes, data_set: DataSet, settings: list[Setting], key: str) -> 
     means = [x for x, _ in _points(data_set, key).values()]
     if min(means) > 0 and max(means) > 20 * min(means):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
         axes.xaxis.minorticks_off()
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

@@ -82,7 +82,8 @@ def notes(comparison: Comparison) -> list[str]:
     if len(comparison.data_sets) > 1:
         sets = "; ".join(f"{_runs(data_set.runs)}: {data_set}" for data_set in comparison.data_sets)
         found.append(
-            f"Not comparable: not all runs were tested on the same images. Compare accuracies only within {sets}."
+            "Not comparable: the test images differ in their source or their number. "
+            f"Compare accuracies only within {sets}."
         )
     if len({run.device for run in comparison.runs if run.finished}) > 1:
         found.append("Different devices: seconds and images/s compare machines as well as recipes.")
@@ -207,6 +208,8 @@ def _say(console: Console, line: str) -> None:
 
 def _page(comparison: Comparison, pictures: list[str]) -> bytes:
     columns = _results(comparison)
+    if len(comparison.data_sets) == 1:
+        del columns["Data"]  # the line below the title has it
     numbers = columns["Run"]
     results = [[f"{number} {name}", *cells] for number, name, *cells in zip(*columns.values(), strict=True)]
     differing = [[key, *map(_value, values)] for key, values in comparison.differences.items()]
