@@ -247,6 +247,32 @@ def predict(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run directories, or folders that hold some.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the page and its figures.", show_default="runs/compare-<time>")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put runs side by side: results, what differs, means over seeds, curves, accuracy against time."""
+    from fastres import compare_page
+    from fastres.compare import compare as read_all
+    from fastres.compare import facts
+
+    comparison = read_all(runs)
+    folder = compare_page.write_page(comparison, out)
+    if as_json:
+        _print_json({"out": str(folder), **facts(comparison)})
+        return
+    compare_page.render(comparison)
+    print()
+    print(printable(f"page {folder / 'compare.html'}"))
+
+
+@app.command()
 def show(
     recipe: RecipeFile,
     set_: Overrides = [],  # noqa: B006 - typer copies it

@@ -8,6 +8,8 @@ they are shortened, stripped of what does not print, and never read as TeX.
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,18 @@ SKY, ORANGE, GREEN = "#56b4e9", "#d55e00", "#007a5a"
 LEAKY = "leaky validation"
 
 
+@contextmanager
+def missing_glyphs_are_boxes() -> Iterator[None]:
+    """No warning where a name is in a script that the font lacks: the page's tables have it in full."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, free of time stamps and versions: the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; the page's tables have it in full.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with missing_glyphs_are_boxes():
         FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -54,11 +62,12 @@ def sure(probability: float) -> str:
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    _dress(axes)
+    dress(axes)
     return figure, axes
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """White ground, a light grid, no frame above and to the right."""
     axes.set_facecolor("white")
     axes.tick_params(labelsize=TEXT, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
@@ -162,7 +171,7 @@ def class_counts(
     return figure
 
 
-def _curve(axes: Axes, rows: list[dict[str, Any]], key: str, *, scale: float = 1.0, **style: Any) -> np.ndarray:
+def curve(axes: Axes, rows: list[dict[str, Any]], key: str, *, scale: float = 1.0, **style: Any) -> np.ndarray:
     """Draw `key` of the rows that have it, by epoch; returns the values."""
     points = [(row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None]
     if points:
@@ -172,12 +181,16 @@ def _curve(axes: Axes, rows: list[dict[str, Any]], key: str, *, scale: float = 1
     return np.array([value for _, value in points])
 
 
-def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
-    """The axis of epochs, whole numbers only, with a mark at the epoch whose weights were chosen."""
-    last = max((row["epoch"] for row in rows), default=1)
+def epoch_axis(axes: Axes, last: int) -> None:
+    """The axis of epochs 1 to `last`, whole numbers only."""
     axes.set_xlim(0.5, last + max(0.5, 0.02 * last))
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.set_xlabel("epoch", fontsize=TEXT)
+
+
+def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+    """The axis of epochs with a mark at the epoch whose weights were chosen, and the legend."""
+    epoch_axis(axes, max((row["epoch"] for row in rows), default=1))
     if best:
         label = f"epoch {best['epoch']}, the chosen one"
         axes.axvline(best["epoch"], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
@@ -193,9 +206,9 @@ def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak
     """
     figure, axes = _axes(3.9)
     name = f"{LEAKY}: mostly images trained on" if leak else "validation"
-    train = _curve(axes, rows, "train_loss", color=BLUE, label="training")
-    val = _curve(axes, rows, "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=name)
-    test = _curve(axes, rows, "test_loss", color=BLACK, linestyle=":", marker="s", label="test")
+    train = curve(axes, rows, "train_loss", color=BLUE, label="training")
+    val = curve(axes, rows, "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=name)
+    test = curve(axes, rows, "test_loss", color=BLACK, linestyle=":", marker="s", label="test")
     highest = max([0.0, *train, *val, *test])
     axes.set_ylim(0, highest * 1.06 if highest > 0 else 1)
     axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=TEXT)
@@ -214,9 +227,9 @@ def accuracy(
     figure, axes = _axes(3.9)
     name = LEAKY if leak else "validation"
     values = [
-        _curve(axes, rows, "train_accuracy", scale=100, color=SKY, label="training"),
-        _curve(axes, rows, "val_accuracy", scale=100, color=ORANGE, linestyle=(0, (5, 1.5)), label=name),
-        _curve(axes, rows, "test_accuracy", scale=100, color=BLACK, linestyle=":", marker="s", label="test"),
+        curve(axes, rows, "train_accuracy", scale=100, color=SKY, label="training"),
+        curve(axes, rows, "val_accuracy", scale=100, color=ORANGE, linestyle=(0, (5, 1.5)), label=name),
+        curve(axes, rows, "test_accuracy", scale=100, color=BLACK, linestyle=":", marker="s", label="test"),
     ]
     if test_accuracy is not None:
         label = f"test at the end, {test_accuracy:.2%}"
@@ -234,7 +247,7 @@ def accuracy(
 def learning_rate(rows: list[dict[str, Any]]) -> Figure:
     """Learning rate as each row of metrics.jsonl has it, by epoch."""
     figure, axes = _axes(2.6)
-    values = _curve(axes, rows, "lr", color=GREEN)
+    values = curve(axes, rows, "lr", color=GREEN)
     axes.set_ylim(0, float(values.max()) * 1.06 if len(values) and values.max() > 0 else 1)
     axes.set_ylabel("learning rate", fontsize=TEXT)
     _epochs(axes, rows, None)
@@ -323,6 +336,6 @@ def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     below.set_xlabel("seed", fontsize=TEXT)
     below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     for axes in (above, below):
-        _dress(axes)
+        dress(axes)
     figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
     return figure

@@ -1,5 +1,7 @@
-"""The frame of a page: one HTML file that needs no network, no script and no other file. report.py and sweep_page.py
-fill it."""
+"""What the pages have in common: the document around them, tables, figures, and how values are written.
+
+A page is one file that needs no network, no script and no other file.
+"""
 
 import base64
 from html import escape
@@ -40,31 +42,35 @@ summary { cursor: pointer; color: var(--link); font-weight: 600; }
 """
 
 
-def page(title: str, body: list[str]) -> bytes:
-    """The whole file: `title`, plain text, above the parts of `body`, which are HTML."""
-    title = escape(str(title))
-    text = (
+def document(title: str, body: list[str]) -> bytes:
+    """The page with the parts `body`, HTML, as a file; `title` is plain text."""
+    page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # Whatever slipped through the escaping could neither run nor load anything.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}: fastres</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join([f"<h1>{title}</h1>", *body])
+        f"<title>{escape(title)}: fastres</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
     # Names of files that are not UTF-8 arrive as lone surrogates, which UTF-8 cannot hold.
-    return text.encode(errors="replace")
+    return page.encode(errors="replace")
 
 
 def picture(name: str, data: bytes, caption: str) -> str:
-    """A figure with the PNG file `data` inside, above its caption."""
+    """The PNG file `data` with its caption, inside the page; `name` is the element's id."""
     encoded = base64.b64encode(data).decode()
     alt = escape(f"Figure: {name.replace('_', ' ')}")
     return (
         f'<figure id="{name}"><img src="data:image/png;base64,{encoded}" alt="{alt}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def details(title: str, content: str) -> str:
+    """HTML `content` that opens at a click on `title`."""
+    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
@@ -74,6 +80,16 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def details(title: str, content: str) -> str:
-    """`content`, HTML, behind a title that opens it."""
-    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
+def plural(count: int, one: str, many: str) -> str:
+    """`count` with the word that fits it."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def wall_time(value: float | None) -> str:
+    """Seconds as text, above ten minutes in hours and minutes; a dash for None."""
+    if value is None:
+        return "–"
+    if value < 600:
+        return f"{value:.1f} s"
+    hours, rest = divmod(round(value / 60), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"

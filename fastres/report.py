@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fastres import figures
 from fastres.files import write_bytes
-from fastres.page import details, page, picture, table
+from fastres.page import details, document, picture, plural, table, wall_time
 from fastres.recipe import Recipe
 
 
@@ -74,8 +74,9 @@ def write_report(
         data = figures.png(figure)
         write_bytes(run / "figures" / f"{name}.png", data)
         pictures.append(picture(name, data, caption))
-    what = f"A {recipe.model.name} for {_plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
+    what = f"A {recipe.model.name} for {plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
     body = [
+        f"<h1>{escape(str(summary['name']))}</h1>",
         f'<p class="soft">{escape(what)}</p>',
         _headline(summary, exhibits),
         *_notes(summary, leak=leak),
@@ -91,7 +92,7 @@ def write_report(
         details("Environment", f"<pre>{escape(json.dumps(environment, indent=2, ensure_ascii=False))}</pre>"),
     ]
     path = run / "report.html"
-    write_bytes(path, page(summary["name"], body))
+    write_bytes(path, document(str(summary["name"]), body))
     return path
 
 
@@ -153,7 +154,7 @@ def _figures(
         (
             "worst_mistakes",
             figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, classes),
-            f"Of {_plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
+            f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
             "probability: true class → predicted class, probability."
             if mistakes
             else "Every test image was given its true class.",
@@ -165,27 +166,14 @@ def _predicted(shown: Exhibits) -> np.ndarray:
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _plural(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if value < 600:
-        return f"{value:.1f} s"
-    hours, rest = divmod(round(value / 60), 60)
-    return f"{hours} h {rest} min" if hours else f"{rest} min"
-
-
 def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
     total = len(shown.test_labels)
     low, high = wilson(round(summary["test_accuracy"] * total), total)
     speed = summary["images_per_second"]
     cold, warm = summary["cold_seconds"], summary.get("warm_seconds")  # a run of an older version has no warm figure
-    first = f"first step after {_seconds(cold if warm is None else warm)}"
+    first = f"first step after {wall_time(cold if warm is None else warm)}"
     if warm is not None and cold is not None:
-        first += f", after {_seconds(cold)} in the run that compiled it"
+        first += f", after {wall_time(cold)} in the run that compiled it"
     stall = summary.get("input_stall")  # a run of an older version has none
     waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary['loader']} loader"
     tiles = [
@@ -196,12 +184,12 @@ def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
             f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
         ),
         ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
-        ("Whole run", _seconds(summary["seconds"]), first),
+        ("Whole run", wall_time(summary["seconds"]), first),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return (
         f'<dl class="tiles">{cells}</dl>\n'
-        f"<p>The interval (Wilson, {_plural(total, 'test image', 'test images')}) covers the choice of the test images "
+        f"<p>The interval (Wilson, {plural(total, 'test image', 'test images')}) covers the choice of the test images "
         "only. Another seed gives another network and another accuracy, by an amount that one run cannot show.</p>"
     )
 
@@ -221,7 +209,7 @@ def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
             f"{escape(best['metric'].replace('_', ' '))}, so the test accuracy above is optimistic."
         )
     if summary["stopped"] != "completed":
-        notes.append(f"Stopped after {_plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
+        notes.append(f"Stopped after {plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
     return [f'<p class="warning">{note}</p>' for note in notes]
 
 
@@ -240,7 +228,7 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits)
         "Images": f"{summary['source']}, split “{summary['split']}”: {len(shown.train_labels):,} to train on, "
         + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
         + f", {len(shown.test_labels):,} to test on",
-        "Length": f"{_plural(summary['epochs'], 'epoch', 'epochs')}, {_plural(summary['steps'], 'step', 'steps')}",
+        "Length": f"{plural(summary['epochs'], 'epoch', 'epochs')}, {plural(summary['steps'], 'step', 'steps')}",
         "Weights tested": kept,
         "Test loss": f"{summary['test_loss']:.4f} nats an image",
         "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fastres.figures import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
 from fastres.files import write_bytes, write_json, write_text
-from fastres.page import details, page, picture
+from fastres.page import details, document, picture
 from fastres.page import table as html_table
 from fastres.recipe import Recipe
 from fastres.sweep_results import (
@@ -62,7 +62,7 @@ def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None
     if summary["means"]:
         body += ["<h2>Means over seeds</h2>", html_table(*means_table(summary))]
     body += [details("Recipe with its sweep", f"<pre>{escape(recipe.to_toml())}</pre>")]
-    write_bytes(folder / PAGE, page(title, body))
+    write_bytes(folder / PAGE, document(title, [f"<h1>{escape(title)}</h1>", *body]))
     write_text(folder / TABLE, markdown(summary, title))
     write_json(folder / SUMMARY, summary)
 

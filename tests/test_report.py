@@ -6,7 +6,6 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pages import Page
 from PIL import Image
 
 import fastres
@@ -93,36 +93,6 @@ SUMMARY: dict[str, Any] = {
     "stopped": "completed",
 }
 MACHINE = {"fastres": "0.1.0", "commit": "c" * 40, "dirty": True, "torch": "2.13.0", "python": "3.11.7"}
-
-
-class Page(HTMLParser):
-    """A strict reader: every tag that opens must close, in order."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def images(self) -> list[str]:
-        return [str(attributes["src"]) for tag, attributes in self.tags if tag == "img"]
 
 
 def write(run: Path, shown: Exhibits, rows: list[dict[str, Any]], **changes: Any) -> tuple[str, Page]:

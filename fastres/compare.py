@@ -1,0 +1,234 @@
+"""Runs side by side: what differs in their recipes, which differ by seed alone, which are on the Pareto front."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastres.errors import UserError
+from fastres.run_files import Run, find_runs, read_run
+from fastres.significance import Sample
+
+# Where a run was written and how often it was saved: nothing that its numbers depend on.
+_MEASURED = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
+_APART = ("record.", "data.root", "train.checkpoint_seconds")
+
+
+@dataclass(frozen=True, eq=False)  # recipes hold lists, which have no hash
+class Setting:
+    """Runs whose recipes differ in nothing but the seed, on one device and one data set."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """The first tested run of each seed: a repeat of a seed is not another sample of what seeds do."""
+        seeds: dict[int, Run] = {}
+        for run in self.runs:
+            if run.summary.test_accuracy is not None:
+                seeds.setdefault(run.recipe.train.seed, run)
+        return tuple(seeds.values())
+
+    @property
+    def numbers(self) -> str:
+        """Numbers of its runs, as in "1–3, 5"."""
+        return ranges([run.number for run in self.runs])
+
+    def sample(self, key: str) -> Sample | None:
+        """Mean and spread over the seeds of `key` of summary.json; None where no run has it."""
+        values = [getattr(run.summary, key) for run in self.counted]
+        known = [value for value in values if value is not None]
+        return Sample.of(known) if known else None
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Settings that were tested on the same images, so that their accuracies can be compared."""
+
+    source: str
+    test_images: int | None
+    """None where no run says it."""
+    settings: tuple[Setting, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those of its settings, in the order of the comparison."""
+        return sorted((run for setting in self.settings for run in setting.runs), key=lambda run: run.number)
+
+    def __str__(self) -> str:
+        known = "" if self.test_images is None else f", {self.test_images:,} test images"
+        return f"{self.source}{known}"
+
+    def placed(self, key: str) -> list[tuple[Setting, Sample, Sample]]:
+        """Each setting with its sample of `key` and of the test accuracy, where it has both."""
+        found = [(setting, setting.sample(key), setting.sample("test_accuracy")) for setting in self.settings]
+        return [(setting, cost, gain) for setting, cost, gain in found if cost is not None and gain is not None]
+
+    def front(self, key: str) -> list[Setting]:
+        """The settings on the Pareto front of mean test accuracy against the mean of `key`: `seconds`, of which fewer
+        are better, or `images_per_second`, of which more are; the cheapest comes first."""
+        sign = {"seconds": 1, "images_per_second": -1}[key]
+        placed = self.placed(key)
+        return [placed[index][0] for index in pareto_front([(sign * cost.mean, gain.mean) for _, cost, gain in placed])]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs, in the order in which they were given."""
+
+    runs: tuple[Run, ...]
+    differences: dict[str, list[Any]]
+    """Each key of the recipes whose values differ: the values in the order of the runs, None where one has none."""
+    data_sets: tuple[DataSet, ...]
+    """More than one where not all accuracies can be compared."""
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Those of all data sets, in the order of their first runs."""
+        found = [setting for data_set in self.data_sets for setting in data_set.settings]
+        return sorted(found, key=lambda setting: setting.runs[0].number)
+
+    @property
+    def groups(self) -> list[Setting]:
+        """The settings that several seeds were tested of."""
+        return [setting for setting in self.settings if len(setting.counted) > 1]
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Read the runs at `paths`, run directories or folders of such.
+
+    Raises UserError for a path that is neither, for fewer than two runs, and for a file that is damaged.
+    """
+    folders = find_runs(paths)
+    if len(folders) < 2:
+        found = f"{folders[0]} alone" if folders else "no run"
+        raise UserError(f"{found}: comparing takes two runs or more; give another run directory or a folder of runs")
+    names = [folder.resolve().name for folder in folders]
+    runs = tuple(
+        read_run(number, folder, name if names.count(name) == 1 else str(folder))
+        for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
+    )
+    flat = [flatten(run.recipe.model_dump()) for run in runs]
+    return Comparison(runs, differences(flat), _data_sets(runs, flat))
+
+
+def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested tables by their dotted keys, in order: {"train": {"seed": 0}} becomes {"train.seed": 0}."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def differences(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys of flat `recipes` whose values differ, with the value of each recipe, None where one lacks the key: that
+    is no other value than None. Keys that change no number of a run are left out."""
+    keys = dict.fromkeys(key for recipe in recipes for key in recipe if not key.startswith(_APART))
+    values = {key: [recipe.get(key) for recipe in recipes] for key in keys}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, gain) that no other point dominates, by rising cost.
+
+    A point dominates another if it costs no more and gains no less, and is better in one of the two; equal points do
+    not dominate each other. One sweep over the sorted points (Kung, Luccio and Preparata 1975, section 2).
+    """
+    front: list[int] = []
+    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
+        if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
+            front.append(index)
+    return front
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising whole numbers, shortened: 1, 2, 3, 5 becomes "1–3, 5"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(
+        f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(str(number) for number in part) for part in parts
+    )
+
+
+def _data_sets(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> tuple[DataSet, ...]:
+    """Runs by what they were tested on, and those of one data set by all but the seed."""
+    sets: dict[tuple[str, int | None], dict[str, list[Run]]] = {}
+    for run, recipe in zip(runs, recipes, strict=True):
+        kept = {key: value for key, value in recipe.items() if key != "train.seed" and not key.startswith(_APART)}
+        setting = json.dumps([kept, run.device], sort_keys=True)
+        sets.setdefault(_tested_on(run, runs), {}).setdefault(setting, []).append(run)
+    return tuple(
+        DataSet(source, images, tuple(Setting(tuple(members)) for members in settings.values()))
+        for (source, images), settings in sets.items()
+    )
+
+
+def _tested_on(run: Run, runs: Iterable[Run]) -> tuple[str, int | None]:
+    """Source and number of the test images: of a run that does not say how many, as many as of one that asked for the
+    same ones."""
+    data = run.recipe.data
+    asked = (data.source, data.test_images)
+    alike = [run, *(other for other in runs if (other.recipe.data.source, other.recipe.data.test_images) == asked)]
+    known = [other.summary.test_images for other in alike if other.summary.test_images is not None]
+    return data.source, known[0] if known else data.test_images
+
+
+def facts(comparison: Comparison) -> dict[str, Any]:
+    """The comparison as one JSON object: shares, seconds, images a second; runs are referred to by their numbers."""
+    set_of = {run.number: index for index, data_set in enumerate(comparison.data_sets) for run in data_set.runs}
+    return {
+        "runs": [
+            {
+                "number": run.number,
+                "name": run.name,
+                "run": str(run.path),
+                "finished": run.finished,
+                "status": run.status,
+                "differences": {key: values[index] for key, values in comparison.differences.items()},
+                "interval": run.interval,
+                "epochs": run.epochs_done,
+                "epochs_planned": run.recipe.train.epochs,
+                **run.summary.model_dump(include=_MEASURED),
+                "device": run.device,
+                "data_set": set_of[run.number],
+            }
+            for index, run in enumerate(comparison.runs)
+        ],
+        "groups": [_group_facts(setting) for setting in comparison.groups],
+        "comparable": len(comparison.data_sets) == 1,
+        "data_sets": [
+            {
+                "source": data_set.source,
+                "test_images": data_set.test_images,
+                "runs": [run.number for run in data_set.runs],
+                "pareto_front": {
+                    key: [[run.number for run in setting.runs] for setting in data_set.front(key)]
+                    for key in ("images_per_second", "seconds")
+                },
+            }
+            for data_set in comparison.data_sets
+        ],
+    }
+
+
+def _group_facts(setting: Setting) -> dict[str, Any]:
+    accuracy = setting.sample("test_accuracy")
+    assert accuracy is not None  # a group's runs have been tested
+    found: dict[str, Any] = {
+        "runs": [run.number for run in setting.runs],
+        "seeds": [run.recipe.train.seed for run in setting.counted],
+        "interval": accuracy.interval(),
+    }
+    for key in ("test_accuracy", "seconds", "images_per_second"):
+        sample = setting.sample(key)
+        found |= {f"mean_{key}": sample and sample.mean, f"sd_{key}": sample and sample.sd}
+    return found
