@@ -116,10 +116,13 @@ def test_severity(kind: str, natural: np.ndarray) -> None:
 @settings(deadline=None, max_examples=40)
 @given(kind=st.sampled_from(list(KINDS)), severity=st.sampled_from(SEVERITIES), size=SIDES, seed=st.integers(0, 99))
 def test_any_size(kind: str, severity: int, size: tuple[int, int], seed: int) -> None:
-    images = np.random.default_rng(seed).integers(0, 256, (2, *size, 3), np.uint8)
+    # Eight images: the 15 values that impulse noise changes on average in the smallest are none once in 3 million.
+    images = np.random.default_rng(seed).integers(0, 256, (8, *size, 3), np.uint8)
     result = corrupt(images, kind, severity, seed=seed)
     assert result.shape == images.shape and result.dtype == np.uint8
-    assert not np.array_equal(result, images)
+    # Enlarged by up to 1.06 and rounded to whole pixels, 8 pixels are 8.
+    too_little = kind == "zoom_blur" and severity == 1 and size == (8, 8)
+    assert np.array_equal(result, images) == too_little
 
 
 @settings(deadline=None, max_examples=40)

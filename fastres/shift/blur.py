@@ -76,7 +76,8 @@ def motion_blur(images: Pixels, constants: tuple[float, float], draws: Draws) ->
 
 
 def zoom_blur(images: Pixels, steps: int, draws: Draws) -> Pixels:
-    """Mean of the image and of its middle enlarged by 1, 1.01, … in `steps` steps."""
+    """Mean of the image and of its middle enlarged by 1, 1.01, … in `steps` steps. Enlarged sides are
+    whole pixels, as published: 8 pixels enlarged by 1.06, the most at severity 1, are 8."""
     height, width = images.shape[1:3]
     values = to_unit(images)
     total = values.copy()
