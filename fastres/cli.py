@@ -210,22 +210,49 @@ def sweep(
 
 
 @app.command(name="eval")
-def evaluate(run: RunFolder, device: Device = "auto", as_json: Json = False) -> None:
-    """Test a finished run: overall, by class, confusion, calibration."""
+def evaluate(
+    run: RunFolder,
+    shift: Annotated[
+        bool, typer.Option("--shift", help="Also on shifted test sets: 15 kinds of corruption at 5 severities.")
+    ] = False,
+    shift_kinds: Annotated[
+        str | None, typer.Option(metavar="KIND,…", help="Only these, such as fog,snow.", show_default="all")
+    ] = None,
+    shift_severities: Annotated[
+        str | None, typer.Option(metavar="NUMBER,…", help="Only these, such as 1,3,5.", show_default="all")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Test a finished run: overall, by class, confusion, calibration, on shifted test sets."""
     from dataclasses import asdict
 
-    from fastres.evaluate import evaluate as measure_run
     from fastres.runs import read_recipe
 
-    classes, measured = measure_run(run, device=device)
+    shifted: dict[str, Any] | None = None
+    if shift or shift_kinds is not None or shift_severities is not None:
+        from fastres.shift import evaluation
+
+        kinds = evaluation.choose_kinds(shift_kinds)
+        severities = evaluation.choose_severities(shift_severities)
+        classes, measured, shifted = evaluation.evaluate_shifted(run, kinds=kinds, severities=severities, device=device)
+    else:
+        from fastres.evaluate import evaluate as measure_run
+
+        classes, measured = measure_run(run, device=device)
     tta = read_recipe(Path(run)).eval.tta
     if as_json:
-        _print_json({"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)})
+        found = {"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)}
+        _print_json(found if shifted is None else found | {"shift": shifted})
         return
     views = "" if tta == "none" else f", test-time augmentation: {tta}"
     print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}{views}")
     print(f"expected calibration error {measured.expected_calibration_error:.2%} (15 bins)\n")
     _print_measures(classes, measured.class_accuracy, measured.confusion)
+    if shifted is not None:
+        print()
+        _print_table(*evaluation.rows(shifted), left=1)
+        print(evaluation.describe(shifted))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from fastres.capture import Graphs, Replayed
 from fastres.compiling import Compiled
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.errors import UserError
-from fastres.recipe import Eval
+from fastres.recipe import Data, Eval
 from fastres.step import autocast
 
 View = tuple[int, bool]
@@ -172,26 +172,27 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
 
     Raises UserError where the run is not finished or its data cannot be opened.
     """
-    from fastres.data import open_dataset
     from fastres.runs import Kept
 
     kept = Kept.load(Path(run), device)
-    data = kept.recipe.data
-    dataset = open_dataset(
-        data.source,
-        store=data.store,
-        image_size=data.image_size,
-        root=data.root,
-    )
+    images, labels = test_set(kept.recipe.data, kept.classes)
+    return kept.classes, measure(kept.logits(images), labels)
+
+
+def test_set(data: Data, classes: tuple[str, ...]) -> tuple[Any, Tensor]:
+    """The test images of a recipe's `data`, uint8 [N, H, W, 3], an array or EncodedImages, and int64 labels [N].
+
+    Raises UserError where the data cannot be opened, or has no labels, or other classes than those trained on.
+    """
+    from fastres.data import open_dataset
+
+    dataset = open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root)
     if dataset.test is None or dataset.test.labels is None:
         raise UserError(f"{data.source} has no test images with labels to evaluate on")
-    if dataset.classes != kept.classes:
-        raise UserError(
-            f"{data.source} has other classes than those that {run} was trained on: restore the data it had"
-        )
-    labels = dataset.test.labels[: data.test_images]
-    logits = kept.logits(dataset.test.images[: data.test_images])
-    return kept.classes, measure(logits, torch.from_numpy(np.array(labels)))
+    if dataset.classes != classes:
+        raise UserError(f"{data.source} has other classes than those that were trained on: restore the data it had")
+    count = data.test_images
+    return dataset.test.images[:count], torch.from_numpy(np.array(dataset.test.labels[:count]))
 
 
 def predict(run: str | Path, source: str, out: str | Path, *, device: str = "auto") -> int:

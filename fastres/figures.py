@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -338,4 +338,36 @@ def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     for axes in (above, below):
         dress(axes)
     figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    return figure
+
+
+def shift(summary: dict[str, Any]) -> Figure:
+    """Accuracy in percent of each kind of shift by severity, with means, and the clean accuracy above; `summary` is
+    shift.json."""
+    kinds, severities = list(summary["accuracy"]), summary["severities"]
+    table = np.array([[*summary["accuracy"][kind], summary["mean_by_kind"][kind]] for kind in kinds])
+    means = [*summary["mean_by_severity"], summary["mean_corruption_accuracy"]]
+    share = 100 * np.vstack([table, means])
+    figure, axes = _axes(1.3 + 0.29 * len(share))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    # From chance or so to clean: the accuracies of one run lie close together.
+    low, high = math.floor(share.min() / 10) * 10, 100 * summary["clean_accuracy"]
+    norm = Normalize(low, max(high, share.max(), low + 10))
+    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
+    bar.set_label("test accuracy (%)", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    for row, column in np.ndindex(share.shape):
+        colour = "white" if norm(share[row, column]) > 0.6 else BLACK
+        axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=SMALL)
+    # White lines set the means apart.
+    axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
+    axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
+    axes.set_yticks(range(len(share)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=TEXT)
+    axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=TEXT)
+    axes.tick_params(length=0)
+    axes.set_xlabel("severity", fontsize=TEXT)
+    clean, mean = summary["clean_accuracy"], summary["mean_corruption_accuracy"]
+    axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=TEXT)
     return figure

@@ -5,8 +5,9 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from fastres.files import write_text
 from fastres.models import build
 from fastres.recipe import Distill, PseudoLabel, Recipe
 from fastres.step import DTYPES
+
+if TYPE_CHECKING:
+    from fastres.evaluate import Evaluator
 
 
 def choose_device(name: str) -> torch.device:
@@ -155,10 +159,16 @@ class Kept:
     def logits(self, images: Any) -> Tensor:
         """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time
         augmentation as in training, so that the same bits come out."""
-        from fastres.evaluate import Evaluator, everything
+        from fastres.evaluate import everything
 
-        evaluator = Evaluator(
+        options = self.recipe.eval
+        return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
+
+    @cached_property
+    def _evaluator(self) -> "Evaluator":
+        """One for all calls: it compiles the network once."""
+        from fastres.evaluate import Evaluator
+
+        return Evaluator(
             self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
         )
-        options = self.recipe.eval
-        return evaluator.logits(everything(images, options.batch_size, self.device), options)

@@ -94,6 +94,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
                 raise UserError(
                     f"{path}: a search needs validation images that are never trained on: add --set data.split=holdout"
                 )
+            if recipe.method.name == "pseudo_label":
+                raise UserError(f"{path}: a trial is one training, method.name = 'pseudo_label' several: leave it out")
             if (recipe.train.best or "").startswith("test_"):
                 raise UserError(
                     f"{path}: train.best = '{recipe.train.best}' chooses by test images: "

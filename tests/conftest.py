@@ -1,12 +1,16 @@
 """What all tests share."""
 
 import importlib.util
+import io
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,3 +61,18 @@ def real_images() -> Path:
     if path is None:
         pytest.skip("FASTRES_TEST_DATA is not set to an archive of CIFAR-10 as JPEG files")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def photographs(real_images: Path) -> np.ndarray:
+    """uint8 [64, 32, 32, 3]: the first training images of CIFAR-10."""
+    images = []
+    with tarfile.open(real_images, "r:xz") as archive:
+        for member in archive:
+            if member.isfile() and member.name.endswith(".jpg"):
+                content = archive.extractfile(member)
+                assert content is not None
+                images.append(np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB")))
+            if len(images) == 64:
+                break
+    return np.stack(images)

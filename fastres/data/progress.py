@@ -43,7 +43,8 @@ def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - said >= SECONDS_BETWEEN_LINES:
             said = now
-            say(f"{what}: {done:,}{of}, {now - start:.0f} s")
+            left = f", about {(now - start) * (total - done) / done:.0f} s left" if total is not None and done else ""
+            say(f"{what}: {done:,}{of}, {now - start:.0f} s{left}")
 
     yield advance
     say(f"{what}: {done:,}{of}, done in {time.monotonic() - start:.1f} s")

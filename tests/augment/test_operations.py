@@ -1,9 +1,5 @@
 """reference.py and the Numba twin against Pillow and torchvision, with equal parameters."""
 
-import io
-import tarfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -27,21 +23,6 @@ from torchvision.transforms.v2 import functional as F2  # noqa: E402
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
 OURS = (reference.brightness, reference.contrast, reference.saturation)
-
-
-@pytest.fixture(scope="module")
-def photographs(real_images: Path) -> np.ndarray:
-    """uint8 [64, 32, 32, 3]: the first training images of CIFAR-10."""
-    images = []
-    with tarfile.open(real_images, "r:xz") as archive:
-        for member in archive:
-            if member.isfile() and member.name.endswith(".jpg"):
-                content = archive.extractfile(member)
-                assert content is not None
-                images.append(np.asarray(Image.open(io.BytesIO(content.read())).convert("RGB")))
-            if len(images) == 64:
-                break
-    return np.stack(images)
 
 
 def torchvisions(image: np.ndarray, policy: recipe.Augment, draws: Draws, n: int) -> np.ndarray:
