@@ -105,16 +105,17 @@ def reach(rows: list[dict[str, Any]]) -> float | None:
     return quantile(0.95, degrees) * math.sqrt(2 * squares / degrees / seeds)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean accuracy, difference, time of the quickest run as a multiple of the complete recipe's."""
+def table(rows: list[dict[str, Any]], *, times: bool = True) -> str:
+    """Markdown: mean accuracy, difference, and with `times` that of the quickest run as a multiple of the complete
+    recipe's."""
     around = reach(rows)
     bounds = "" if around is None else f" (± {100 * around:.2f}, 95%)"
-    text = [f"| without | test accuracy | difference, points{bounds} | time |", "|---|---|---|---|"]
-    text.append(f"| (nothing: the recipe) | {Sample.of(rows[0]['accuracy']).mean:.2%} | | 1 |")
+    lines = [["without", "test accuracy", f"difference, points{bounds}", "time"], ["---"] * 4]
+    lines.append(["(nothing: the recipe)", f"{Sample.of(rows[0]['accuracy']).mean:.2%}", "", "1"])
     for row, difference in zip(rows[1:], differences(rows), strict=True):
         accuracy, spent = Sample.of(row["accuracy"]).mean, min(row["seconds"]) / min(rows[0]["seconds"])
-        text.append(f"| {row['without']} | {accuracy:.2%} | {100 * difference:+.2f} | {spent:.2f} |")
-    return "\n".join(text) + "\n"
+        lines.append([row["without"], f"{accuracy:.2%}", f"{100 * difference:+.2f}", f"{spent:.2f}"])
+    return "".join(f"| {' | '.join(line if times else line[:-1])} |\n" for line in lines)
 
 
 def figure(rows: list[dict[str, Any]]) -> bytes:
@@ -150,16 +151,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder; an interrupted table goes on there")
     parser.add_argument("--set", action="append", default=[], dest="common", metavar="KEY=VALUE", help="for all lines")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--no-times", action="store_true", help="leave times out: the machine had other work")
     parser.add_argument("--list", type=Path, default=LIST, help="what is taken away")
     options = parser.parse_args(arguments)
     try:
         rows = measure(options.recipe, options.runs, options.out, options.common, options.device, options.list)
-        write_text(options.out / "ablations.md", table(rows))
+        text = table(rows, times=not options.no_times)
+        write_text(options.out / "ablations.md", text)
         write_bytes(options.out / "ablations.png", figure(rows))
     except (UserError, Interrupted) as error:
         print(f"ablations: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 130
-    print(table(rows), end="")
+    print(text, end="")
     return 0
 
 

@@ -39,10 +39,15 @@ def test_the_table_of_a_tiny_recipe(tiny: Path, tmp_path: Path, capsys: pytest.C
     assert f"| flip & shift | {sum(without['accuracy']) / 2:.2%} | {mean:+.2f} |" in printed
     assert (tmp_path / "out" / "ablations.md").read_text() == printed
     assert (tmp_path / "out" / "ablations.png").read_bytes().startswith(b"\x89PNG")
+    spent = min(without["seconds"]) / min(complete["seconds"])
+    assert printed.splitlines()[0].endswith("| time |") and printed.splitlines()[-1].endswith(f"| {spent:.2f} |")
     runs = tmp_path / "out" / "flip-shift" / "runs.jsonl"
     before = runs.stat().st_mtime_ns
     assert ablations.main(call) == 0, "what is complete is read"
     assert runs.stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert ablations.main([*call, "--no-times"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("95%) |")
     assert ablations.main([*call, "--set", "train.seed=7"]) == 2, "other runs lie there"
     assert "give another --out" in capsys.readouterr().err
 

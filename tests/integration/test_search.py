@@ -241,6 +241,7 @@ def test_on_epoch_hears_every_epoch_and_can_stop(tiny: Path, tmp_path: Path) -> 
 # ---------------------------------------------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_workers_share_trials_and_threads(searched: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
@@ -311,6 +312,7 @@ def test_ctrl_c_stops_all_workers_once(fastres: Any, searched: Path, tmp_path: P
     ("settings", "expected"),
     [
         (["data.split=none"], "add --set data.split=holdout"),
+        (["method.name=pseudo_label", "method.unlabelled=shapes10"], "pseudo_label' several: leave it out"),
         (["data.split=report"], "never trained on: add --set data.split=holdout"),
         (["train.best=test_loss", "eval.test_every=1"], "chooses by test images: add --set train.best=val_accuracy"),
         (["sweep.metric=test_accuracy"], "a search by test_accuracy would fit the test images"),

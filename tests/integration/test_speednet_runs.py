@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastres import checkpoint, training
+from fastres import checkpoint
 from fastres.data import open_dataset
+from fastres.evaluate import Evaluator
 from fastres.feed import open_feed
 from fastres.models.speednet import whitening_filters
 from fastres.recipe import Recipe
@@ -98,13 +99,13 @@ def test_validation_has_no_views_unless_asked(
     fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    logits = training.Evaluator.logits
+    logits = Evaluator.logits
 
     def noted(self: Any, loader: Any, options: Any = None) -> Any:
         used.append("none" if options is None else options.tta)
         return logits(self, loader, options)
 
-    monkeypatch.setattr(training.Evaluator, "logits", noted)
+    monkeypatch.setattr(Evaluator, "logits", noted)
     options = sets(["eval.tta=mirror", "eval.test_every=1", "train.epochs=1"])
     assert fastres("train", tiny, "--out", tmp_path / "a", *options, "--quiet")[0] == 0
     assert used == ["none", "none", "mirror"]
