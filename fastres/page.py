@@ -4,7 +4,10 @@ A page is one file that needs no network, no script and no other file.
 """
 
 import base64
+from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
+from urllib.parse import quote
 
 # Text at 16 px in at most 46 rem keeps lines near 80 characters and figures near 700 px wide. Figures stay on white.
 _STYLE = """
@@ -36,7 +39,9 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
   overflow-wrap: normal; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child, .facts td { text-align: left; white-space: normal; min-width: 7rem; }
+.wrapped th, .wrapped td { text-align: left; white-space: normal; min-width: 5.5rem; vertical-align: top; }
 thead th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+a { color: var(--link); }
 details { margin: 1rem 0; }
 summary { cursor: pointer; color: var(--link); font-weight: 600; }
 """
@@ -73,11 +78,26 @@ def details(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """A table of plain text; everything is escaped here."""
+class Link(NamedTuple):
+    """A cell of a table that leads to another file."""
+
+    text: str
+    path: str
+    """Relative to the page."""
+
+
+def table(header: list[str], lines: Sequence[Sequence[str | Link]], *, wrapped: bool = False) -> str:
+    """A table of plain text; everything is escaped here. Cells of a `wrapped` one hold sentences."""
+
+    def content(cell: str | Link) -> str:
+        if isinstance(cell, Link):
+            return f'<a href="{escape(quote(cell.path))}">{escape(cell.text)}</a>'
+        return escape(cell)
+
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    body = "".join("<tr>" + "".join(f"<td>{content(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
+    kind = ' class="wrapped"' if wrapped else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
 def plural(count: int, one: str, many: str) -> str:

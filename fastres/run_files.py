@@ -31,6 +31,12 @@ class _File(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
+class Round(_File):
+    """A round of pseudo-labelling in summary.json."""
+
+    test_accuracy: Share
+
+
 class Summary(_File):
     """summary.json; units are those of `results.summarise`."""
 
@@ -42,6 +48,15 @@ class Summary(_File):
     seconds: Amount | None = None
     images_per_second: Amount | None = None
     device: str | None = None
+    rounds: tuple[Round, ...] = ()
+
+
+class Shift(_File):
+    """shift.json."""
+
+    accuracy: dict[str, list[Share]]
+    severities: list[int]
+    mean_corruption_accuracy: Share
 
 
 class Epoch(_File):
@@ -140,16 +155,16 @@ def _is_run(path: Path) -> bool:
 def read_run(number: int, folder: Path, name: str) -> Run:
     """The run in `folder`. Raises UserError for a recipe that does not load and a file that is damaged."""
     recipe = Recipe.load(folder / "recipe.toml")
-    summary = _read(folder / "summary.json", Summary)
-    machine = _read(folder / "environment.json", _Machine) or _Machine()
+    summary = read_json(folder / "summary.json", Summary)
+    machine = read_json(folder / "environment.json", _Machine) or _Machine()
     device = machine.gpu_name if machine.device == "cuda" else machine.cpu_model
     finished, summary = summary is not None, summary or Summary()
     epochs = _read_epochs(folder / "metrics.jsonl")
     return Run(number, folder, name, recipe, epochs, finished, summary, summary.device or device)
 
 
-def _read(path: Path, kind: type[AnyFile]) -> AnyFile | None:
-    """The JSON object at `path`, None where there is no file. Raises UserError where it is damaged."""
+def read_json(path: Path, kind: type[AnyFile]) -> AnyFile | None:
+    """The JSON object at `path`, checked; None where there is no file. Raises UserError where it is damaged."""
     data = _contents(path)
     return None if data is None else _checked(path, kind, data)
 

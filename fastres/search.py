@@ -8,7 +8,6 @@ Several processes can work on one study.
 
 import itertools
 import json
-import multiprocessing
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastres import runs
+from fastres import runs, search_workers
 from fastres.errors import Interrupted, UserError
 from fastres.feed import shape_of
 from fastres.files import write_text
@@ -227,9 +226,7 @@ class _Watch:
         self.reported = len(rows)
 
     def __call__(self, rows: list[dict[str, Any]]) -> str | None:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            raise Interrupted("the process that started this one has ended")
+        search_workers.stop_without_parent(rows)
         self.report(rows)
         return PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
 
@@ -314,8 +311,6 @@ def _check_plan(folder: Path, recipe: Recipe) -> None:
 
 def _work_together(plan: SearchPlan, folder: Path, device: str, quiet: bool, workers: int) -> None:
     """Run `workers` processes to their end. Raises what ended one of them."""
-    from fastres import search_workers
-
     search_workers.run([_Worker(plan, folder, device, quiet, number, workers) for number in range(workers)])
 
 

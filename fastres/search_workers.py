@@ -1,20 +1,33 @@
-"""Processes that work on one search. A terminal's Ctrl-C reaches only the first; it asks the others once to stop."""
+"""Processes that share the work of a search or of `fastres reproduce`. A terminal's Ctrl-C reaches only the first; it
+asks the others once to stop."""
 
 import multiprocessing
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from fastres.errors import Interrupted, UserError, out_of_gpu_memory
 from fastres.interrupt import signals_wait
 
-if TYPE_CHECKING:
-    from fastres.search import _Worker
+
+class Works(Protocol):
+    """The part of the work that a process does; it can be pickled."""
+
+    def work(self) -> None:
+        """Do it."""
 
 
-def run(workers: "list[_Worker]") -> None:
+def stop_without_parent(rows: list[dict[str, Any]]) -> None:
+    """Raise Interrupted, as `on_epoch` of a training, where the process that started this one has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise Interrupted("the process that started this one has ended")
+
+
+def run(workers: Sequence[Works]) -> None:
     """Run `workers`, each in a process of its own with its share of the threads, to their end.
 
     Raises Interrupted when all have stopped after SIGINT or SIGTERM, UserError with what the first of them met that the
@@ -66,7 +79,7 @@ def _join(processes: list[Any]) -> None:
         process.join()
 
 
-def _process(worker: "_Worker", answers: Any) -> None:
+def _process(worker: Works, answers: Any) -> None:
     """The life of one worker."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -55,6 +55,7 @@ def evaluate_shifted(
     kinds: Sequence[str] = tuple(KINDS),
     severities: Sequence[int] = SEVERITIES,
     device: str = "auto",
+    quiet: bool = False,
 ) -> tuple[tuple[str, ...], Measures, dict[str, Any]]:
     """Class names, measures on the clean test images as `evaluate` has them, and the summary of the shifted sets.
 
@@ -75,7 +76,7 @@ def evaluate_shifted(
     accuracy: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
-        progress("shifted test sets", len(kinds) * len(severities)) as advance,
+        progress("shifted test sets", len(kinds) * len(severities), quiet=quiet) as advance,
     ):
         for kind in kinds:
             for severity in severities:

@@ -1,0 +1,362 @@
+"""The claims of the report ("Report of Deep Learning Mini-Project", Li, Qin, Wang, NYU) and of the code that its
+authors published, as a table: `CLAIMS`. Limits that are not in the report say why they are what they are.
+
+To add a claim: an entry here. What it measures is a function in quantities.py.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from fastres.errors import UserError
+from fastres.reproduce import quantities as q
+from fastres.reproduce.verdicts import Beside, Claim, Need
+
+BEST = Need("report_best.toml")
+_HOLDOUT = Need("report/validation.toml", "split=holdout")
+_KAGGLE = (
+    "nobody has the labels of the challenge's unlabelled set; shown is what the same network does on shifted images"
+)
+_ROUNDING = "half a point for the report's rounding, half for its one seed"
+
+
+def _network(name: str, text: str, figure: str, need: Need, low: float, high: float, limits: str) -> Claim:
+    return Claim(
+        name=f"parameters-{name}",
+        subject="parameters",
+        says=text,
+        figure=figure,
+        needs=(need,),
+        quantity="trainable parameters of the network",
+        measure=q.parameters,
+        form="count",
+        low=low,
+        high=high,
+        limits=limits,
+        trains=False,
+        any_scale=True,
+    )
+
+
+def _rounded(name: str, text: str, figure: str, need: Need, millions: float) -> Claim:
+    low, high = 0.95e6 * millions, 1.05e6 * millions
+    return _network(name, text, figure, need, low, high, "within 5% of a figure in words")
+
+
+def _accuracy(name: str, subject: str, text: str, figure: str, need: Need, value: float, limits: str) -> Claim:
+    return Claim(
+        name=name,
+        subject=subject,
+        says=text,
+        figure=figure,
+        needs=(need,),
+        quantity="test accuracy",
+        measure=q.accuracy(),
+        form="share",
+        low=value - 0.01,
+        high=value + 0.01,
+        limits=limits,
+        pixels=True,
+    )
+
+
+def _unlabelled(name: str, subject: str, text: str, figure: str, need: Need) -> Claim:
+    return Claim(
+        name=name,
+        subject=subject,
+        says=text,
+        figure=figure,
+        needs=(need,),
+        quantity="mean accuracy on 75 shifted test sets",
+        measure=q.shifted(),
+        form="share",
+        shifted=True,
+        undecidable=_KAGGLE,
+        beside=(Beside("accuracy on the test set as it is", q.accuracy(), "share"),),
+    )
+
+
+def _epochs(number: int) -> Need:
+    return Need("report/epochs.toml", f"epochs={number}")
+
+
+def _point(point: str) -> Need:
+    return Need("report/architectures.toml", point)
+
+
+def _optimizer(point: str) -> Need:
+    return Need("report/optimizers.toml", point)
+
+
+def _adamw(point: str, which: str) -> tuple[Claim, Claim]:
+    """Both halves of "AdamW converges faster, SGD generalises better", with one AdamW."""
+    ending = point.removeprefix("adamw")
+    needs = (_optimizer("sgd"), _optimizer(point))
+    both = (Beside("test accuracy, SGD", q.accuracy(0), "share"), Beside("AdamW", q.accuracy(1), "share"))
+    return (
+        Claim(
+            name=f"adamw-faster{ending}",
+            subject="optimizers",
+            says=f"AdamW converges faster than SGD (AdamW with {which})",
+            figure="–",
+            needs=needs,
+            quantity="how many times sooner AdamW reaches the training loss that SGD has after half of its epochs",
+            measure=q.faster,
+            form="factor",
+            low=1.1,
+            limits="a tenth sooner: less nobody would call faster",
+        ),
+        Claim(
+            name=f"sgd-generalises{ending}",
+            subject="optimizers",
+            says=f"SGD generalises better than AdamW (AdamW with {which})",
+            figure="–",
+            needs=needs,
+            quantity="test accuracy of SGD minus that of AdamW",
+            measure=q.difference(q.accuracy(0), q.accuracy(1)),
+            form="points",
+            low=0.0,
+            beside=both,
+        ),
+    )
+
+
+CLAIMS: tuple[Claim, ...] = (
+    _rounded("resnet18", "ResNet-18 has 11 million parameters", "11 million", _point("resnet18"), 11),
+    _rounded("best", "One block a stage has 4.9 million parameters", "4.9 million", _point("one-block"), 4.9),
+    _rounded(
+        "halved", "Halved channels have approximately 2.7 million parameters", "2.7 million", _point("halved"), 2.7
+    ),
+    _network(
+        "notebook",
+        "The network of the published Kaggle notebook",
+        "1,247,530",
+        _point("notebook"),
+        1_247_530,
+        1_247_530,
+        "the count of the published code",
+    ),
+    _network(
+        "resnet34",
+        "The ResNet-34 option of the published code",
+        "21,282,122",
+        Need(BEST.recipe, "", ("model.blocks=[3,4,6,3]", "model.max_parameters=22000000")),
+        21_282_122,
+        21_282_122,
+        "the count of the published code",
+    ),
+    _accuracy("best", "best", "The best network reaches 92% on the test batch", "92%", BEST, 0.92, _ROUNDING),
+    _accuracy(
+        "crop-flip",
+        "augmentation",
+        "Padded crops and flips alone, in an earlier notebook, reach 91.80%",
+        "91.80%",
+        Need("report/augmentation.toml", "crop-flip"),
+        0.918,
+        "a point for its one seed, and for what is not known of that notebook",
+    ),
+    *(
+        _accuracy(
+            f"epochs-{number}", "epochs", f"{number} epochs, test batch", f"{value}%", _epochs(number), value / 100, why
+        )
+        for number, value, why in ((50, 89, _ROUNDING), (100, 91, _ROUNDING), (200, 92, _ROUNDING))
+    ),
+    *(
+        _unlabelled(f"unlabelled-{number}", "unlabelled", f"{number} epochs, unlabelled set", figure, _epochs(number))
+        for number, figure in ((50, "34%"), (100, "80%"), (200, "36.4%"))
+    ),
+    _unlabelled("kaggle", "unlabelled", "The best network reaches 80.5% on Kaggle's unlabelled set", "80.5%", BEST),
+    Claim(
+        name="over-fitting",
+        subject="unlabelled",
+        says="Over-fitting is why 200 epochs score 36.4% on the unlabelled set, and 100 epochs 80%",
+        figure="−43.6 points",
+        needs=(_epochs(100), _epochs(200)),
+        quantity="accuracy lost from 100 to 200 epochs, on clean or on shifted test images, whichever lose more",
+        measure=q.larger(
+            q.difference(q.accuracy(0), q.accuracy(1)),
+            q.difference(q.shifted(0), q.shifted(1)),
+        ),
+        form="points",
+        low=0.218,
+        limits="half of the 43.6 points that are to be explained",
+        shifted=True,
+        beside=(
+            Beside("lost on clean images", q.difference(q.accuracy(0), q.accuracy(1)), "points"),
+            Beside("lost on shifted ones", q.difference(q.shifted(0), q.shifted(1)), "points"),
+        ),
+    ),
+    Claim(
+        name="halved",
+        subject="halved",
+        says="Halving the channels of ResNet-18 keeps its accuracy (“efficacy is preserved”)",
+        figure="–",
+        needs=(_point("halved"), _point("resnet18")),
+        quantity="test accuracy with halved channels minus that with all of them",
+        measure=q.difference(q.accuracy(0), q.accuracy(1)),
+        form="points",
+        low=-0.01,
+        limits="a loss of up to a point counts as kept",
+        beside=(
+            Beside("test accuracy, halved", q.accuracy(0), "share"),
+            Beside("ResNet-18", q.accuracy(1), "share"),
+        ),
+    ),
+    Claim(
+        name="weight-decay",
+        subject="weight-decay",
+        says="Too small a weight decay makes the validation loss erratic",
+        figure="–",
+        needs=(
+            Need("report/weight_decay.toml", "weight_decay=1e-05"),
+            Need("report/weight_decay.toml", "weight_decay=0.0001"),
+        ),
+        quantity="SD of the changes of the held-out validation loss from epoch to epoch, over the second half of the "
+        "epochs: that with weight decay 1e-5 divided by that with 1e-4",
+        measure=q.ratio(q.validation_restlessness(0), q.validation_restlessness(1)),
+        form="factor",
+        low=1.25,
+        limits="a quarter more: less nobody would see in a figure",
+        beside=(
+            Beside("last validation loss, 1e-5", q.last_validation_loss(0), "loss"),
+            Beside("1e-4", q.last_validation_loss(1), "loss"),
+        ),
+    ),
+    *_adamw("adamw", "Kingma and Ba's rate of 0.001"),
+    *_adamw("adamw-notebook", "the notebook's rate of 0.01"),
+    Claim(
+        name="pseudo-labels",
+        subject="pseudo-labels",
+        says="Training again with pseudo-labels brings no significant improvement",
+        figure="–",
+        needs=(Need("methods/pseudo_label_report.toml"),),
+        quantity="test accuracy with pseudo-labels minus that without; the unlabelled images are the test images",
+        measure=q.gain_of_pseudo_labels,
+        form="points",
+        high=0.01,
+        limits="a gain of up to a point counts as none",
+        beside=(
+            Beside("test accuracy without", q.round_accuracy(0), "share"),
+            Beside("with", q.round_accuracy(-1), "share"),
+        ),
+    ),
+    Claim(
+        name="epoch-time",
+        subject="workers",
+        says="An epoch at batch 256 with all workers takes about 20 s (on Kaggle's GPU)",
+        figure="20 s",
+        needs=(Need("report/workers.toml", "workers=default"),),
+        quantity="seconds that an epoch of 40,000 images takes on this machine, at the measured rate",
+        measure=q.epoch_seconds(),
+        form="seconds",
+        low=0.0,
+        high=25.0,
+        limits="up to a quarter above “about 20 s”; it tells of machines as much as of programs",
+        any_scale=True,
+        timed=True,
+    ),
+    Claim(
+        name="workers-none",
+        subject="workers",
+        says="An epoch takes far longer without workers",
+        figure="–",
+        needs=(Need("report/workers.toml", "workers=0"), Need("report/workers.toml", "workers=default")),
+        quantity="seconds of an epoch without workers divided by those with one a core",
+        measure=q.ratio(q.epoch_seconds(0), q.epoch_seconds(1)),
+        form="factor",
+        low=2.0,
+        limits="far longer is twice as long at least",
+        any_scale=True,
+        timed=True,
+        beside=(
+            Beside("an epoch without", q.epoch_seconds(0), "seconds"),
+            Beside("with", q.epoch_seconds(1), "seconds"),
+        ),
+    ),
+    Claim(
+        name="training-loss",
+        subject="losses",
+        says="The training loss ends at 0.01272",
+        figure="0.01272",
+        needs=(BEST,),
+        quantity="training loss of the last epoch",
+        measure=q.last_training_loss(),
+        form="loss",
+        low=0.01272 / 2,
+        high=0.01272 * 2,
+        limits="half to twice the figure: a loss this small moves by as much between epochs",
+        pixels=True,
+    ),
+    Claim(
+        name="validation-loss",
+        subject="losses",
+        says="The validation loss ends at 0.00032",
+        figure="0.00032",
+        needs=(BEST,),
+        quantity="validation loss of the last epoch, by the code's split",
+        measure=q.last_validation_loss(),
+        form="loss",
+        low=0.00032 / 2,
+        high=0.00032 * 2,
+        limits="half to twice the figure: a loss this small moves by as much between epochs",
+        pixels=True,
+    ),
+    Claim(
+        name="held-out",
+        subject="leak",
+        says="20% of the images are held out for validation",
+        figure="0% trained on",
+        needs=(BEST,),
+        quantity="share of the validation images that are trained on, by the split of the published code",
+        measure=q.leaked,
+        form="share",
+        low=0.0,
+        high=0.0,
+        limits="what is held out is not trained on",
+        trains=False,
+        any_scale=True,
+    ),
+    Claim(
+        name="leak-loss",
+        subject="leak",
+        says="The validation loss ends below the training loss",
+        figure="40 times below",
+        needs=(BEST,),
+        quantity="training loss divided by validation loss in the last epoch, by the code's split, which trains on "
+        "most validation images",
+        measure=q.ratio(q.last_training_loss(), q.last_validation_loss()),
+        form="factor",
+        low=1.0,
+        beside=(
+            Beside("training loss", q.last_training_loss(), "loss"),
+            Beside("leaky validation loss", q.last_validation_loss(), "loss"),
+        ),
+    ),
+    Claim(
+        name="honest-split",
+        subject="leak",
+        says="(Not in the report:) with images that are held out, the validation loss ends above the training loss, so "
+        "that the leak explains the report's figures",
+        figure="–",
+        needs=(_HOLDOUT,),
+        quantity="validation loss of held-out images divided by the training loss, in the last epoch",
+        measure=q.ratio(q.last_validation_loss(), q.last_training_loss()),
+        form="factor",
+        low=1.0,
+        beside=(
+            Beside("training loss", q.last_training_loss(), "loss"),
+            Beside("held-out validation loss", q.last_validation_loss(), "loss"),
+        ),
+    ),
+)
+
+
+def choose(names: Sequence[str]) -> tuple[Claim, ...]:
+    """The claims whose name or subject is among `names`, all without any, in the order of the table. Raises UserError
+    for a name that there is none of."""
+    known = {*(claim.name for claim in CLAIMS), *(claim.subject for claim in CLAIMS)}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower().replace("_", "-"), sorted(known), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "`fastres reproduce --list` names them"
+            raise UserError(f"there is no claim {name}: {hint}")
+    return tuple(claim for claim in CLAIMS if not names or claim.name in names or claim.subject in names)

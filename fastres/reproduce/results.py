@@ -1,0 +1,64 @@
+"""What the runs of a plan measured: from run directories to findings."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fastres.reproduce.plan import Plan
+from fastres.reproduce.verdicts import Claim, Finding, Measured, judge
+from fastres.run_files import Run, Shift, read_json, read_run
+from fastres.shift import KINDS, SEVERITIES
+from fastres.sweep_results import DIVERGED
+
+RUNS = "runs"
+"""Folder of the run directories."""
+_SHIFT = "shift.json"
+
+
+def read_all(folder: Path, plan: Plan) -> dict[str, Run]:
+    """The runs of a plan by their names, all finished. Raises UserError where a file of one is damaged."""
+    return {job.name: read_run(number, folder / RUNS / job.name, job.name) for number, job in enumerate(plan.jobs, 1)}
+
+
+def shift_of(run: Path) -> float | None:
+    """Mean accuracy on all shifted sets; None where it was not measured on all."""
+    found = read_json(run / _SHIFT, Shift)
+    if found is None or {*found.accuracy} != {*KINDS} or found.severities != [*SEVERITIES]:
+        return None
+    return found.mean_corruption_accuracy
+
+
+def measured_by(facts: Measured, run: Run) -> Measured:
+    """`facts` with what `run` gave; of a run that diverged, without accuracies and times."""
+    if (run.path / DIVERGED).is_file():
+        return facts
+    summary = run.summary
+    return replace(
+        facts,
+        parameters=summary.parameters or facts.parameters,
+        test_accuracy=summary.test_accuracy,
+        shifted_accuracy=shift_of(run.path),
+        train_losses=tuple(epoch.train_loss for epoch in run.epochs),
+        val_losses=tuple(epoch.val_loss for epoch in run.epochs),
+        rounds=tuple(one.test_accuracy for one in summary.rounds),
+        images_per_second=summary.images_per_second,
+        seconds=summary.seconds,
+    )
+
+
+def known_of(plan: Plan, claim: Claim, measured: dict[str, Run]) -> list[list[Measured]]:
+    """For each seed what is known of each recipe of the claim."""
+    found = []
+    for seed in plan.seeds:
+        line = []
+        for need in claim.needs:
+            facts, name = plan.facts[need, seed], plan.names.get((need, seed))
+            line.append(measured_by(facts, measured[name]) if claim.trains and name else facts)
+        found.append(line)
+    return found
+
+
+def find(plan: Plan, claim: Claim, measured: dict[str, Run]) -> Finding:
+    """The claim with its numbers and verdict."""
+    return judge(
+        claim, [claim.measure(line) for line in known_of(plan, claim, measured)], plan.scale, original=plan.original
+    )

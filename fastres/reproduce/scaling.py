@@ -1,0 +1,53 @@
+"""How `--scale` shortens a run: a pure function.
+
+A run's cost is epochs times images. At scale s both are multiplied by √s: with epochs alone, small scales would leave
+less than one, with images alone, too few to train on. The schedule is a function of train.epochs and shrinks with it.
+"""
+
+import math
+
+from pydantic import ValidationError
+
+from fastres.errors import UserError
+from fastres.recipe import Recipe
+
+STEPS = 10
+"""Steps an epoch has at least, as far as there are images: fewer would measure little but the start."""
+TESTED = 1000
+"""Test images that stay at least: an accuracy of 1,000 has an error of up to 1.6 points, of 100 one of 5."""
+
+
+def scaled(recipe: Recipe, scale: float, train_images: int, test_images: int, *, timed: bool = False) -> Recipe:
+    """`recipe` at `scale` (above 0, up to 1) on a set of so many training and test images; at 1 it stays as it is.
+
+    Epochs are whole numbers from 1 on. Images to train on after the split fill whole batches, so that nothing compiles
+    for a partial one. With `timed` the epochs stay, as there are only a few and the first starts the workers. Raises
+    UserError where what is left is no valid recipe.
+    """
+    if scale == 1:
+        return recipe
+    share, data, train = math.sqrt(scale), recipe.data, recipe.train
+    whole = min(train_images, data.train_images or train_images)
+    tested = min(test_images, data.test_images or test_images)
+    kept = 1.0 if data.split == "none" else 1 - data.validation_share
+    steps = max(STEPS, round(share * whole * kept / train.batch_size))
+    changes = {
+        "data": {
+            "train_images": min(whole, math.ceil(steps * train.batch_size / kept - 1e-6)),
+            "test_images": min(tested, max(TESTED, round(share * tested))),
+        },
+        "train": {} if timed else {"epochs": float(max(1, round(share * train.epochs)))},
+    }
+    values = recipe.model_dump()
+    for table, content in changes.items():
+        values[table] |= content
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"--scale {scale:g} leaves no valid recipe: {error.errors()[0]['msg']}") from error
+
+
+def trained_images(recipe: Recipe, train_images: int) -> int:
+    """Images that an epoch of `recipe` trains on, of a set of `train_images`."""
+    count = min(train_images, recipe.data.train_images or train_images)
+    return count if recipe.data.split == "none" else count - round(count * recipe.data.validation_share)

@@ -1,0 +1,224 @@
+"""What a claim of the report is, and the rule by which measured numbers decide it: pure functions.
+
+There is one rule. Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's
+t) lies within the claim's limits, the claim is reproduced; where it lies outside them, it is not; where it reaches
+across one, or there is no interval, it cannot be told. A claim that compares recipes is measured seed by seed, as a
+difference or a factor: the two runs of a seed share initial weights, order and split as far as their recipes do.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastres.significance import Sample
+
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+UNDECIDED, UNTESTABLE = "cannot be told", "not testable at this scale"
+
+Form = Literal["share", "points", "factor", "loss", "seconds", "count"]
+"""`share`: 0 to 1, shown in percent; `points`: a difference of two; `factor` and `loss` (nats): positive, judged by
+their logarithms; `count`: a whole number."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A recipe that a claim measures."""
+
+    recipe: str
+    """File below the folder of recipes."""
+    point: str = ""
+    """Its point where it is a sweep."""
+    settings: tuple[str, ...] = ()
+    """Values on top, as for `--set`."""
+
+    def __str__(self) -> str:
+        return " ".join([self.recipe, *[self.point] * bool(self.point), *self.settings])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one recipe with one seed: first what needs no training, then what its run gave."""
+
+    seed: int
+    parameters: int
+    leaked: float | None = None
+    """Share of the validation images that are trained on; None without validation."""
+    test_accuracy: float | None = None
+    """Share of the test images; None where there is no run, or one that diverged."""
+    shifted_accuracy: float | None = None
+    """Mean over shifted test sets."""
+    train_losses: tuple[float | None, ...] = ()
+    """By epoch, nats an image."""
+    val_losses: tuple[float | None, ...] = ()
+    rounds: tuple[float, ...] = ()
+    """Test accuracy after each round of pseudo-labelling, the first one without pseudo-labels."""
+    images_per_second: float | None = None
+    seconds: float | None = None
+    """Of the whole run."""
+
+
+Measure = Callable[[Sequence[Measured]], float | None]
+"""The number of one seed, from what is known of the claim's recipes in their order; None where it cannot be had."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another quantity that is shown with a claim and decides nothing."""
+
+    what: str
+    measure: Measure
+    form: Form
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the report."""
+
+    name: str
+    subject: str
+    """Claims of one subject are asked for together."""
+    says: str
+    """What the report says, in a sentence."""
+    figure: str
+    """Its figure, as it is printed there; "–" for a claim in words."""
+    needs: tuple[Need, ...]
+    quantity: str
+    """What is measured, in words."""
+    measure: Measure
+    form: Form
+    low: float = -math.inf
+    high: float = math.inf
+    """The claim holds for values from `low` to `high`."""
+    limits: str = ""
+    """Why these."""
+    trains: bool = True
+    """Whether it takes training. What does not is certain: its numbers are compared without an interval."""
+    any_scale: bool = False
+    """Whether a fraction of epochs and images decides it as well."""
+    shifted: bool = False
+    """Whether it needs tests on shifted images."""
+    timed: bool = False
+    """Whether it is about time: its runs have the device for themselves."""
+    pixels: bool = False
+    """Whether it is about a figure that only CIFAR-10's original pixels can have."""
+    undecidable: str = ""
+    """Why no measurement here can decide it; empty where one can."""
+    beside: tuple[Beside, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim, its numbers, and what they say."""
+
+    claim: Claim
+    values: tuple[float | None, ...]
+    """The number of each seed."""
+    verdict: str
+    why: str
+    """A sentence."""
+
+    @property
+    def sample(self) -> Sample | None:
+        """Mean and SD of the values there are; of factors and losses those of the logarithms."""
+        known = [value for value in self.values if value is not None]
+        return Sample.of([_scaled(self.claim.form, value) for value in known]) if known else None
+
+
+def judge(claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True) -> Finding:
+    """The finding that `values`, a number a seed, make of `claim`; they were measured at `scale`, 1 being the whole, on
+    CIFAR-10's `original` pixels or others."""
+
+    def found(verdict: str, why: str) -> Finding:
+        return Finding(claim, tuple(values), verdict, why)
+
+    known = [value for value in values if value is not None]
+    if claim.undecidable:
+        return found(UNDECIDED, claim.undecidable)
+    if scale < 1 and not claim.any_scale:
+        return found(UNTESTABLE, f"measured at scale {scale:g}: shown, not compared")
+    if claim.pixels and not original:
+        return found(UNDECIDED, "the images are not CIFAR-10's original pixels: shown, not compared")
+    if not known:
+        return found(UNDECIDED, "no run gave a number")
+    if len(known) < len(values):
+        return found(UNDECIDED, f"only {len(known)} of {len(values)} seeds gave a number")
+    limits = _limits_shown(claim)
+    if not claim.trains:
+        within = [claim.low <= value <= claim.high for value in known]
+        if all(within):
+            return found(REPRODUCED, limits)
+        return found(UNDECIDED if any(within) else NOT_REPRODUCED, f"asked for: {limits}")
+    interval = Sample.of([_scaled(claim.form, value) for value in known]).interval()
+    if interval is None:
+        return found(UNDECIDED, "a single seed has no interval: raise --seeds")
+    low, high = (_unscaled(claim.form, end) for end in interval)
+    span = f"the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
+    if claim.low <= low and high <= claim.high:
+        return found(REPRODUCED, f"{span}lies within {limits}")
+    if high < claim.low or claim.high < low:
+        return found(NOT_REPRODUCED, f"{span}lies outside {limits}")
+    return found(UNDECIDED, f"{span}lies partly within {limits}: more seeds narrow it")
+
+
+def interval_of(finding: Finding) -> tuple[float, float] | None:
+    """The 95% interval of the mean, in the claim's unit; None for a single seed and for what is certain."""
+    found = finding.sample and finding.sample.interval()
+    if not found or not finding.claim.trains:
+        return None
+    return _unscaled(finding.claim.form, found[0]), _unscaled(finding.claim.form, found[1])
+
+
+def mean_and_sd(values: Sequence[float | None], form: Form) -> str:
+    """The mean over seeds with its SD, as text: of factors and losses the geometric mean and the relative SD."""
+    known = [_scaled(form, value) for value in values if value is not None]
+    if not known:
+        return "–"
+    sample = Sample.of(known)
+    mean = shown(_unscaled(form, sample.mean), form)
+    if sample.sd is None or (form == "count" and not sample.sd):
+        return mean
+    if _logarithmic(form):
+        return f"{mean} ± {math.expm1(sample.sd):.1%}"
+    return f"{mean} ± {shown(sample.sd, form).lstrip('+')}"
+
+
+def shown(value: float, form: Form) -> str:
+    """A number with its unit."""
+    if form == "share":
+        return f"{value:.2%}"
+    if form == "points":
+        return f"{100 * value:+.2f} points"
+    if form == "seconds":
+        return f"{value:.3g} s"
+    if form == "count":
+        return f"{value:,.0f}"
+    return f"{value:.3g}" + ("×" if form == "factor" else "")
+
+
+def _limits_shown(claim: Claim) -> str:
+    low, high = shown(claim.low, claim.form), shown(claim.high, claim.form)
+    if claim.low == claim.high:
+        return low
+    if math.isinf(claim.high):
+        return f"{low} or more"
+    return f"{high} or less" if math.isinf(claim.low) or claim.low == 0 else f"{low} to {high}"
+
+
+def limits_of(claim: Claim) -> str:
+    """The limits within which a claim holds, and why they are these, as text."""
+    if claim.undecidable:
+        return "–"
+    return _limits_shown(claim) + (f": {claim.limits}" if claim.limits else "")
+
+
+def _logarithmic(form: Form) -> bool:
+    return form in ("factor", "loss")
+
+
+def _scaled(form: Form, value: float) -> float:
+    return math.log(value) if _logarithmic(form) else value
+
+
+def _unscaled(form: Form, value: float) -> float:
+    return math.exp(value) if _logarithmic(form) else value

@@ -1,0 +1,221 @@
+"""Trains the runs of a plan, several side by side where that is asked for, and reads what they measured.
+
+| file | what |
+|---|---|
+| `plan.json` | source, scale and settings; its presence says that a folder is one of ours |
+| `runs/<hash>/` | the runs, ordinary run directories; `diverged.json` in one says why it has no result |
+| `report.md`, `report.html`, `figures/` | the page, when all runs are done |
+| `reproduce.json` | its numbers, written last |
+"""
+
+import json
+import multiprocessing
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastres import runs, search_workers
+from fastres.data import open_dataset
+from fastres.errors import Interrupted, UserError
+from fastres.files import write_bytes, write_json
+from fastres.recipe import PseudoLabel
+from fastres.record import duration
+from fastres.reproduce import page
+from fastres.reproduce.plan import UNLABELLED, Job, Plan, make
+from fastres.reproduce.results import RUNS, find, read_all, shift_of
+from fastres.reproduce.verdicts import Finding
+from fastres.shift.evaluation import evaluate_shifted
+from fastres.sweep import SweepPoint, check_folder, train_point
+from fastres.sweep_results import DIVERGED
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out."""
+
+    folder: Path
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any]
+    """What reproduce.json holds."""
+
+
+def reproduce(
+    names: Sequence[str] = (),
+    *,
+    recipes: Path,
+    out: Path = Path("runs/reproduce"),
+    source: str | None = None,
+    seeds: int = 3,
+    scale: float = 1.0,
+    settings: Sequence[str] = (),
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+) -> Reproduction:
+    """Measure the claims `names` (all without any) and write the page into the folder `out`.
+
+    Runs that are finished there are picked up, interrupted ones are resumed. `workers` processes train side by side, by
+    default one on a CPU and four on a GPU. Raises UserError for what the user can put right, Interrupted after Ctrl-C
+    or SIGTERM, when everything can be resumed.
+    """
+    where = runs.choose_device(device)
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: give the number of processes, at least 1")
+    options: dict[str, Any] = {"recipes": recipes, "out": out, "source": source, "seeds": seeds, "scale": scale}
+    plan = make(names, **options, settings=settings)
+    if not plan.known and plan.jobs:  # how many images there are decides the scaled recipes
+        data = plan.jobs[0].recipe.data
+        open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
+        plan = make(names, **options, settings=settings)
+    folder = out if (out / PLAN).is_file() else runs.new_folder(out, "reproduce")
+    with runs.claimed(folder):
+        _check_plan(folder, plan)
+        write_json(folder / PLAN, _begun(plan))
+        (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
+        _write_unlabelled(folder, plan, quiet)
+        _train_missing(folder, plan, device, workers or (4 if where.type == "cuda" else 1), quiet)
+        measured = read_all(folder, plan)
+        findings = tuple(find(plan, claim, measured) for claim in plan.claims)
+        return Reproduction(folder, findings, page.write(folder, plan, measured, findings, str(where), workers or 0))
+
+
+def _begun(plan: Plan) -> dict[str, Any]:
+    return {"source": plan.source, "scale": plan.scale, "set": list(plan.settings)}
+
+
+def _check_plan(folder: Path, plan: Plan) -> None:
+    """Raise UserError where `folder` was begun with other data, scale or settings; claims and seeds may change."""
+    if not (folder / PLAN).is_file():
+        return
+    try:
+        begun = json.loads((folder / PLAN).read_text())
+        if not isinstance(begun, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError(f"{folder / PLAN} is damaged: give another --out, or remove that folder") from error
+    for key, value in _begun(plan).items():
+        if begun.get(key) != value:
+            raise UserError(
+                f"{folder} was begun with {key} = {json.dumps(begun.get(key))}, not {json.dumps(value)}: "
+                "give another --out"
+            )
+
+
+def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:
+    """Write the test images as the challenge's file has its images, where pseudo-labels are asked for."""
+    path = folder / UNLABELLED
+    job = next((job for job in plan.jobs if isinstance(job.recipe.method, PseudoLabel)), None)
+    if job is None or path.exists():
+        return
+    data = job.recipe.data
+    dataset = open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
+    assert dataset.test is not None, "the plan has asked for its number"
+    images = np.asarray(dataset.test.images[: data.test_images])
+    rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
+    write_bytes(path, pickle.dumps({b"data": rows, b"ids": np.arange(len(rows))}))
+
+
+# ---------------------------------------------------------------------------------------------------- the runs
+
+
+def finished(folder: Path, job: Job) -> bool:
+    """Whether nothing is left to do of a run in `folder`. Raises UserError where its folder holds another."""
+    run = folder / RUNS / job.name
+    check_folder(run, _point(run, job))
+    if (run / DIVERGED).is_file():
+        return True
+    return (run / "summary.json").is_file() and (not job.shifted or shift_of(run) is not None)
+
+
+def _point(run: Path, job: Job) -> SweepPoint:
+    """The run as one of a sweep. What was begun with or without a page is completed that way."""
+    recipe = job.recipe
+    if (run / "recipe.toml").is_file():
+        recipe = recipe.model_copy(update={"record": runs.read_recipe(run).record})
+    return SweepPoint(job.name, "", {}, recipe)
+
+
+def _train_missing(folder: Path, plan: Plan, device: str, workers: int, quiet: bool) -> None:
+    missing = [job for job in plan.jobs if not finished(folder, job)]
+    together = sorted((job for job in missing if not job.timed), key=lambda job: -job.work) if workers > 1 else missing
+    if not quiet and len(missing) < len(plan.jobs):
+        say(f"{len(plan.jobs) - len(missing)} of {len(plan.jobs)} runs are finished already")
+    try:
+        count = min(workers, len(together))
+        if count > 1:
+            taken = multiprocessing.get_context("spawn").Value("i", 0)
+            group = [Worker(together, folder, device, quiet, number, count, taken) for number in range(count)]
+            search_workers.run(group)
+            # A rate that is measured beside other runs is none: these come after them, alone.
+            Worker([job for job in missing if job.timed], folder, device, quiet).work()
+        else:
+            Worker(missing, folder, device, quiet).work()
+    except (KeyboardInterrupt, Interrupted):
+        done = sum(finished(folder, job) for job in plan.jobs)
+        raise Interrupted(
+            f"interrupted; {done} of {len(plan.jobs)} runs are finished; the same command with --out {folder} goes on"
+        ) from None
+
+
+@dataclass
+class Worker:
+    """One process at work on `jobs`. Can be pickled for a new process, and shares them with others by `taken`."""
+
+    jobs: list[Job]
+    folder: Path
+    device: str
+    quiet: bool
+    number: int = 0
+    workers: int = 1
+    taken: Any = None
+    """How many of the jobs have been taken by anyone: a shared int; None for one process."""
+    began: float = 0.0
+    done: float = field(default=0.0, init=False)
+    """Work that this process has done."""
+    own: int = field(default=0, init=False)
+
+    def work(self) -> None:
+        """Train what nobody else has taken, until there is nothing left."""
+        self.began = time.perf_counter()
+        while (place := self._next()) < len(self.jobs):
+            self._train(place)
+
+    def _next(self) -> int:
+        if self.taken is None:
+            self.own += 1
+            return self.own - 1
+        with self.taken.get_lock():
+            self.taken.value += 1
+            return self.taken.value - 1
+
+    def _train(self, place: int) -> None:
+        job, quiet = self.jobs[place], self.quiet or self.workers > 1
+        run = self.folder / RUNS / job.name
+        if not self.quiet:
+            who = f"worker {self.number + 1}: " if self.workers > 1 else ""
+            left = self._left(place)
+            time_left = "" if left is None else f"  {duration(left)} left"
+            say(f"{who}run {place + 1}/{len(self.jobs)}: {job.need}, seed {job.seed}{time_left}")
+        if not (run / "summary.json").is_file() and not (run / DIVERGED).is_file():
+            train_point(run, _point(run, job), self.device, quiet, search_workers.stop_without_parent)
+        if job.shifted and not (run / DIVERGED).is_file() and shift_of(run) is None:
+            evaluate_shifted(run, device=self.device, quiet=quiet)
+        self.done += job.work
+
+    def _left(self, place: int) -> float | None:
+        """Seconds that everything from `place` on takes at this process's pace; None before it has one."""
+        left = sum(job.work for job in self.jobs[place:])
+        return left * (time.perf_counter() - self.began) / self.done / self.workers if self.done else None
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr, flush=True)
