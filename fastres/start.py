@@ -10,11 +10,13 @@ from fastres.evaluate import Evaluator
 from fastres.feed import check_statistics, open_feed
 from fastres.kept import imports_beside
 from fastres.memory import keep_freed_memory
+from fastres.methods.dino import DinoNetwork
 from fastres.methods.distill import Distillation
+from fastres.methods.emp_ssl import EmpSslNetwork
 from fastres.methods.transfer import start_from
 from fastres.models import Network, build, count_parameters, layers
 from fastres.position import Tally
-from fastres.recipe import Distill, Recipe
+from fastres.recipe import Dino, Distill, EmpSsl, Recipe
 from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import Step
@@ -65,7 +67,12 @@ class Session:
             self.initialise(network)
         self.teacher = Distillation(recipe.method, self.feed, device) if isinstance(recipe.method, Distill) else None
         self.step = Step(
-            place(network, recipe, device), recipe, len(self.feed.train), device, self.teacher, self.feed.targets
+            place(self.pretraining(network), recipe, device),
+            recipe,
+            len(self.feed.train),
+            device,
+            self.teacher,
+            self.feed.targets,
         )
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, self.feed, self.tally, self.stall)
@@ -78,6 +85,13 @@ class Session:
         network.initialise(self.feed.sample(network.initial_images))
         if self.recipe.transfer is not None:
             start_from(network, self.recipe.transfer)
+
+    def pretraining(self, network: Network) -> Network:
+        """The network with what a self-supervised method trains besides, else itself."""
+        method, size = self.recipe.method, self.feed.dataset.image_size
+        if isinstance(method, Dino):
+            return DinoNetwork(network, method, size)
+        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSsl) else network
 
     def draw(self, seed: int) -> Network:
         """`draw`, for this data."""

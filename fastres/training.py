@@ -22,8 +22,10 @@ from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
 from fastres.memory import Beginning
+from fastres.methods.probe import fit_classifier
+from fastres.models import Network
 from fastres.position import Position
-from fastres.recipe import Eval, PseudoLabel, Recipe
+from fastres.recipe import Eval, PseudoLabel, Recipe, SelfSupervised
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
@@ -367,6 +369,11 @@ class _Run(Session):
         if self.at.best is not None:
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
+        features = {}
+        if isinstance(self.recipe.method, SelfSupervised):
+            self.progress.message("a linear probe and nearest neighbours on the features")
+            assert isinstance(self.step.averaged, Network)
+            features = fit_classifier(self.step.averaged, self.feed, self.recipe, self.device)
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self._steps_done())
@@ -386,6 +393,7 @@ class _Run(Session):
             "loader": self.feed.loading.kind,
             "input_stall": input_stall(self.recorder.rows),
             **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.feed.train)),
+            **features,
             "seconds": self.at.seconds + time.perf_counter() - self.began,
             "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
             "peak_memory_bytes": peak_memory(self.device),
