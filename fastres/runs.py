@@ -24,6 +24,9 @@ from fastres.step import DTYPES
 if TYPE_CHECKING:
     from fastres.evaluate import Evaluator
 
+PLAN = "sweep.toml"
+"""The recipe of a sweep, in the folder of its runs; its presence says that a folder is one of ours."""
+
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises UserError for `cuda` without one and for unknown names."""

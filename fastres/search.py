@@ -26,8 +26,9 @@ from fastres.reading import Layer, nested, resolve
 from fastres.reading import layers as read_layers
 from fastres.recipe import Range, Recipe, Search
 from fastres.record import duration
+from fastres.runs import PLAN
 from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
-from fastres.sweep import PLAN, SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
+from fastres.sweep import SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
 from fastres.sweep_page import write_results
 from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
 

@@ -27,6 +27,7 @@ from fastres.recipe import Eval, PseudoLabel, Recipe
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
+from fastres.tracking import Tracker, check_tracker
 
 OnEpoch = Callable[[list[dict[str, Any]]], str | None]
 """Hears the rows of metrics.jsonl so far, and may say why to stop."""
@@ -138,6 +139,7 @@ class _Run(Session):
         self.beginning, self.began = beginning, beginning.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
+        check_tracker(recipe.record)
         super().__init__(recipe, runs.choose_device(device), quiet=quiet)
         self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
@@ -162,7 +164,9 @@ class _Run(Session):
             first_step=self._steps_done(),
             quiet=self.quiet,
         )
+        self.tracker = Tracker(run, self.recipe, rows, self.progress.message)
         self.saved = time.perf_counter()
+        summary = None
         try:
             with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
@@ -187,6 +191,7 @@ class _Run(Session):
                         break
                 summary = self._finish(stopped)
         finally:
+            self.tracker.close(summary)
             self.recorder.close()
             self.feed.close()
         return RunResult(run, summary)
@@ -220,6 +225,7 @@ class _Run(Session):
         self.tally.clear()
         self._keep_if_best(row)
         self.recorder.log(row)
+        self.tracker.log(self.recorder.rows[-1])
         self.progress.epoch(row)
         self._save()
 
