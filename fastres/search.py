@@ -21,6 +21,7 @@ from fastres import runs
 from fastres.errors import Interrupted, UserError
 from fastres.feed import shape_of
 from fastres.files import write_text
+from fastres.methods.teacher import trains_teacher
 from fastres.models import build
 from fastres.reading import Layer, nested, resolve
 from fastres.reading import layers as read_layers
@@ -97,6 +98,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
                 )
             if recipe.method.name == "pseudo_label":
                 raise UserError(f"{path}: a trial is one training, method.name = 'pseudo_label' several: leave it out")
+            if trains_teacher(recipe):
+                raise UserError(
+                    f"{path}: a trial trains once, a teacher's recipe besides: train it first, and name its folder"
+                )
             if (recipe.train.best or "").startswith("test_"):
                 raise UserError(
                     f"{path}: train.best = '{recipe.train.best}' chooses by test images: "

@@ -15,6 +15,7 @@ from typing import Any
 
 from fastres.errors import UserError
 from fastres.files import write_text
+from fastres.methods.teacher import FOLDER as TEACHER
 from fastres.recipe import Recipe, Record
 from fastres.runs import PLAN
 
@@ -126,6 +127,8 @@ def names(run: Path) -> tuple[str, str | None]:
     The runs of a sweep are a group of its name, as are those inside of a run: its rounds, its teacher.
     """
     whole = run.parent.parent if run.parent.name == "rounds" else run
+    if run.name == TEACHER and (run.parent / "recipe.toml").is_file():
+        whole = run.parent
     group = whole.name if whole != run else None
     if (whole.parent / PLAN).is_file():
         group = whole.parent.name

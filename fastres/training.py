@@ -22,8 +22,10 @@ from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
 from fastres.memory import Beginning
+from fastres.methods.teacher import FOLDER as TEACHER
+from fastres.methods.teacher import read_teacher, trains_teacher
 from fastres.position import Position
-from fastres.recipe import Eval, PseudoLabel, Recipe
+from fastres.recipe import Distill, Eval, PseudoLabel, Recipe, Supervised
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
@@ -71,6 +73,8 @@ def train(
     runs.check_free(out)
     if isinstance(recipe.method, PseudoLabel):
         return _rounds(recipe, out, device, quiet, recipe.record.name or name)
+    if trains_teacher(recipe):
+        return _taught(recipe, out, device, quiet, on_epoch, recipe.record.name or name)
     with beginning or Beginning() as beginning:
         run = _Run(recipe, device, quiet, beginning, on_epoch)
         folder = runs.create(out, recipe.record.name or name, recipe)
@@ -97,6 +101,8 @@ def resume(
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
     if isinstance(recipe.method, PseudoLabel):
         return _rounds(recipe, folder, device, quiet)
+    if trains_teacher(recipe):
+        return _taught(recipe, folder, device, quiet, on_epoch)
     with runs.claimed(folder), beginning or Beginning() as beginning:
         resumed = _Run(recipe, device, quiet, beginning, on_epoch)
         return resumed.execute(folder, resumed.restore(folder))
@@ -110,11 +116,7 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
     folder = Path(str(out)) if name is None else runs.create(out, name, recipe)
 
     def one(recipe: Recipe, run: Path) -> dict[str, Any]:
-        if (run / "summary.json").is_file():
-            return json.loads((run / "summary.json").read_text())
-        begun = (run / "recipe.toml").is_file()
-        options: dict[str, Any] = {"device": device, "quiet": quiet}
-        return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary
+        return _complete(recipe, run, device, quiet)
 
     def say(text: str) -> None:
         if not quiet:
@@ -129,18 +131,75 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
             raise
 
 
+def _taught(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    on_epoch: OnEpoch | None,
+    name: str | None = None,
+) -> RunResult:
+    """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
+    run lies in it, and comes first."""
+    assert isinstance(recipe.method, Distill)
+    teacher = read_teacher(recipe.method.teacher, recipe.data)
+    if name is not None:
+        _check_both(teacher, recipe.model_copy(update={"method": Supervised()}), device)
+    folder = Path(str(out)) if name is None else runs.create(out, name, recipe)
+    with runs.claimed(folder):
+        place = folder / TEACHER
+        try:
+            if not quiet:
+                print(f"the teacher, in {place}", file=sys.stderr, flush=True)
+            _complete(teacher, place, device, quiet)
+        except Interrupted as error:  # it names the teacher's folder, which nobody has to know
+            raise Interrupted(str(error).replace(str(place), str(folder))) from error
+        if not quiet:
+            print("the student", file=sys.stderr, flush=True)
+        with Beginning() as beginning:
+            student = _Run(recipe, device, quiet, beginning, on_epoch, place)
+            return student.execute(folder, student.restore(folder))
+
+
+def _check_both(teacher: Recipe, student: Recipe, device: str) -> None:
+    """Raise UserError for what is wrong with either: of the student it would else come out after hours of teaching."""
+    from fastres.methods.distill import check_fits
+
+    with Beginning() as beginning:
+        feeds = [_Run(recipe, device, True, beginning).feed for recipe in (teacher, student)]
+    for feed in feeds:
+        feed.close()
+    dataset = feeds[0].dataset
+    check_fits(dataset.source, dataset.classes, dataset.image_size, feeds[1].dataset)
+
+
+def _complete(recipe: Recipe, run: Path, device: str, quiet: bool) -> dict[str, Any]:
+    """The summary of a run that is a part of another one: a finished one's, else after training or resuming it."""
+    if (run / "summary.json").is_file():
+        return json.loads((run / "summary.json").read_text())
+    begun = (run / "recipe.toml").is_file()
+    options: dict[str, Any] = {"device": device, "quiet": quiet}
+    return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary
+
+
 class _Run(Session):
     """A session and the loop of one run; a class so that each phase is a short method."""
 
     def __init__(
-        self, recipe: Recipe, device: str, quiet: bool, beginning: Beginning, on_epoch: OnEpoch | None = None
+        self,
+        recipe: Recipe,
+        device: str,
+        quiet: bool,
+        beginning: Beginning,
+        on_epoch: OnEpoch | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.on_epoch = on_epoch
         self.beginning, self.began = beginning, beginning.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
         check_tracker(recipe.record)
-        super().__init__(recipe, runs.choose_device(device), quiet=quiet)
+        super().__init__(recipe, runs.choose_device(device), quiet=quiet, teacher=teacher)
         self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
         self.at = Position()

@@ -97,6 +97,15 @@ def files(run: Path) -> list[Logged]:
     return [Logged(path) for path in sorted(run.glob("wandb/offline-run-*/run-*.wandb"))]
 
 
+def ended(run: Path) -> list[Logged]:
+    """Those of a run that ended in this process: the library's writes the last ones a moment later."""
+    deadline = time.monotonic() + 20
+    while not (found := files(run)) or not found[-1].of("exit"):
+        assert time.monotonic() < deadline, "the library has written no end"
+        time.sleep(0.01)
+    return found
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl, without what has no value."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -117,7 +126,7 @@ def test_a_run_is_there_as_it_is_on_the_disk(
     said = capfd.readouterr()
     assert said.out + said.err == ""
     assert not list(elsewhere.iterdir())
-    (logged,) = files(run)
+    (logged,) = ended(run)
     assert logged.config == json.loads(json.dumps(Recipe.load(run / "recipe.toml").model_dump()))
     assert (logged.run.project, logged.run.display_name, logged.run.run_group) == ("shapes", "mine", "")
     assert logged.history == rows(run) and len(rows(run)) == 2
@@ -137,7 +146,7 @@ def test_a_resumed_run_goes_on_as_the_same(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(recipe(train={"epochs": 3.0}), out=run, device="cpu", quiet=True, on_epoch=interrupt)
     resume(run, device="cpu", quiet=True)
-    first, second = files(run)
+    first, second = ended(run)
     assert first.run.run_id == second.run.run_id
     assert [row["epoch"] for row in first.history] == [1, 2]
     assert [row["epoch"] for row in second.history] == [3]
@@ -152,7 +161,7 @@ def test_a_run_that_was_untracked_when_interrupted_brings_its_rows(tmp_path: Pat
     tracker = tracking.Tracker(run, recipe(), known, pytest.fail)
     tracker.log({"epoch": 3, "train_loss": 0.5})
     tracker.close({"test_accuracy": 0.5})
-    (logged,) = files(run)
+    (logged,) = ended(run)
     assert logged.summary["test_accuracy"] == 0.5
     losses = [(row["epoch"], row["train_loss"]) for row in logged.history]
     assert losses == [(1, 2.0), (2, 1.0), (3, 0.5)]
@@ -163,7 +172,7 @@ def test_the_runs_of_a_sweep_are_a_group_of_its_name(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(recipe(sweep={"grid": {"train.seed": [0, 1]}}, train={"epochs": 1.0}).to_toml())
     folder = sweep(load(path), out=tmp_path / "seeds", device="cpu", quiet=True).folder
-    found = {run.name: files(run)[0].run for run in folder.iterdir() if run.is_dir()}
+    found = {run.name: ended(run)[0].run for run in folder.iterdir() if run.is_dir()}
     assert {name: (run.display_name, run.run_group) for name, run in found.items()} == {
         "seed=0": ("seed=0", "seeds"),
         "seed=1": ("seed=1", "seeds"),
@@ -174,6 +183,10 @@ def test_the_runs_of_a_sweep_are_a_group_of_its_name(tmp_path: Path) -> None:
 def test_names_of_runs_in_runs(tmp_path: Path) -> None:
     assert tracking.names(tmp_path / "a") == ("a", None)
     assert tracking.names(tmp_path / "a" / "rounds" / "1") == ("a/rounds/1", "a")
+    assert tracking.names(tmp_path / "a" / "teacher") == ("teacher", None), "a run of that name"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "recipe.toml").write_text("")
+    assert tracking.names(tmp_path / "a" / "teacher") == ("a/teacher", "a")
     (tmp_path / "sweep.toml").write_text("")
     assert tracking.names(tmp_path / "a" / "rounds" / "1") == ("a/rounds/1", tmp_path.name)
 
@@ -292,4 +305,4 @@ def test_its_process_ends_with_ours(number: signal.Signals, tmp_path: Path) -> N
     resumed = training.resume(run, device="cpu", quiet=True, on_epoch=lambda _: "enough")
     assert resumed.summary["stopped"] == "enough"
     known = (run / "wandb" / "id").read_text().strip()
-    assert [logged.run.run_id for logged in files(run)] == [known, known]
+    assert [logged.run.run_id for logged in ended(run)] == [known, known]
