@@ -20,6 +20,7 @@ from fastres.errors import Interrupted, UserError
 from fastres.evaluate import measure, passes
 from fastres.feed import labels_of
 from fastres.files import write_json, write_text
+from fastres.methods.teacher import trains_teacher
 from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
 from fastres.record import duration, environment
 from fastres.significance import Sample
@@ -113,6 +114,8 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
         raise UserError("a speedrun trains once, method.name = 'pseudo_label' in rounds: set it to 'supervised'")
     if isinstance(recipe.method, SelfSupervised):
         raise UserError(f"method.name = '{recipe.method.name}' learns features; a speedrun times supervised training")
+    if trains_teacher(recipe):
+        raise UserError("a speedrun trains once, a teacher's recipe besides: train it first, and name its folder")
     unsuited = {
         "data.split=none": recipe.data.split != "none",
         "train.best=": recipe.train.best is not None,

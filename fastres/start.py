@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -47,12 +48,13 @@ def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
 
 
 class Session:
-    """Data, network and compiled code of a process that trains `recipe`, once or many times.
+    """Data, network and compiled code of a process that trains `recipe`, once or many times. `teacher` is the teacher's
+    run, where the recipe does not name one.
 
     Raises UserError where the recipe, its data or the machine do not allow it.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, teacher: Path | None = None) -> None:
         prepare_process(recipe, device)
         self.recipe, self.device, self.quiet = recipe, device, quiet
         self.feed = open_feed(recipe, device, quiet=quiet)
@@ -65,7 +67,9 @@ class Session:
         loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
-        self.teacher = Distillation(recipe.method, self.feed, device) if isinstance(recipe.method, Distill) else None
+        self.teacher: Distillation | None = None
+        if isinstance(recipe.method, Distill):
+            self.teacher = Distillation(recipe.method, self.feed, device, teacher)
         self.step = Step(
             place(self.pretraining(network), recipe, device),
             recipe,

@@ -169,6 +169,8 @@ class Recipe(Table):
             "train": {"checkpoint_seconds"},
         }
         values = self.model_dump(exclude=changes_nothing)
+        if isinstance(self.method, Distill) and isinstance(self.method.teacher, dict):
+            values["method"]["teacher"] = Recipe.model_validate(self.method.teacher).hash()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

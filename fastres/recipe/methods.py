@@ -1,8 +1,8 @@
 """What a network is taught by besides labels, and what it starts from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from fastres.recipe.augmentation import RandomResizedCrop
 from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Table
@@ -15,14 +15,22 @@ class Supervised(Table):
     """The method."""
 
 
+Teacher = Annotated[
+    Annotated[str, Tag("<path>")] | Annotated[dict[str, Any], Tag("<recipe>")],
+    Discriminator(lambda value: "<recipe>" if isinstance(value, dict) else "<path>"),
+]
+
+
 class Distill(Table):
     """A teacher's predictions beside the labels (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
     Network", section 2)."""
 
     name: Literal["distill"] = "distill"
     """The method."""
-    teacher: str
-    """Folder of a finished run, whose kept network teaches, on the same augmented and mixed images."""
+    teacher: Teacher
+    """Folder of a finished run, whose kept network teaches, on the same augmented and mixed images. Or a recipe, as the
+    path of a `.toml` file or as a table, which is then trained first, in `teacher/` of the run directory: with its own
+    [data] if it has that table, else with the student's, and split by its own seed."""
     temperature: Rate = 4.0
     """T, by which the logits of both are divided: above 1, the teacher's small probabilities count too."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
