@@ -73,10 +73,8 @@ def train(
     recipe.check_single()
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
-    if isinstance(recipe.method, PseudoLabel):
-        return _rounds(recipe, out, device, quiet, recipe.record.name or name)
-    if trains_teacher(recipe):
-        return _taught(recipe, out, device, quiet, on_epoch, recipe.record.name or name)
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, out, device, quiet, beginning, on_epoch, recipe.record.name or name)
     with beginning or Beginning() as beginning:
         run = _Run(recipe, device, quiet, beginning, on_epoch)
         folder = runs.create(out, recipe.record.name or name, recipe)
@@ -101,16 +99,31 @@ def resume(
     recipe.check_single()
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    if isinstance(recipe.method, PseudoLabel):
-        return _rounds(recipe, folder, device, quiet)
-    if trains_teacher(recipe):
-        return _taught(recipe, folder, device, quiet, on_epoch)
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, folder, device, quiet, beginning, on_epoch)
     with runs.claimed(folder), beginning or Beginning() as beginning:
         resumed = _Run(recipe, device, quiet, beginning, on_epoch)
         return resumed.execute(folder, resumed.restore(folder))
 
 
-def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None = None) -> RunResult:
+def _runs_in(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    beginning: Beginning | None,
+    on_epoch: OnEpoch | None,
+    name: str | None = None,
+) -> RunResult:
+    """Several runs inside of the new run directory `out`, or without `name` of one that was begun."""
+    if beginning is not None:
+        beginning.done()  # each of them has one of its own
+    if isinstance(recipe.method, PseudoLabel):
+        return _rounds(recipe, out, device, quiet, name)
+    return _taught(recipe, out, device, quiet, on_epoch, name)
+
+
+def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None) -> RunResult:
     """Pseudo-labelling in the new run directory `out`, or without `name` in one that was begun: runs in a run."""
     from fastres.methods.pseudo_label import Rounds
 
@@ -139,7 +152,7 @@ def _taught(
     device: str,
     quiet: bool,
     on_epoch: OnEpoch | None,
-    name: str | None = None,
+    name: str | None,
 ) -> RunResult:
     """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
     run lies in it, and comes first."""
