@@ -37,7 +37,7 @@ EXTRAS = (
         "streaming loader that decodes JPEG on the GPU",
         "pip install 'fastres[dali]'",
     ),
-    ("wandb", ("wandb",), "tracker", "pip install wandb"),
+    ("wandb", ("wandb",), "Weights & Biases, record.wandb", "pip install 'fastres[wandb]'"),
 )
 ENOUGH_DISK = 2 << 30  # bytes: CIFAR-10's archive, its store and a run's checkpoints take about 0.5 GiB
 COMPILER_FIX = "apt-get install g++ python3-dev"

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
+from fastres.augment.views import Views
 from fastres.data import Dataset, info, open_dataset
 from fastres.data.extra import Extra, digest, read
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
 from fastres.errors import UserError
+from fastres.methods.self_supervised import views_of
 from fastres.models import Layer
 from fastres.recipe import Data, Recipe
 from fastres.step import DTYPES
@@ -45,6 +47,8 @@ class Feed:
     test: Loader
     """In the order of the set."""
     augment: Augment
+    views: Views | None
+    """The views that a self-supervised method compares."""
     loading: Choice
     """Which loader it is, and why."""
     extra: Extra | None = None
@@ -72,6 +76,12 @@ class Feed:
             "std": list(dataset.std),
         }
 
+    def unmixed(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
+        """What a step without mixing trains on, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those of
+        `Augment.unmixed`."""
+        make = self.augment.unmixed if self.views is None else self.views
+        return make(batch, indices, epoch, rows)
+
     def classes_of(self, labels: Tensor) -> Tensor:
         """The classes of labels that `train` delivers, int64 [B]: of a soft one the most probable."""
         return labels if self.targets is None else self.targets.argmax(1)[labels]
@@ -96,6 +106,8 @@ class Feed:
         the split stays that of the first seed."""
         self.train.seed = seed
         self.augment.reseed(seed)
+        if self.views is not None:
+            self.views.reseed(seed)
 
     def close(self) -> None:
         """End what the loaders started."""
@@ -145,6 +157,9 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     )
     augment.plan((images.shape[1], images.shape[2]))  # an impossible policy fails before the loop
     check_mix(recipe.mix, len(dataset.classes), options.batch_size)
+    views = views_of(recipe, augment, len(labels))
+    for kind in [] if views is None else views.kinds:
+        kind.augment.plan((images.shape[1], images.shape[2]))
 
     loading = choose.choose(dataset, data.loader, device)
     if extra is not None and loading.kind != "resident":
@@ -170,6 +185,7 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         validation=measured("train", labels, held) if len(held) else None,
         test=measured("test", test_labels, np.arange(len(test_images))),
         augment=augment,
+        views=views,
         loading=loading,
         extra=extra,
         targets=targets,

@@ -97,7 +97,7 @@ class Runner:
                 mixed = augment(batch.source, batch.labels, batch.indices, epoch, at, batch.rows)
                 loss, correct = self.step(before + at, *mixed)
             else:
-                images = augment.unmixed(batch.source, batch.indices, epoch, batch.rows)
+                images = self.feed.unmixed(batch.source, batch.indices, epoch, batch.rows)
                 loss, correct = self.step(before + at, images, batch.labels)
             self.tally.add(before + at + 1, loss, correct, len(batch.rows))
             yield Launch(1, len(batch.rows))
@@ -162,7 +162,7 @@ class Runner:
             mixed = augment(self._pixels, labels, indices, epoch, step_of_epoch, rows)
             loss, correct = self.step.update(phase, *mixed, counter=step)
         else:
-            images = augment.unmixed(self._pixels, indices, epoch, rows)
+            images = self.feed.unmixed(self._pixels, indices, epoch, rows)
             loss, correct = self.step.update(phase, images, labels, counter=step)
         self._counters.add_(self._ahead)
         self.tally.add(step, loss, correct, size)

@@ -17,12 +17,16 @@ from fastres.augment import Augment
 from fastres.data.sources import NAMED
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.files import write_text
+from fastres.methods.teacher import is_recipe, read_teacher
 from fastres.models import build
-from fastres.recipe import Distill, PseudoLabel, Recipe
+from fastres.recipe import Data, Distill, PseudoLabel, Recipe
 from fastres.step import DTYPES
 
 if TYPE_CHECKING:
     from fastres.evaluate import Evaluator
+
+PLAN = "sweep.toml"
+"""The recipe of a sweep, in the folder of its runs; its presence says that a folder is one of ours."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -49,12 +53,13 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
 
 
 def self_contained(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it means the same files wherever it is run from."""
+    """The recipe with absolute paths, so that it means the same files wherever it is run from, and with a teacher's
+    recipe inside. Raises UserError where that is none."""
     data = recipe.data
     changes: dict[str, Any] = {}
     others: dict[str, Any] = {}
     if isinstance(recipe.method, Distill):
-        others["method"] = recipe.method.model_copy(update={"teacher": _absolute(recipe.method.teacher)})
+        others["method"] = recipe.method.model_copy(update={"teacher": _teacher(recipe.method.teacher, recipe.data)})
     if isinstance(recipe.method, PseudoLabel):
         others["method"] = recipe.method.model_copy(update={"unlabelled": _source(recipe.method.unlabelled)})
     if recipe.transfer is not None:
@@ -66,6 +71,12 @@ def self_contained(recipe: Recipe) -> Recipe:
     if data.root is not None:
         changes["root"] = _absolute(data.root)
     return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
+
+
+def _teacher(teacher: str | dict[str, Any], data: Data) -> str | dict[str, Any]:
+    if not is_recipe(teacher):
+        return _absolute(str(teacher))
+    return self_contained(read_teacher(teacher, data)).model_dump(exclude_none=True)
 
 
 def _source(source: str) -> str:

@@ -20,13 +20,15 @@ from fastres import runs, search_workers
 from fastres.errors import Interrupted, UserError
 from fastres.feed import shape_of
 from fastres.files import write_text
+from fastres.methods.teacher import trains_teacher
 from fastres.models import build
 from fastres.reading import Layer, nested, resolve
 from fastres.reading import layers as read_layers
 from fastres.recipe import Range, Recipe, Search
 from fastres.record import duration
+from fastres.runs import PLAN
 from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
-from fastres.sweep import PLAN, SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
+from fastres.sweep import SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
 from fastres.sweep_page import write_results
 from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
 
@@ -95,6 +97,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
                 )
             if recipe.method.name == "pseudo_label":
                 raise UserError(f"{path}: a trial is one training, method.name = 'pseudo_label' several: leave it out")
+            if trains_teacher(recipe):
+                raise UserError(
+                    f"{path}: a trial trains once, a teacher's recipe besides: train it first, and name its folder"
+                )
             if (recipe.train.best or "").startswith("test_"):
                 raise UserError(
                     f"{path}: train.best = '{recipe.train.best}' chooses by test images: "

@@ -20,7 +20,8 @@ from fastres.errors import Interrupted, UserError
 from fastres.evaluate import measure, passes
 from fastres.feed import labels_of
 from fastres.files import write_json, write_text
-from fastres.recipe import PseudoLabel, Recipe
+from fastres.methods.teacher import trains_teacher
+from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
 from fastres.record import duration, environment
 from fastres.significance import Sample
 from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
@@ -111,6 +112,10 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
         raise UserError(f"train.seed = {recipe.train.seed} leaves no {count} seeds below 2³²: set a smaller one")
     if isinstance(recipe.method, PseudoLabel):
         raise UserError("a speedrun trains once, method.name = 'pseudo_label' in rounds: set it to 'supervised'")
+    if isinstance(recipe.method, SelfSupervised):
+        raise UserError(f"method.name = '{recipe.method.name}' learns features; a speedrun times supervised training")
+    if trains_teacher(recipe):
+        raise UserError("a speedrun trains once, a teacher's recipe besides: train it first, and name its folder")
     unsuited = {
         "data.split=none": recipe.data.split != "none",
         "train.best=": recipe.train.best is not None,

@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -10,11 +11,13 @@ from fastres.evaluate import Evaluator
 from fastres.feed import check_statistics, open_feed
 from fastres.kept import imports_beside
 from fastres.memory import keep_freed_memory
+from fastres.methods.dino import DinoNetwork
 from fastres.methods.distill import Distillation
+from fastres.methods.emp_ssl import EmpSslNetwork
 from fastres.methods.transfer import start_from
 from fastres.models import Network, build, count_parameters, layers
 from fastres.position import Tally
-from fastres.recipe import Distill, Recipe
+from fastres.recipe import Dino, Distill, EmpSsl, Recipe
 from fastres.runner import Runner
 from fastres.stall import StallMeter
 from fastres.step import Step
@@ -45,12 +48,13 @@ def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
 
 
 class Session:
-    """Data, network and compiled code of a process that trains `recipe`, once or many times.
+    """Data, network and compiled code of a process that trains `recipe`, once or many times. `teacher` is the teacher's
+    run, where the recipe does not name one.
 
     Raises UserError where the recipe, its data or the machine do not allow it.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, teacher: Path | None = None) -> None:
         prepare_process(recipe, device)
         self.recipe, self.device, self.quiet = recipe, device, quiet
         self.feed = open_feed(recipe, device, quiet=quiet)
@@ -63,9 +67,16 @@ class Session:
         loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
-        self.teacher = Distillation(recipe.method, self.feed, device) if isinstance(recipe.method, Distill) else None
+        self.teacher: Distillation | None = None
+        if isinstance(recipe.method, Distill):
+            self.teacher = Distillation(recipe.method, self.feed, device, teacher)
         self.step = Step(
-            place(network, recipe, device), recipe, len(self.feed.train), device, self.teacher, self.feed.targets
+            place(self.pretraining(network), recipe, device),
+            recipe,
+            len(self.feed.train),
+            device,
+            self.teacher,
+            self.feed.targets,
         )
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, self.feed, self.tally, self.stall)
@@ -78,6 +89,13 @@ class Session:
         network.initialise(self.feed.sample(network.initial_images))
         if self.recipe.transfer is not None:
             start_from(network, self.recipe.transfer)
+
+    def pretraining(self, network: Network) -> Network:
+        """The network with what a self-supervised method trains besides, else itself."""
+        method, size = self.recipe.method, self.feed.dataset.image_size
+        if isinstance(method, Dino):
+            return DinoNetwork(network, method, size)
+        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSsl) else network
 
     def draw(self, seed: int) -> Network:
         """`draw`, for this data."""

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.compiling import Compiled
+from fastres.methods.self_supervised import Pretraining
 from fastres.methods.transfer import frozen_norms, rate_factors
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
-from fastres.recipe import Muon, Recipe
+from fastres.recipe import Dino, Muon, Recipe, SelfSupervised
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -59,18 +60,21 @@ class Step:
         options = recipe.train
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
         self.teacher, self._frozen_norms = teacher, frozen_norms(network)
+        self.steps = total_steps(options.epochs, steps_per_epoch)
         self._targets = targets  # fp32 [labels, classes], where labels stand for probabilities
         self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
-        self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(network, recipe.transfer))
+        self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(backbone_of(network), recipe.transfer))
         self.ema = Ema(network, options.ema) if options.ema else None
-        self.steps = total_steps(options.epochs, steps_per_epoch)
+        if isinstance(recipe.method, Dino):
+            self.ema = Ema(network, recipe.method.teacher_momentum, cosine_steps=self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
         self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
         about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
+        about += f" {recipe.method!r}" if isinstance(recipe.method, SelfSupervised) else ""
         about += "" if targets is None else f" {list(targets.shape)}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
@@ -81,7 +85,7 @@ class Step:
     def averaged(self) -> nn.Module:
         """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
         average = self.ema or self.lookahead
-        return self.network if average is None else average.network
+        return backbone_of(self.network if average is None else average.network)
 
     # ------------------------------------------------------------------------------- what depends on the step's number
 
@@ -144,7 +148,8 @@ class Step:
     def __call__(
         self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Train on one batch: [B, 3, H, W] and int64 [B]. Of a mixed batch `partners` are the labels of the images that
+        """Train on one batch: [B, 3, H, W] and int64 [B]; where views are compared, all views of the B images, [V·B, 3,
+        H, W]. Of a mixed batch `partners` are the labels of the images that
         were mixed in, int64 [B], and `weight`, fp32 [1], is the share of the images' own.
 
         Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
@@ -217,9 +222,15 @@ class Step:
         self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         with autocast(self.recipe.train.precision, self.device):
-            logits = self.network(images)
+            if isinstance(self.network, Pretraining):
+                average = None if self.ema is None else self.ema.network
+                logits, compared = self.network.compare(images, len(labels), average)
+            else:
+                logits, compared = self.network(images), None
         logits = logits.float()
         loss, correct = self._against(logits, labels)
+        if compared is not None:
+            loss = compared + loss
         if partners is not None and weight is not None:
             # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
             other, right = self._against(logits, partners)
@@ -276,6 +287,11 @@ class Step:
             self.ema.network.load_state_dict(state["ema"])
         if self.lookahead is not None:
             self.lookahead.network.load_state_dict(state["lookahead"])
+
+
+def backbone_of(network: nn.Module) -> nn.Module:
+    """What is evaluated and kept of what is trained: of a pretraining the backbone."""
+    return network.backbone if isinstance(network, Pretraining) else network
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

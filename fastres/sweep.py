@@ -24,12 +24,10 @@ from fastres.reading import Layer, dotted, nested, resolve
 from fastres.reading import layers as read_layers
 from fastres.recipe import Recipe
 from fastres.record import duration
+from fastres.runs import PLAN
 from fastres.sweep_page import write_results
 from fastres.sweep_results import DIVERGED, SUMMARY, labels, read_row, summarise
 from fastres.training import OnEpoch, resume, train
-
-PLAN = "sweep.toml"
-"""The recipe with its sweep; its presence says that a folder is one of ours."""
 
 
 @dataclass(frozen=True)

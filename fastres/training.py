@@ -22,11 +22,16 @@ from fastres.files import write_json
 from fastres.interrupt import Interrupt
 from fastres.machine import computes_bf16
 from fastres.memory import Beginning
+from fastres.methods.probe import fit_classifier
+from fastres.methods.teacher import FOLDER as TEACHER
+from fastres.methods.teacher import read_teacher, trains_teacher
+from fastres.models import Network
 from fastres.position import Position
-from fastres.recipe import Eval, PseudoLabel, Recipe
+from fastres.recipe import Distill, Eval, PseudoLabel, Recipe, SelfSupervised, Supervised
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
+from fastres.tracking import Tracker, check_tracker
 
 OnEpoch = Callable[[list[dict[str, Any]]], str | None]
 """Hears the rows of metrics.jsonl so far, and may say why to stop."""
@@ -68,8 +73,8 @@ def train(
     recipe.check_single()
     recipe = runs.self_contained(recipe)
     runs.check_free(out)
-    if isinstance(recipe.method, PseudoLabel):
-        return _rounds(recipe, out, device, quiet, recipe.record.name or name)
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, out, device, quiet, beginning, on_epoch, recipe.record.name or name)
     with beginning or Beginning() as beginning:
         run = _Run(recipe, device, quiet, beginning, on_epoch)
         folder = runs.create(out, recipe.record.name or name, recipe)
@@ -94,14 +99,31 @@ def resume(
     recipe.check_single()
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    if isinstance(recipe.method, PseudoLabel):
-        return _rounds(recipe, folder, device, quiet)
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, folder, device, quiet, beginning, on_epoch)
     with runs.claimed(folder), beginning or Beginning() as beginning:
         resumed = _Run(recipe, device, quiet, beginning, on_epoch)
         return resumed.execute(folder, resumed.restore(folder))
 
 
-def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None = None) -> RunResult:
+def _runs_in(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    beginning: Beginning | None,
+    on_epoch: OnEpoch | None,
+    name: str | None = None,
+) -> RunResult:
+    """Several runs inside of the new run directory `out`, or without `name` of one that was begun."""
+    if beginning is not None:
+        beginning.done()  # each of them has one of its own
+    if isinstance(recipe.method, PseudoLabel):
+        return _rounds(recipe, out, device, quiet, name)
+    return _taught(recipe, out, device, quiet, on_epoch, name)
+
+
+def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None) -> RunResult:
     """Pseudo-labelling in the new run directory `out`, or without `name` in one that was begun: runs in a run."""
     from fastres.methods.pseudo_label import Rounds
 
@@ -109,11 +131,7 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
     folder = Path(str(out)) if name is None else runs.create(out, name, recipe)
 
     def one(recipe: Recipe, run: Path) -> dict[str, Any]:
-        if (run / "summary.json").is_file():
-            return json.loads((run / "summary.json").read_text())
-        begun = (run / "recipe.toml").is_file()
-        options: dict[str, Any] = {"device": device, "quiet": quiet}
-        return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary
+        return _complete(recipe, run, device, quiet)
 
     def say(text: str) -> None:
         if not quiet:
@@ -128,17 +146,75 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
             raise
 
 
+def _taught(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    on_epoch: OnEpoch | None,
+    name: str | None,
+) -> RunResult:
+    """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
+    run lies in it, and comes first."""
+    assert isinstance(recipe.method, Distill)
+    teacher = read_teacher(recipe.method.teacher, recipe.data)
+    if name is not None:
+        _check_both(teacher, recipe.model_copy(update={"method": Supervised()}), device)
+    folder = Path(str(out)) if name is None else runs.create(out, name, recipe)
+    with runs.claimed(folder):
+        place = folder / TEACHER
+        try:
+            if not quiet:
+                print(f"the teacher, in {place}", file=sys.stderr, flush=True)
+            _complete(teacher, place, device, quiet)
+        except Interrupted as error:  # it names the teacher's folder, which nobody has to know
+            raise Interrupted(str(error).replace(str(place), str(folder))) from error
+        if not quiet:
+            print("the student", file=sys.stderr, flush=True)
+        with Beginning() as beginning:
+            student = _Run(recipe, device, quiet, beginning, on_epoch, place)
+            return student.execute(folder, student.restore(folder))
+
+
+def _check_both(teacher: Recipe, student: Recipe, device: str) -> None:
+    """Raise UserError for what is wrong with either: of the student it would else come out after hours of teaching."""
+    from fastres.methods.distill import check_fits
+
+    with Beginning() as beginning:
+        feeds = [_Run(recipe, device, True, beginning).feed for recipe in (teacher, student)]
+    for feed in feeds:
+        feed.close()
+    dataset = feeds[0].dataset
+    check_fits(dataset.source, dataset.classes, dataset.image_size, feeds[1].dataset)
+
+
+def _complete(recipe: Recipe, run: Path, device: str, quiet: bool) -> dict[str, Any]:
+    """The summary of a run that is a part of another one: a finished one's, else after training or resuming it."""
+    if (run / "summary.json").is_file():
+        return json.loads((run / "summary.json").read_text())
+    begun = (run / "recipe.toml").is_file()
+    options: dict[str, Any] = {"device": device, "quiet": quiet}
+    return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary
+
+
 class _Run(Session):
     """A session and the loop of one run; a class so that each phase is a short method."""
 
     def __init__(
-        self, recipe: Recipe, device: str, quiet: bool, beginning: Beginning, on_epoch: OnEpoch | None = None
+        self,
+        recipe: Recipe,
+        device: str,
+        quiet: bool,
+        beginning: Beginning,
+        on_epoch: OnEpoch | None = None,
+        teacher: Path | None = None,
     ) -> None:
         self.on_epoch = on_epoch
         self.beginning, self.began = beginning, beginning.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
-        super().__init__(recipe, runs.choose_device(device), quiet=quiet)
+        check_tracker(recipe.record)
+        super().__init__(recipe, runs.choose_device(device), quiet=quiet, teacher=teacher)
         self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
         self.at = Position()
@@ -162,7 +238,9 @@ class _Run(Session):
             first_step=self._steps_done(),
             quiet=self.quiet,
         )
+        self.tracker = Tracker(run, self.recipe, rows, self.progress.message)
         self.saved = time.perf_counter()
+        summary = None
         try:
             with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
@@ -187,6 +265,7 @@ class _Run(Session):
                         break
                 summary = self._finish(stopped)
         finally:
+            self.tracker.close(summary)
             self.recorder.close()
             self.feed.close()
         return RunResult(run, summary)
@@ -220,6 +299,7 @@ class _Run(Session):
         self.tally.clear()
         self._keep_if_best(row)
         self.recorder.log(row)
+        self.tracker.log(self.recorder.rows[-1])
         self.progress.epoch(row)
         self._save()
 
@@ -367,6 +447,11 @@ class _Run(Session):
         if self.at.best is not None:
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
+        features = {}
+        if isinstance(self.recipe.method, SelfSupervised):
+            self.progress.message("a linear probe and nearest neighbours on the features")
+            assert isinstance(self.step.averaged, Network)
+            features = fit_classifier(self.step.averaged, self.feed, self.recipe, self.device)
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self._steps_done())
@@ -386,6 +471,7 @@ class _Run(Session):
             "loader": self.feed.loading.kind,
             "input_stall": input_stall(self.recorder.rows),
             **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.feed.train)),
+            **features,
             "seconds": self.at.seconds + time.perf_counter() - self.began,
             "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
             "peak_memory_bytes": peak_memory(self.device),

@@ -136,6 +136,11 @@ class Augment:
         number = None if step is None else int(step)
         return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
 
+    def with_policy(self, policy: recipe.Augment) -> "Augment":
+        """Another policy for the same images: colours, seed, type and layout stay; nothing is mixed."""
+        mean, std = self.mean.tolist(), self.std.tolist()
+        return Augment(policy, mean, std, seed=self.seed, dtype=self.dtype, channels_last=self.channels_last)
+
     def reseed(self, seed: int) -> None:
         """Draw by another seed from now on."""
         self.seed = seed

@@ -8,10 +8,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastres import checkpoint
+from fastres.data import Dataset
 from fastres.errors import UserError
 from fastres.feed import Feed
 from fastres.recipe import Distill
 from fastres.runs import Kept
+
+
+def check_fits(teacher: str, classes: tuple[str, ...], image_size: int, dataset: Dataset) -> None:
+    """Raise UserError where a teacher of these classes and images knows nothing of those in `dataset`."""
+    if classes != dataset.classes:
+        raise UserError(
+            f"method.teacher = '{teacher}' knows other classes ({', '.join(classes[:3])}, …) than "
+            f"{dataset.source} has ({', '.join(dataset.classes[:3])}, …): give a teacher of these images"
+        )
+    if image_size != dataset.image_size:
+        raise UserError(
+            f"method.teacher = '{teacher}' knows images of {image_size} pixels, and {dataset.source} "
+            f"has {dataset.image_size}: give a teacher of these images"
+        )
 
 
 class Distillation:
@@ -19,26 +34,17 @@ class Distillation:
     over the batch (Hinton, Vinyals and Dean 2015, section 2).
 
     T² keeps the size of the gradients, which shrink as 1/T². The teacher stays in evaluation mode and gets the same
-    augmented, mixed batch, brought to the mean and spread of colours that it was trained with. Raises UserError where
-    it has other classes or another image size.
+    augmented, mixed batch, brought to the mean and spread of colours that it was trained with. `run` is its run, where
+    `options` do not name one. Raises UserError where it has other classes or another image size.
     """
 
-    def __init__(self, options: Distill, feed: Feed, device: torch.device) -> None:
-        kept = Kept.load(Path(options.teacher), device.type)
-        dataset = feed.dataset
-        if kept.classes != dataset.classes:
-            raise UserError(
-                f"method.teacher = '{options.teacher}' knows other classes ({', '.join(kept.classes[:3])}, …) than "
-                f"{dataset.source} has ({', '.join(dataset.classes[:3])}, …): give a teacher of these images"
-            )
-        if kept.image_size != dataset.image_size:
-            raise UserError(
-                f"method.teacher = '{options.teacher}' knows images of {kept.image_size} pixels, and {dataset.source} "
-                f"has {dataset.image_size}: give a teacher of these images"
-            )
+    def __init__(self, options: Distill, feed: Feed, device: torch.device, run: Path | None = None) -> None:
+        run = run or Path(str(options.teacher))
+        kept = Kept.load(run, device.type)
+        check_fits(str(run), kept.classes, kept.image_size, feed.dataset)
         self.options, self.network = options, kept.network.to(device).requires_grad_(False)
         self.about = f"{options.temperature} {options.weight} {kept.recipe.model!r}"
-        self.fingerprint = hashlib.sha256((Path(options.teacher) / checkpoint.FINAL).read_bytes()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256((run / checkpoint.FINAL).read_bytes()).hexdigest()[:16]
         # The teacher's image is (pixel − mean′)/std′ = scale·(student's image) + shift.
         own, theirs = feed.augment, kept.augment
         scale, shift = own.std / theirs.std, (own.mean - theirs.mean) / theirs.std

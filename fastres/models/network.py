@@ -11,13 +11,36 @@ from fastres.layers import BatchNormAct2d
 class Network(nn.Module):
     """float images [N, 3, H, W] → logits [N, classes], and what a run asks besides.
 
-    A run builds the network, hands `initialise` the first images, and trains `groups`.
+    A run builds the network, hands `initialise` the first images, and trains `groups`. A family defines `features`,
+    and sets what `classify` makes logits of them with.
     """
 
     head: str
     """Name of the classifier, a linear layer."""
+    dropout: nn.Module
+    """Before the classifier."""
+    logit_scale: float
+    """After it."""
     initial_images: int = 0
     """How many training images `initialise` wants to see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the classifier sees of images [N, 3, H, W]: [N, F]."""
+        raise NotImplementedError
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits [N, classes] of features [N, F]."""
+        return scaled(self.classifier(self.dropout(features)), self.logit_scale)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The linear layer that `head` names."""
+        found = self.get_submodule(self.head)
+        assert isinstance(found, nn.Linear)
+        return found
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
         """Compute what is computed from training images instead of being drawn: by default nothing.

@@ -14,7 +14,7 @@ from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
 from fastres.layers.patterns import is_plain
 from fastres.models.convolution import Conv2d
-from fastres.models.network import Network, configure_norms, scaled, start_as_identity
+from fastres.models.network import Network, configure_norms, start_as_identity
 
 
 class BasicBlock(nn.Module):
@@ -125,7 +125,7 @@ class ResNet(Network):
                 if isinstance(module, nn.Conv2d) and name != "conv1":
                     start_as_identity(module)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         if self.stem == "imagenet":
             x = skip = F.max_pool2d(self.bn1(x), 3, 2, 1)
@@ -138,7 +138,7 @@ class ResNet(Network):
             x, skip = block(x, skip, fork=True)
         x = blocks[-1](x, skip)
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
-        return scaled(self.fc(self.dropout(torch.flatten(x, 1))), self.logit_scale)
+        return torch.flatten(x, 1)
 
 
 def _halved(side: int) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.models.convolution import Conv2d
-from fastres.models.network import Network, configure_norms, scaled, start_as_identity
+from fastres.models.network import Network, configure_norms, start_as_identity
 
 PATCH = 2
 """Side of the patches that the first layer whitens."""
@@ -116,12 +116,12 @@ class Speednet(Network):
         """As for every network; the bias of the whitening layer is a group of its own, `whiten_bias`."""
         return "whiten_bias" if name == "whiten.bias" else super().group_of(name, parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
         x = getattr(F, self.activation)(self.whiten(x))
         for stage in range(self.stages):
             x = self.get_submodule(f"group{stage + 1}")(x)
         x = F.max_pool2d(x, self.pool)
-        return scaled(self.fc(self.dropout(torch.flatten(x, 1))), self.logit_scale)
+        return torch.flatten(x, 1)
 
 
 def whitening_filters(batches: Iterable[Tensor], side: int, eps: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Averages of the weights over the steps. Both include BN's running statistics, which belong to the weights."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,18 @@ class Ema:
 
     `network` is a copy that holds the averages; after each optimisation step, average ← decay·average + (1 −
     decay)·weight. Early on the decay is at most (1 + step) / (10 + step), so that the random start is soon forgotten.
+    With `cosine_steps` it grows instead from `decay` in the first of so many steps to 1 after the last, like half a
+    cosine (Grill et al. 2020, "Bootstrap Your Own Latent", section 3.2).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, network: nn.Module, decay: float, *, cosine_steps: int = 0) -> None:
+        self.decay, self.cosine_steps = decay, cosine_steps
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     def share(self, step: int) -> float:
         """How far the averages go towards the weights after step `step`, counted from 0: one minus the decay."""
+        if self.cosine_steps:
+            return (1 - self.decay) * (1 + math.cos(math.pi * step / self.cosine_steps)) / 2
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     def update(self, network: nn.Module, share: float | Tensor) -> None:

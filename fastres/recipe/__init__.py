@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from fastres.recipe.augmentation import Augment, ColorJitter, Erasing, Mix, RandomResizedCrop
 from fastres.recipe.data import Data, Extra
 from fastres.recipe.fields import Precision, Table
-from fastres.recipe.methods import Distill, PseudoLabel, Supervised, Transfer
+from fastres.recipe.methods import Dino, Distill, EmpSsl, PseudoLabel, SelfSupervised, Supervised, Transfer
 from fastres.recipe.networks import PRESETS, Model, Speednet
 from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
 from fastres.recipe.running import Eval, Lookahead, Record, Train
@@ -35,7 +35,9 @@ __all__ = [
     "Constant",
     "Cosine",
     "Data",
+    "Dino",
     "Distill",
+    "EmpSsl",
     "Erasing",
     "Eval",
     "Extra",
@@ -54,6 +56,7 @@ __all__ = [
     "Recipe",
     "Record",
     "Search",
+    "SelfSupervised",
     "Sgd",
     "Speednet",
     "Step",
@@ -83,7 +86,7 @@ class Recipe(Table):
     """Learning-rate schedule."""
     train: Train = Train()
     """The run."""
-    method: Annotated[Supervised | Distill | PseudoLabel, Field(discriminator="name")] = Supervised()
+    method: Annotated[Supervised | Distill | PseudoLabel | Dino | EmpSsl, Field(discriminator="name")] = Supervised()
     """What teaches the network besides labels."""
     transfer: Transfer | None = None
     """Weights to start from; by default drawn ones."""
@@ -117,6 +120,12 @@ class Recipe(Table):
                 raise ValueError(f"train.best = '{best}' needs a test after each epoch: set eval.test_every to 1")
         if train.early_stopping and best is None:
             raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
+        if isinstance(self.method, SelfSupervised) and self.mix.active:
+            raise ValueError(f"method.name = '{self.method.name}' compares views of one image: leave the mix table out")
+        if isinstance(self.method, Dino) and (train.ema or train.lookahead):
+            raise ValueError(
+                "method.name = 'dino' averages by method.teacher_momentum: no train.ema or train.lookahead"
+            )
         if self.schedule.warmup_epochs >= train.epochs:
             raise ValueError("schedule.warmup_epochs must be below train.epochs")
         if isinstance(self.schedule, Knots) and self.schedule.points[-1][0] > train.epochs:
@@ -160,6 +169,8 @@ class Recipe(Table):
             "train": {"checkpoint_seconds"},
         }
         values = self.model_dump(exclude=changes_nothing)
+        if isinstance(self.method, Distill) and isinstance(self.method.teacher, dict):
+            values["method"]["teacher"] = Recipe.model_validate(self.method.teacher).hash()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

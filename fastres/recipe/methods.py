@@ -1,10 +1,11 @@
 """What a network is taught by besides labels, and what it starts from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from fastres.recipe.fields import Positive, Rate, Share, Table
+from fastres.recipe.augmentation import RandomResizedCrop
+from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Table
 
 
 class Supervised(Table):
@@ -14,14 +15,22 @@ class Supervised(Table):
     """The method."""
 
 
+Teacher = Annotated[
+    Annotated[str, Tag("<path>")] | Annotated[dict[str, Any], Tag("<recipe>")],
+    Discriminator(lambda value: "<recipe>" if isinstance(value, dict) else "<path>"),
+]
+
+
 class Distill(Table):
     """A teacher's predictions beside the labels (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
     Network", section 2)."""
 
     name: Literal["distill"] = "distill"
     """The method."""
-    teacher: str
-    """Folder of a finished run, whose kept network teaches, on the same augmented and mixed images."""
+    teacher: Teacher
+    """Folder of a finished run, whose kept network teaches, on the same augmented and mixed images. Or a recipe, as the
+    path of a `.toml` file or as a table, which is then trained first, in `teacher/` of the run directory: with its own
+    [data] if it has that table, else with the student's, and split by its own seed."""
     temperature: Rate = 4.0
     """T, by which the logits of both are divided: above 1, the teacher's small probabilities count too."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -50,6 +59,69 @@ class PseudoLabel(Table):
     """Train on the predicted probabilities instead of the most probable class."""
     restart: bool = True
     """Train from newly drawn weights in each round; else from those of the round before."""
+
+
+class SelfSupervised(Table):
+    """What methods share that learn features without labels.
+
+    The classifier learns beside, from labels, on features through which no gradient returns, so that the accuracy of
+    each epoch says how good they are. At the end a logistic regression on them takes its place (a linear probe), and
+    summary.json has its accuracy on the test images and that of nearest neighbours.
+    """
+
+    neighbours: Positive = 20
+    """Training images that vote on a test image's class (Wu et al. 2018, "Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination", section 3.4)."""
+
+
+class Dino(SelfSupervised):
+    """Self-distillation without labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
+    Transformers", section 3). The `augment` table makes the two global views. The teacher is an average of the student
+    in evaluation mode, BN statistics too (Cai et al. 2021, "Exponential Moving Average Normalization"), and is what is
+    kept."""
+
+    name: Literal["dino"] = "dino"
+    """The method."""
+    local_views: Annotated[int, Field(ge=0)] = 6
+    """Small views, which only the student sees."""
+    local_crop: RandomResizedCrop = RandomResizedCrop(scale=[0.1, 0.4])
+    """Their crop, in place of `augment.random_resized_crop`."""
+    local_size: Positive = 16
+    """Their size in pixels, which divides that of the images: they cost as much less."""
+    hidden: Positive = 512
+    """Width of the projection head's two hidden layers."""
+    bottleneck: Positive = 256
+    """Numbers that are compared with the prototypes."""
+    prototypes: Annotated[int, Field(ge=2)] = 1024
+    """Outputs, over which student and teacher are compared."""
+    student_temperature: Rate = 0.1
+    """By which the student's outputs are divided."""
+    teacher_temperature: Rate = 0.04
+    """By which the teacher's are: below the student's, which sharpens them."""
+    centre_momentum: Share = 0.9
+    """What the mean of the teacher's outputs, which is subtracted from them, keeps in each step."""
+    teacher_momentum: Share = 0.996
+    """What the teacher keeps of itself in the first step; to the last one it grows to 1 like a cosine."""
+
+
+class EmpSsl(SelfSupervised):
+    """Many patches of each image, which agree while all of them spread (Tong et al. 2023, "EMP-SSL: Towards
+    Self-Supervised Learning in One Training Epoch", section 3). The `augment` table makes the patches."""
+
+    name: Literal["emp_ssl"] = "emp_ssl"
+    """The method."""
+    patches: Annotated[int, Field(ge=2)] = 20
+    """Patches of each image."""
+    patch_size: Positive = 32
+    """Their size in pixels as the network sees it, which divides that of the images."""
+    hidden: Positive = 4096
+    """Width of the projection's hidden layer."""
+    dimension: Positive = 1024
+    """Width of the projection."""
+    invariance: NotNegative = 200.0
+    """λ, the weight of the cosine similarity of patches and their image's mean."""
+    distortion: Rate = 0.2
+    """ε² of the total coding rate: the squared error up to which projections are told apart."""
 
 
 class Transfer(Table):

@@ -83,3 +83,8 @@ class Record(Table):
     """Draw the figures and the page at the end."""
     tensorboard: bool = False
     """Write TensorBoard events too; needs `pip install 'fastres[tensorboard]'`."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Track the run with Weights & Biases too; needs `pip install 'fastres[wandb]'`. `offline`: into `wandb/` of the
+    run directory, without network or account, from where `wandb sync` sends it; `online`: at once."""
+    wandb_project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] = "fastres"
+    """Project of Weights & Biases; the runs of a sweep are a group in it."""

@@ -53,8 +53,8 @@ class Range(Table):
         return self
 
 
-# Pydantic names the branch of a union in its errors; reading.py knows these names from keys.
-TAGS: dict[str, type[Table] | None] = {"<range>": Range, "<choices>": None}
+# Pydantic names the branch of a union in its errors; reading.py knows these names from keys. Two are of a teacher.
+TAGS: dict[str, type[Table] | None] = {"<range>": Range, "<choices>": None, "<path>": None, "<recipe>": None}
 Parameter = Annotated[
     Annotated[Range, Tag("<range>")] | Annotated[list[Any], Field(min_length=2), Tag("<choices>")],
     Discriminator(lambda value: "<choices>" if isinstance(value, list) else "<range>"),

@@ -75,6 +75,8 @@ def test_a_few_steps(name: str, before: Path, unlabelled: Path, tmp_path: Path, 
         "supervised": [],
         "distill": [f"method.teacher={before}"],
         "pseudo_label": [f"method.unlabelled={unlabelled}", "method.rounds=1"],
+        "dino": ["schedule.warmup_epochs=0.5", "method.prototypes=64"],
+        "emp_ssl": ["method.hidden=64", "method.dimension=32"],
     }[recipe.method.name]
     few = Recipe.load(tmp_path / "whole.toml", [*FEW, *changes])
     result = train(few, out=tmp_path / "run", device="cpu", quiet=True)
