@@ -54,9 +54,9 @@ def write(
     return facts
 
 
-def command(plan: Plan, names: Sequence[str] = ()) -> str:
+def command(plan: Plan) -> str:
     """The command that measures `plan` again."""
-    words = ["fastres", "reproduce", *names, "--source", plan.source, "--seeds", str(len(plan.seeds))]
+    words = ["fastres", "reproduce", *plan.asked, "--source", plan.source, "--seeds", str(len(plan.seeds))]
     words += [] if plan.scale == 1 else ["--scale", f"{plan.scale:g}"]
     return shlex.join([*words, *(word for text in plan.settings for word in ("--set", text))])
 
@@ -80,7 +80,7 @@ def claims_table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _facts(plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...]) -> dict[str, Any]:
     return {
-        "command": command(plan, plan.asked),
+        "command": command(plan),
         "source": plan.source,
         "scale": plan.scale,
         "seeds": list(plan.seeds),

@@ -99,7 +99,7 @@ def make(
         raise UserError(f"--seeds {seeds}: give a number from 1 to 1000")
     for text in settings:
         key = text.partition("=")[0].strip()
-        if key in _APART or key.split(".")[0] == "sweep":
+        if key in _APART or key in ("data", "train") or key.split(".")[0] == "sweep":
             raise UserError(f"--set {text}: reproduce sets '{key}' itself: use --source, --seeds and --scale")
     if not (recipes / BEST.recipe).is_file():
         raise UserError(

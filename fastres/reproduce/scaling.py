@@ -9,7 +9,7 @@ import math
 from pydantic import ValidationError
 
 from fastres.errors import UserError
-from fastres.recipe import Recipe
+from fastres.recipe import Data, Recipe
 
 STEPS = 10
 """Steps an epoch has at least, as far as there are images: fewer would measure little but the start."""
@@ -29,11 +29,10 @@ def scaled(recipe: Recipe, scale: float, train_images: int, test_images: int, *,
     share, data, train = math.sqrt(scale), recipe.data, recipe.train
     whole = min(train_images, data.train_images or train_images)
     tested = min(test_images, data.test_images or test_images)
-    kept = 1.0 if data.split == "none" else 1 - data.validation_share
-    steps = max(STEPS, round(share * whole * kept / train.batch_size))
+    steps = max(STEPS, round(share * _after_split(data, whole) / train.batch_size))
     changes = {
         "data": {
-            "train_images": min(whole, math.ceil(steps * train.batch_size / kept - 1e-6)),
+            "train_images": _before_split(data, steps * train.batch_size, whole),
             "test_images": min(tested, max(TESTED, round(share * tested))),
         },
         "train": {} if timed else {"epochs": float(max(1, round(share * train.epochs)))},
@@ -49,5 +48,15 @@ def scaled(recipe: Recipe, scale: float, train_images: int, test_images: int, *,
 
 def trained_images(recipe: Recipe, train_images: int) -> int:
     """Images that an epoch of `recipe` trains on, of a set of `train_images`."""
-    count = min(train_images, recipe.data.train_images or train_images)
-    return count if recipe.data.split == "none" else count - round(count * recipe.data.validation_share)
+    return _after_split(recipe.data, min(train_images, recipe.data.train_images or train_images))
+
+
+def _after_split(data: Data, count: int) -> int:
+    """Of `count` training images those that are trained on."""
+    return count if data.split == "none" else count - round(count * data.validation_share)
+
+
+def _before_split(data: Data, wanted: int, most: int) -> int:
+    """The fewest training images, up to `most`, of which `wanted` are trained on."""
+    # One image more leaves one more to train on or none, so no number is passed over.
+    return next((count for count in range(wanted, most) if _after_split(data, count) == wanted), most)

@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| `plan.json` | source, scale and settings; its presence says that a folder is one of ours |
+| `plan.json` | source, scale, settings, most runs side by side; its presence says that a folder is one of ours |
 | `runs/<hash>/` | the runs, ordinary run directories; `diverged.json` in one says why it has no result |
 | `report.md`, `report.html`, `figures/` | the page, when all runs are done |
 | `reproduce.json` | its numbers, written last |
@@ -30,6 +30,7 @@ from fastres.reproduce import page
 from fastres.reproduce.plan import UNLABELLED, Job, Plan, make
 from fastres.reproduce.results import RUNS, find, read_all, shift_of
 from fastres.reproduce.verdicts import Finding
+from fastres.run_files import read_run
 from fastres.shift.evaluation import evaluate_shifted
 from fastres.sweep import SweepPoint, check_folder, train_point
 from fastres.sweep_results import DIVERGED
@@ -77,28 +78,30 @@ def reproduce(
         plan = make(names, **options, settings=settings)
     folder = out if (out / PLAN).is_file() else runs.new_folder(out, "reproduce")
     with runs.claimed(folder):
-        _check_plan(folder, plan)
-        write_json(folder / PLAN, _begun(plan))
+        count = workers or (4 if where.type == "cuda" else 1)
+        most = max(count, _check_plan(folder, plan))
+        write_json(folder / PLAN, {**_begun(plan), "workers": most})
         (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
         _write_unlabelled(folder, plan, quiet)
-        _train_missing(folder, plan, device, workers or (4 if where.type == "cuda" else 1), quiet)
+        _train_missing(folder, plan, device, count, quiet)
         measured = read_all(folder, plan)
         findings = tuple(find(plan, claim, measured) for claim in plan.claims)
-        return Reproduction(folder, findings, page.write(folder, plan, measured, findings, str(where), workers or 0))
+        return Reproduction(folder, findings, page.write(folder, plan, measured, findings, str(where), most))
 
 
 def _begun(plan: Plan) -> dict[str, Any]:
     return {"source": plan.source, "scale": plan.scale, "set": list(plan.settings)}
 
 
-def _check_plan(folder: Path, plan: Plan) -> None:
-    """Raise UserError where `folder` was begun with other data, scale or settings; claims and seeds may change."""
+def _check_plan(folder: Path, plan: Plan) -> int:
+    """Raise UserError where `folder` was begun with other data, scale or settings; claims and seeds may change. Returns
+    how many runs have been side by side there."""
     if not (folder / PLAN).is_file():
-        return
+        return 1
     try:
         begun = json.loads((folder / PLAN).read_text())
-        if not isinstance(begun, dict):
-            raise ValueError("no object")
+        if not isinstance(begun, dict) or type(begun.get("workers")) is not int:
+            raise ValueError("not what was written")
     except ValueError as error:
         raise UserError(f"{folder / PLAN} is damaged: give another --out, or remove that folder") from error
     for key, value in _begun(plan).items():
@@ -107,6 +110,7 @@ def _check_plan(folder: Path, plan: Plan) -> None:
                 f"{folder} was begun with {key} = {json.dumps(begun.get(key))}, not {json.dumps(value)}: "
                 "give another --out"
             )
+    return int(begun["workers"])
 
 
 def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:
@@ -127,12 +131,15 @@ def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:
 
 
 def finished(folder: Path, job: Job) -> bool:
-    """Whether nothing is left to do of a run in `folder`. Raises UserError where its folder holds another."""
+    """Whether nothing is left to do of a run in `folder`. Raises UserError where its folder holds another one, or a
+    damaged one: before anything is trained, not when all is done."""
     run = folder / RUNS / job.name
     check_folder(run, _point(run, job))
     if (run / DIVERGED).is_file():
         return True
-    return (run / "summary.json").is_file() and (not job.shifted or shift_of(run) is not None)
+    if not (run / "summary.json").is_file():
+        return False
+    return read_run(1, run, job.name).finished and (not job.shifted or shift_of(run) is not None)
 
 
 def _point(run: Path, job: Job) -> SweepPoint:
