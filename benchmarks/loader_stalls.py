@@ -52,7 +52,7 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
             ) as loader,
             side_stream(device),
         ):
-            feed: Any = SimpleNamespace(train=loader, augment=augment)
+            feed: Any = SimpleNamespace(train=loader, augment=augment, unmixed=augment.unmixed)
             runner = Runner(step, feed, Tally(device), meter)
             _epoch(runner, meter, 0)
             seconds, waited = _epoch(runner, meter, 1)

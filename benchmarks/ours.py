@@ -72,7 +72,7 @@ class Steps:
 
 def random_feed(recipe: Recipe, images: int, device: torch.device, side: int = 32, classes: int = 10) -> Any:
     """A resident set of random pixels on `device`, for timing where what the images show does not matter: an object
-    with `train`, a loader of the recipe's batch size, and `augment`, the recipe's policy."""
+    with `train`, a loader of the recipe's batch size, and `augment` and `unmixed`, the recipe's policy."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(0, classes, (images,), generator=generator).numpy()
@@ -87,4 +87,4 @@ def random_feed(recipe: Recipe, images: int, device: torch.device, side: int = 3
         dtype=DTYPES[options.precision],
         channels_last=options.channels_last,
     )
-    return SimpleNamespace(train=train, augment=augment)
+    return SimpleNamespace(train=train, augment=augment, unmixed=augment.unmixed)
