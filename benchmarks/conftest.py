@@ -1,46 +1,68 @@
-"""The `versus` fixture, and the summary that ends a benchmark run."""
+"""Options, the `versus` fixture, and the tables that end a benchmark run."""
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.harness import FIGURES, note
-from benchmarks.timing import Ratio, compare, seconds
+from benchmarks.harness import FIGURES, Versus
+from benchmarks.summary import tables
 from fastres.files import write_json
 from fastres.machine import environment
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
+    group = parser.getgroup("fastres benchmarks")
+    group.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
+    group.addoption("--full", action="store_true", help="run all benchmarks instead of those of ten minutes")
+    group.addoption("--dry", action="store_true", help="run the benchmarks on tiny shapes: the figures mean nothing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest` without arguments runs the tests, with --benchmark-only the benchmarks: `testpaths` names both folders,
+    so that the options of both exist."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        wanted = "benchmarks" if config.getoption("benchmark_only", False) else "tests"
+        config.args[:] = [each for each in config.args if Path(each).name == wanted]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(pytest.mark.skip(reason="not one of the ten minutes' subset: ask with --full"))
 
 
 @pytest.fixture
-def versus(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Ratio]:
-    """Time ours and a rival in turn: versus(ours, rival, rounds=…, **figures) -> Ratio."""
+def dry(request: pytest.FixtureRequest) -> bool:
+    """Whether the code is to run on tiny shapes, to show that it does."""
+    return bool(request.config.getoption("--dry"))
 
-    def run(ours: Callable[[], object], rival: Callable[[], object], *, rounds: int, **figures: Any) -> Ratio:
-        rivals: list[float] = []
-        for function in (ours, rival):
-            function()  # compile and warm up
-        benchmark.pedantic(ours, setup=lambda: rivals.append(seconds(rival)), rounds=rounds, iterations=1)
-        ratio = compare(benchmark.stats.stats.data, rivals)
-        note(request, benchmark, ratio=ratio.median, ratio_quartiles=[ratio.low, ratio.high], **figures)
-        note(request, benchmark, median_seconds=ratio.seconds, rival_median_seconds=ratio.rival_seconds)
-        return ratio
 
-    return run
+@pytest.fixture
+def versus(benchmark: Any, request: pytest.FixtureRequest, dry: bool) -> Versus:
+    """Measures ours and a rival by turns: see `Versus`."""
+    return Versus(benchmark, request, dry=dry)
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of prepared data: $FASTRES_DATA where that is set, else one that goes away."""
+    return os.environ.get("FASTRES_DATA") or str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def source() -> str:
+    """The images: CIFAR-10 as JPEG files where FASTRES_TEST_DATA names an archive of them, else shapes10."""
+    return os.environ.get("FASTRES_TEST_DATA") or "shapes10"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if not FIGURES:
-        return
-    terminalreporter.section("figures")
-    for name, figures in FIGURES.items():
-        terminalreporter.write_line(name)
-        for key, value in figures.items():
-            terminalreporter.write_line(f"    {key:<28} {_text(value)}")
+    if FIGURES:
+        terminalreporter.section("figures")
+        for line in tables(FIGURES):
+            terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -48,9 +70,3 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if path is not None and FIGURES:
         machine = {key: value for key, value in environment().items() if key != "variables"}
         write_json(path, {"machine": machine, "figures": FIGURES})
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " to ".join(map(_text, value))
-    return f"{value:,.3g}" if isinstance(value, float) else str(value)

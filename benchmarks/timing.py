@@ -96,9 +96,10 @@ def seconds(function: Call) -> float:
 
 
 def compare(ours: Sequence[float], rivals: Sequence[float]) -> Ratio:
-    """The ratio of paired rounds; the median is untouched by a few rounds that something else disturbed."""
+    """The ratio of paired rounds; the median is untouched by a few rounds that something else disturbed. One pair has no
+    quartiles but itself."""
     pairs = sorted(rival / own for own, rival in zip(ours, rivals, strict=True))
-    low, median, high = statistics.quantiles(pairs, n=4)
+    low, median, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
     return Ratio(median, low, high, statistics.median(ours), statistics.median(rivals))
 
 

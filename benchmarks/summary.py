@@ -1,0 +1,112 @@
+"""The tables that end a benchmark run: one for each suite, 100 columns wide. What they leave out is in the JSON."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+Figures = Mapping[str, Mapping[str, Any]]
+
+WIDTH = 100
+_HEADINGS = ("case", "ours", "rival", "ratio (quartiles)", "ceiling", "memory (rival)")
+_WIDTHS = (33, 13, 13, 18, 8, 15)
+PARTS = ("loader", "augmentation", "forward", "backward", "optimizer", "host gap")
+"""Of an epoch's time, in the order of a step."""
+
+
+def tables(figures: Figures) -> list[str]:
+    """Lines of all suites' tables; below each the rivals and the ceilings."""
+    lines: list[str] = []
+    for suite in dict.fromkeys(entry["suite"] for entry in figures.values()):
+        rows = {name: entry for name, entry in figures.items() if entry["suite"] == suite}
+        compared = {name: entry for name, entry in rows.items() if "ratio" in entry}
+        lines += ["", f"--- {suite.removeprefix('bench_')} ".ljust(WIDTH, "-")]
+        if compared:
+            lines += [_line(_HEADINGS), *(_line(_cells(name, entry)) for name, entry in compared.items())]
+            lines += _footnotes("rivals", compared, "against") + _footnotes("ceilings", compared, "ceiling")
+        split = {name: entry for name, entry in rows.items() if "parts" in entry}
+        if split:
+            lines += ["", *parts_table(split)]
+        for name, entry in rows.items():
+            if name not in compared:
+                lines += [name, *(f"    {key:<36} {_text(value)}" for key, value in entry.items() if key != "suite")]
+    return lines
+
+
+def parts_table(figures: Figures) -> list[str]:
+    """Where the time of an epoch goes, in percent of its seconds."""
+    widths = (30, 10, 10, *(len(part) + 2 for part in PARTS))
+    lines = [_line(("case", "s/epoch", "images/s", *PARTS), widths)]
+    for name, entry in figures.items():
+        seconds = entry["epoch_seconds"]
+        shares = [f"{entry['parts'][part] / seconds:.0%}" for part in PARTS]
+        lines.append(_line((name, number(seconds), number(entry["images_per_second"]), *shares), widths))
+    return lines
+
+
+def number(value: float) -> str:
+    """Three digits, with k, M or G for thousands."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.3g}{letter}"
+    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds with three digits and a unit."""
+    for limit, factor, unit in ((1.0, 1, "s"), (1e-3, 1e3, "ms"), (0.0, 1e6, "µs")):
+        if seconds >= limit:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def size(value: float | None) -> str:
+    """Bytes, in decimal units."""
+    return "?" if value is None else f"{number(value).replace('k', 'K')}B"
+
+
+def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    low, high = entry["ratio_quartiles"]
+    unit = entry["unit"]
+    if unit:
+        sides = [f"{number(entry[f'{prefix}{unit}_per_second'])} {unit}/s" for prefix in ("", "rival_")]
+    else:
+        sides = [duration(entry[f"{prefix}median_seconds"]) for prefix in ("", "rival_")]
+    share = entry.get("share_of_ceiling")
+    return (
+        name,
+        *sides,
+        f"{entry['ratio']:.3g} ({low:.3g}–{high:.3g})",
+        "" if share is None else f"{share:.1%}" if share < 0.1 else f"{share:.0%}",
+        f"{size(entry['peak_bytes'])} ({size(entry['rival_peak_bytes'])})",
+    )
+
+
+def _line(cells: tuple[str, ...], widths: tuple[int, ...] = _WIDTHS) -> str:
+    """The first cell to the left, the others to the right; what is too long moves those after it."""
+    first, *others = cells
+    line = first.ljust(widths[0])
+    for cell, end in zip(others, (sum(widths[: count + 2]) for count in range(len(others))), strict=True):
+        line = f"{line} {cell}".rjust(end) if len(line) + 1 + len(cell) > end else line + cell.rjust(end - len(line))
+    return line
+
+
+def _footnotes(what: str, rows: Figures, key: str) -> list[str]:
+    """What a column stands for, and in which benchmarks, where it is not the same in all."""
+    named: dict[str, list[str]] = {}
+    for name, entry in rows.items():
+        if key in entry:
+            benchmark = name.partition("[")[0]
+            cases = named.setdefault(entry[key], [])
+            same = {each[key] for other, each in rows.items() if other.partition("[")[0] == benchmark and key in each}
+            cases += [benchmark if len(same) == 1 else name]
+    lines = []
+    for text, cases in named.items():
+        where = "" if len(named) == 1 else f" ({', '.join(dict.fromkeys(cases))})"
+        lines += textwrap.wrap(f"{what}: {text}{where}", WIDTH, subsequent_indent="    ")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
+    return f"{value:,.3g}" if isinstance(value, float) else str(value)
