@@ -97,7 +97,7 @@ def check(case: Case, device: torch.device, count: int = 64) -> dict[str, Any]:
 
     differing, repeats = 0, None
     for numbers in ((0, 0), (1, 7), (2, 9)):
-        wanted = _expected(augment, images, rows, *numbers, mixes=case.mixes).to(device)
+        wanted = by_reference(augment, images, rows, *numbers, mixes=case.mixes).to(device)
         differing += int((call(*numbers) != wanted).sum())
     if device.type == "cuda":
         call(epoch, step)
@@ -114,16 +114,22 @@ def check(case: Case, device: torch.device, count: int = 64) -> dict[str, Any]:
     return {"case": case.name, "differing_values": differing, "repeats": repeats, "passed": passed}
 
 
-def _expected(augment: Augment, images: Tensor, rows: Tensor, epoch: int, step: int, *, mixes: bool) -> Tensor:
+def by_reference(augment: Augment, images: Tensor, rows: Tensor, epoch: int, step: int, *, mixes: bool) -> Tensor:
     """[B, 3, H, W] in the type of `augment`, by the plain reference."""
     picked, indices = images[rows].cpu().numpy(), rows.cpu()
     size = (images.shape[1], images.shape[2])
     drawn = augment.draw(indices, epoch, size)
     none = np.zeros((*size, 3), dtype=np.float32)
-    scale, offset = augment.finish[0], augment.finish[1]
+    scale, offset, cutout = augment.finish[0], augment.finish[1], augment.finish[4]
     values = np.stack(
         [
-            reference.normalise(reference.augment_pixels(image, augment.policy, drawn, sample), scale, offset, [], none)
+            reference.normalise(
+                reference.augment_pixels(image, augment.policy, drawn, sample),
+                scale,
+                offset,
+                [(drawn.cutout[:, sample], cutout)],
+                none,
+            )
             for sample, image in enumerate(picked)
         ]
     )

@@ -1,25 +1,27 @@
-"""Loaders on the CPU: images a second by turns in one process, against bare FFCV, a bare gather and ImageFolder.
+"""Loaders on the CPU: images a second of each against what it competes with, by turns in one process.
 
 A turn is an epoch, or as many as fill a tenth of a second, of CIFAR-10 (JPEG, from FASTRES_TEST_DATA; else shapes10),
 shuffled, in batches of 512 whose pixels are gathered into memory of their own: `resident` yields rows, so that here it
 is followed by the gather that the augmentation otherwise does as it reads. All loaders have as many threads or
-processes as there are cores.
+processes as there are cores. Before anything is timed, each goes through an epoch in which every image is counted.
 """
 
-import itertools
+import math
 import os
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from benchmarks.harness import note
+from benchmarks.harness import Side, Versus, copying, note
+from benchmarks.sameness import identical
 from benchmarks.streaming import run, synthetic_store
+from benchmarks.timing import seconds
 from fastres import recipe
 from fastres.augment import Augment
 from fastres.data import Dataset, open_dataset
@@ -28,19 +30,18 @@ from fastres.data.store import open_store
 from fastres.memory import keep_freed_memory
 
 BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
+PIXELS = 32 * 32 * 3
 CORES = len(os.sched_getaffinity(0))
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
 SIMPLE = recipe.Augment(translate=4, padding="zero")
-
-Turn = Callable[[int], int]
-"""Goes through the epoch of that number, and returns how many images it saw."""
+FULL = pytest.mark.full
 
 keep_freed_memory()  # as `fastres train` does
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return open_dataset(os.environ.get("FASTRES_TEST_DATA") or "shapes10", root=tmp_path_factory.mktemp("data"))
+def dataset(source: str, root: str) -> Dataset:
+    return open_dataset(source, root=root, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,44 +56,71 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def plain(batch: Batch, epoch: int) -> None:
-    """The batch's pixels in memory of their own."""
-    if len(batch.source) != len(batch.rows):
-        torch.index_select(batch.source, 0, batch.rows)
+Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""Goes through the epoch of that number: images [B, H, W, 3] and their labels."""
 
 
-def augmented() -> Callable[[Batch, int], None]:
+def side(epoch: Epoch) -> Side:
+    """A turn goes through epochs for a tenth of a second at least; its outcome is `counted`."""
+    numbers = iter(range(10**9))
+
+    def once() -> int:
+        return sum(len(images) for images, _ in epoch(next(numbers)))
+
+    outcome = counted(epoch, next(numbers))
+    images = once()
+    times = math.ceil(0.1 / seconds(once))
+    # Idle OpenMP threads spin for some milliseconds after their last work.
+    return Side(
+        lambda: [once() for _ in range(times)], images * times, outcome=lambda: outcome, before=lambda: time.sleep(0.02)
+    )
+
+
+def counted(epoch: Epoch, number: int) -> Tensor:
+    """int64 [3], exact sums over an epoch that no order of the images changes: images, bytes weighed by their places,
+    and these times the label. An image that is missing, doubled, mirrored, damaged or has another's label changes
+    them."""
+    sums = torch.zeros(3, dtype=torch.int64)
+    for images, labels in epoch(number):
+        content = images.contiguous().view(torch.uint8).flatten(1).long()
+        weighed = content @ (1 + torch.arange(content.shape[1]))
+        sums += torch.stack([torch.tensor(len(images)), weighed.sum(), weighed @ (labels.flatten().long() + 1)])
+    return sums
+
+
+def ours(loader: Loader) -> Epoch:
+    """A loader's images in memory of their own."""
+
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader.batches(number):
+            own = len(batch.source) == len(batch.rows)
+            yield batch.source if own else torch.index_select(batch.source, 0, batch.rows), batch.labels
+
+    return epoch
+
+
+def augmented(loader: Loader) -> Epoch:
+    """The same, flipped, shifted and normalised to bf16."""
     augment = Augment(SIMPLE, (0.5,) * 3, (0.25,) * 3, dtype=torch.bfloat16)
 
-    def use(batch: Batch, epoch: int) -> None:
-        augment.unmixed(batch.source, batch.indices, epoch, batch.rows)
+    def images(batch: Batch, epoch: int) -> Tensor:
+        return augment.unmixed(batch.source, batch.indices, epoch, batch.rows).permute(0, 2, 3, 1)
 
-    return use
-
-
-def through(loader: Loader, use: Callable[[Batch, int], None]) -> Turn:
-    def turn(epoch: int) -> int:
-        count = 0
-        for batch in loader.batches(epoch):
-            use(batch, epoch)
-            count += len(batch.rows)
-        return count
-
-    return turn
+    return lambda number: ((images(batch, number), batch.labels) for batch in loader.batches(number))
 
 
-def bare_gather(images: torch.Tensor) -> Turn:
-    """torch.index_select alone: rows known beforehand, no labels."""
+def bare_gather(dataset: Dataset) -> Epoch:
+    """torch.index_select alone, in an order that is known beforehand."""
+    assert dataset.train is not None and dataset.train.labels is not None
+    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)
-
-    def turn(epoch: int) -> int:
-        return sum(len(torch.index_select(images, 0, part)) for part in rows)
-
-    return turn
+    parts = [(part, labels[part]) for part in rows]
+    return lambda number: ((torch.index_select(images, 0, part), known) for part, known in parts)
 
 
-def bare_ffcv(path: Path) -> Turn:
+def bare_ffcv(dataset: Dataset) -> Epoch:
     """FFCV as its documentation uses it, with its own shuffling."""
+    from fastres.data import beton
     from fastres.data.ffcv_import import import_ffcv
 
     import_ffcv()
@@ -102,7 +130,7 @@ def bare_ffcv(path: Path) -> Turn:
     from ffcv.loader import OrderOption
 
     loader = TheirLoader(
-        str(path),
+        str(beton.open_beton(dataset).folder / "train.beton"),
         batch_size=BATCH,
         num_workers=CORES,
         order=OrderOption.RANDOM,
@@ -112,94 +140,111 @@ def bare_ffcv(path: Path) -> Turn:
     )
     torch.set_num_threads(threads)
 
-    def turn(epoch: int) -> int:
-        count = sum(len(images) for images, _ in loader)
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in loader:
+            yield torch.as_tensor(images), torch.as_tensor(labels)
         torch.set_num_threads(threads)
-        return count
 
-    return turn
+    return epoch
 
 
-def image_folder(folder: Path, workers: int) -> Turn:
-    """torchvision's ImageFolder behind a DataLoader, decoding with Pillow."""
+def data_loader(dataset: Any) -> Epoch:
+    """PyTorch's DataLoader with a process for each core, over a map from positions to an image and its label."""
+    loader: Any = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=CORES)
+    return lambda number: iter(loader)
+
+
+def tensors(dataset: Dataset) -> Epoch:
+    """DataLoader over the decoded images."""
+    assert dataset.train is not None and dataset.train.labels is not None
+    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
+    return data_loader(torch.utils.data.TensorDataset(images, labels))
+
+
+def image_folder(folder: Path) -> Epoch:
+    """DataLoader over torchvision's ImageFolder, decoding with Pillow."""
     from fastres.data.torchvision_cpu import import_torchvision
 
     import_torchvision()
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import PILToTensor
 
-    images = ImageFolder(str(folder), transform=PILToTensor())
-    loader: Any = torch.utils.data.DataLoader(images, BATCH, shuffle=True, num_workers=workers)
-
-    def turn(epoch: int) -> int:
-        return sum(len(batch) for batch, _ in loader)
-
-    return turn
+    epoch = data_loader(ImageFolder(str(folder), transform=PILToTensor()))
+    return lambda number: ((images.permute(0, 2, 3, 1), labels) for images, labels in epoch(number))
 
 
-def by_turns(
-    turns: dict[str, Turn], benchmark: Any, request: pytest.FixtureRequest, rounds: int = ROUNDS
-) -> dict[str, float]:
-    """Each in turn, `rounds` times; figures are medians in images a second, the first epoch's apart.
-
-    The first epoch of each is its cold one: it starts threads, processes and compiled code.
-    """
-    rates: dict[str, list[float]] = {name: [] for name in turns}
-    cold: dict[str, float] = {}
-
-    def one(name: str, epoch: int) -> float:
-        began, count = time.perf_counter(), 0
-        while count == 0 or (epoch and time.perf_counter() - began < 0.1):
-            count += turns[name](epoch)
-        return count / (time.perf_counter() - began)
-
-    for name in turns:
-        cold[name] = one(name, 0)
-
-    numbers = itertools.count(1)
-
-    def everything() -> None:
-        epoch = next(numbers)
-        # Who comes first changes, so that nobody always follows the one that leaves the caches in the worst state.
-        first = epoch % len(turns)
-        for name in [*turns, *turns][first : first + len(turns)]:
-            rates[name].append(one(name, epoch))
-            time.sleep(0.02)  # idle OpenMP threads spin for some milliseconds after their last work
-
-    benchmark.pedantic(everything, rounds=rounds, iterations=1)
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    note(
-        request,
-        benchmark,
-        **{f"{name} images/s": rate for name, rate in medians.items()},
-        **{f"{name} first epoch": rate for name, rate in cold.items()},
-        threads=torch.get_num_threads(),
-    )
-    return medians
+RIVALS: dict[str, tuple[str, Callable[[Dataset], Epoch]]] = {
+    "resident": ("index_select alone", bare_gather),
+    "ffcv": ("bare FFCV", bare_ffcv),
+    "dali": ("DataLoader over a TensorDataset", tensors),
+    "torch": ("DataLoader over a TensorDataset", tensors),
+}
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip+translate"])
-def test_decoded(augmentation: str, dataset: Dataset, benchmark: Any, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoded(kind: str, dataset: Dataset, versus: Versus) -> None:
     """Every loader on the decoded store."""
-    loaders = {kind: make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) for kind in KINDS}
-    use = plain if augmentation == "none" else augmented()
-    turns = {kind: through(loader, use) for kind, loader in loaders.items()}
-    if augmentation == "none":
-        turns["index_select alone"] = bare_gather(loaders["resident"].source)  # type: ignore[attr-defined]
-        if "ffcv" in KINDS:
-            from fastres.data import beton
+    name, rival = RIVALS[kind]
+    assert dataset.train is not None
+    with make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader:
+        mine = side(ours(loader))
+        versus(
+            mine,
+            side(rival(dataset)),
+            same=identical,
+            rounds=ROUNDS,
+            against=name,
+            unit="images",
+            ceiling=copying(BATCH * 2 * PIXELS, len(dataset.train.images) // BATCH),
+            bytes=2 * PIXELS * mine.units,
+            # A loader may cost no more than its gather does once more.
+            at_least=0.6 if kind == "resident" else None,
+            threads=torch.get_num_threads(),
+            source=dataset.name,
+        )
 
-            turns["bare FFCV"] = bare_ffcv(beton.open_beton(dataset).folder / "train.beton")
-    medians = by_turns(turns, benchmark, request)
-    for loader in loaders.values():
-        loader.close()
-    if augmentation == "none":
-        assert medians["resident"] > 0.6 * medians["index_select alone"], "the loader costs more than its gather"
+
+@FULL
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+def test_decoded_and_augmented(kind: str, dataset: Dataset, versus: Versus) -> None:
+    """Every other loader followed by the augmentation, against `resident`, whose gather is a part of that."""
+    with (
+        make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader,
+        make_loader(dataset, loader="resident", batch_size=BATCH, seed=0) as resident,
+    ):
+        versus(
+            side(augmented(loader)),
+            side(augmented(resident)),
+            same=identical,
+            rounds=ROUNDS,
+            against="the resident loader",
+            unit="images",
+            threads=torch.get_num_threads(),
+            source=dataset.name,
+        )
+
+
+@FULL
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+def test_files(kind: str, folder: Path, versus: Versus, tmp_path: Path) -> None:
+    """JPEG files in folders, decoded at every epoch: ours on the encoded store against torchvision's ImageFolder."""
+    dataset = open_dataset(str(folder), store="encoded", root=tmp_path, quiet=True)
+    with make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader:
+        versus(
+            side(ours(loader)),
+            side(image_folder(folder / "train")),
+            same=identical,
+            rounds=3,
+            against="ImageFolder",
+            unit="images",
+            threads=torch.get_num_threads(),
+        )
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = synthetic_store(tmp_path_factory.mktemp("streaming"), LARGE)
+def large(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    total = LARGE // 1000 if request.config.getoption("--dry") else LARGE
+    store = synthetic_store(tmp_path_factory.mktemp("streaming"), total)
     if "ffcv" in KINDS:
         from fastres.data import beton
 
@@ -207,12 +252,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store
 
 
-@pytest.mark.slow
+@FULL
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
-def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.FixtureRequest) -> None:
+def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.FixtureRequest, dry: bool) -> None:
     """2 GB of images, from the disk on, then with what the page cache has kept; in any memory and in 1 GB of it.
 
-    Takes four epochs of 650,000 images; asked for with `-m slow`.
+    Takes four epochs of 650,000 images. There is no rival that obeys an order of its own; each image is checked.
     """
     free = benchmark.pedantic(lambda: run(large, kind, epochs=2), rounds=1)
     figures: dict[str, Any] = {
@@ -226,18 +271,5 @@ def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.Fixtu
         figures["in 1 GB"] = f"no control group can be made here: {error}"
     else:
         figures["images/s in 1 GB"], wrong = limited["images_per_second"], wrong + limited["wrong"]
-    note(request, benchmark, **figures)
     assert wrong == 0
-
-
-def test_files(folder: Path, tmp_path: Path, benchmark: Any, request: pytest.FixtureRequest) -> None:
-    """JPEG files in folders, decoded at every epoch: ours on the encoded store against torchvision's ImageFolder."""
-    dataset = open_dataset(str(folder), store="encoded", root=tmp_path)
-    loaders = {
-        kind: make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) for kind in KINDS if kind != "resident"
-    }
-    turns = {kind: through(loader, plain) for kind, loader in loaders.items()}
-    turns["ImageFolder"] = image_folder(folder / "train", CORES)
-    by_turns(turns, benchmark, request, rounds=3)
-    for loader in loaders.values():
-        loader.close()
+    note(request, benchmark, **figures)

@@ -87,6 +87,19 @@ def matrix_product(dtype: torch.dtype, side: int = 2048) -> Ceiling:
     return Ceiling(f"{str(dtype).removeprefix('torch.')} matrix product", product, 2 * side**3)
 
 
+def copying(bytes: int, times: int = 1) -> Ceiling:
+    """A copy that reads and writes `bytes` in all, `times` over: each from and to another part of memory, beyond every
+    cache where there are enough of them."""
+    size = bytes // 2 // 4
+    source, target = torch.zeros(times * size), torch.zeros(times * size)
+
+    def copy() -> None:
+        for start in range(0, times * size, size):
+            target[start : start + size] = source[start : start + size]
+
+    return Ceiling("copy in memory", copy, 2 * 4 * size * times)
+
+
 def wait() -> None:
     """Until the device has done what it was given."""
     if DEVICE.type == "cuda":

@@ -16,7 +16,9 @@ def near(**limits: float) -> Same:
     def same(ours: Mapping[str, Any], rival: Mapping[str, Any]) -> None:
         for key, limit in limits.items():
             found = distance(torch.as_tensor(ours[key]), torch.as_tensor(rival[key]))
-            assert found <= limit, f"{key}: ours and the rival's are {found:.2g} apart, and at most {limit:g} is allowed"
+            assert found <= limit, (
+                f"{key}: ours and the rival's are {found:.2g} apart, and at most {limit:g} is allowed"
+            )
 
     return same
 

@@ -22,7 +22,8 @@ def tables(figures: Figures) -> list[str]:
         lines += ["", f"--- {suite.removeprefix('bench_')} ".ljust(WIDTH, "-")]
         if compared:
             lines += [_line(_HEADINGS), *(_line(_cells(name, entry)) for name, entry in compared.items())]
-            lines += _footnotes("rivals", compared, "against") + _footnotes("ceilings", compared, "ceiling")
+            for what, key in (("rivals", "against"), ("ceilings", "ceiling"), ("per second", "unit")):
+                lines += _footnotes(what, compared, key)
         split = {name: entry for name, entry in rows.items() if "parts" in entry}
         if split:
             lines += ["", *parts_table(split)]
@@ -68,7 +69,7 @@ def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     low, high = entry["ratio_quartiles"]
     unit = entry["unit"]
     if unit:
-        sides = [f"{number(entry[f'{prefix}{unit}_per_second'])} {unit}/s" for prefix in ("", "rival_")]
+        sides = [f"{number(entry[f'{prefix}{unit}_per_second'])}/s" for prefix in ("", "rival_")]
     else:
         sides = [duration(entry[f"{prefix}median_seconds"]) for prefix in ("", "rival_")]
     share = entry.get("share_of_ceiling")
@@ -94,10 +95,10 @@ def _footnotes(what: str, rows: Figures, key: str) -> list[str]:
     """What a column stands for, and in which benchmarks, where it is not the same in all."""
     named: dict[str, list[str]] = {}
     for name, entry in rows.items():
-        if key in entry:
+        if entry.get(key):
             benchmark = name.partition("[")[0]
             cases = named.setdefault(entry[key], [])
-            same = {each[key] for other, each in rows.items() if other.partition("[")[0] == benchmark and key in each}
+            same = {each.get(key) for other, each in rows.items() if other.partition("[")[0] == benchmark}
             cases += [benchmark if len(same) == 1 else name]
     lines = []
     for text, cases in named.items():
