@@ -143,7 +143,7 @@ def the_reports(store: Tensor) -> Side:
 
 
 def torchvisions_mixing(store: Tensor) -> Side:
-    """Mixing alone, of batches that are already normalised. Its outcome are own shares: by the pixels, by the labels."""
+    """Mixing alone, of batches that are already normalised. Its outcome: own shares by pixels and by labels."""
     batch, labels = torch.randn(BATCH, 3, 32, 32).bfloat16(), torch.arange(BATCH) % 10
     mixing = v2.RandomChoice([v2.CutMix(num_classes=10), v2.MixUp(num_classes=10)])
 
@@ -182,7 +182,7 @@ def moved(store: Tensor, hidden: int = 0) -> Same:
 
 
 def alike(ours: Tensor, rival: Tensor, *, spread: bool = True) -> None:
-    """Demands that grey levels and, with `spread`, their deviations within an image have the same means over the images.
+    """Demands that grey levels, and with `spread` their deviations within an image, have the same means over images.
 
     Both sides draw differently for the same images. Differences of more than five standard errors come once in 1.7
     million comparisons, and in no later run where they did not come in the first: the draws are seeded."""

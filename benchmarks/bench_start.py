@@ -8,7 +8,6 @@ import torch
 from benchmarks.harness import Side, Versus
 from fastres import __version__
 
-
 WATCHED = """
 import atexit, pathlib, re, runpy, sys
 status = pathlib.Path("/proc/self/status")

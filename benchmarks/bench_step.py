@@ -82,7 +82,7 @@ def trained(network: nn.Module, step: Callable[[], Any]) -> Side:
 
 # Both begin with the same weights. The rival computes in fp32, and bf16 keeps 8 bits of each activation: of the update,
 # the sum of gradients that went through all layers, 13.5% was measured to be noise at batch 20 (10% at batch 128; in
-# fp32 0.3%), which makes it 1% longer, and of the loss 0.01%. A rate or a momentum that is wrong by a tenth is beyond that.
+# fp32 0.3%), which makes it 1% longer, and of the loss 0.01%. A rate that is wrong by a tenth is beyond that.
 SAME = near(loss=0.01, update=0.25, update_length=0.05)
 
 

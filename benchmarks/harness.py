@@ -1,4 +1,4 @@
-"""What the pytest suites share: ours and a rival by turns, refused where they compute different things, and the record."""
+"""What the pytest suites share: ours and a rival by turns, if they compute the same, and the record of it."""
 
 import functools
 import statistics
@@ -125,7 +125,7 @@ class Versus:
     """Measures ours and a rival by turns: what the fixture `versus` gives.
 
     First the outcomes of both sides are compared: where `same` raises, nothing is timed and nothing recorded. Then each
-    side warms up with one turn and has its peak memory measured in a second; then they take turns, a turn of the ceiling
+    side warms up with one turn and has its peak memory measured in a second; then they take turns, one of the ceiling
     between them, and pairs of turns give the ratio.
     """
 

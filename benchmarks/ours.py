@@ -18,13 +18,23 @@ from fastres.step import DTYPES, Step
 
 class Ours:
     """`recipe` made ready to train on `feed`, of which `train` and `augment` are used (and `sample`, by networks that
-    look at images before their first step)."""
+    look at images before their first step). A `network` (an nn.Module) that is given takes the place of
+    a drawn one."""
 
-    def __init__(self, recipe: Recipe, feed: Any, classes: int, image_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        feed: Any,
+        classes: int,
+        image_size: int,
+        device: torch.device,
+        network: Any = None,
+    ) -> None:
         self.recipe, self.feed, self.device = recipe, feed, device
-        network = start.draw(recipe, classes, image_size, recipe.train.seed)
-        if network.initial_images:
-            network.initialise(feed.sample(network.initial_images))
+        if network is None:
+            network = start.draw(recipe, classes, image_size, recipe.train.seed)
+            if network.initial_images:
+                network.initialise(feed.sample(network.initial_images))
         self.step = Step(start.place(network, recipe, device), recipe, len(feed.train), device)
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, feed, self.tally, self.stall)

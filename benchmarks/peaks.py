@@ -15,8 +15,8 @@ class Peak:
 
     On a GPU that is what torch's allocator gave out. On a CPU it is the growth of the resident set's high-water mark
     (VmHWM), which is set back at the beginning. Before that, glibc returns to the kernel what is free: memory that is
-    freed and used again would otherwise count as held, most of all after `keep_freed_memory`. It counts whole pages, all
-    that the process has, libraries and compilers included, and no child processes.
+    freed and used again would otherwise count as held, most of all after `keep_freed_memory`. It counts whole pages,
+    all that the process has, libraries and compilers included, and no child processes.
     """
 
     def __init__(self, device: torch.device) -> None:

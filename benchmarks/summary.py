@@ -35,8 +35,11 @@ def tables(figures: Figures) -> list[str]:
 
 def parts_table(figures: Figures) -> list[str]:
     """Where the time of an epoch goes, in percent of its seconds."""
-    widths = (30, 10, 10, *(len(part) + 2 for part in PARTS))
-    lines = [_line(("case", "s/epoch", "images/s", *PARTS), widths)]
+    widths = (35, 9, 10, 8, 7, 8, 8, 7, 8)
+    names = (
+        part.replace("augmentation", "augm.").replace("optimizer", "optim.").removeprefix("host ") for part in PARTS
+    )
+    lines = [_line(("case", "s/epoch", "images/s", *names), widths)]
     for name, entry in figures.items():
         seconds = entry["epoch_seconds"]
         shares = [f"{entry['parts'][part] / seconds:.0%}" for part in PARTS]

@@ -96,8 +96,8 @@ def seconds(function: Call) -> float:
 
 
 def compare(ours: Sequence[float], rivals: Sequence[float]) -> Ratio:
-    """The ratio of paired rounds; the median is untouched by a few rounds that something else disturbed. One pair has no
-    quartiles but itself."""
+    """The ratio of paired rounds; the median is untouched by a few rounds that something else disturbed. One pair alone
+    is median and quartiles."""
     pairs = sorted(rival / own for own, rival in zip(ours, rivals, strict=True))
     low, median, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
     return Ratio(median, low, high, statistics.median(ours), statistics.median(rivals))
