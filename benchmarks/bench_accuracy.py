@@ -126,10 +126,9 @@ class PlainRun(Run):
         return plain.logits(self.training.network, self.images, self.recipe.eval.batch_size)
 
 
-def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
+def test_time_to_accuracy(root: str, versus: Versus, dry: bool, full: bool) -> None:
     """One run of each; with --full five, of five seeds."""
     recipe = Recipe.load(RECIPE, [*CHANGES, f"data.root={root}", *(DRY if dry else [])])
-    full = bool(versus.request.config.getoption("--full"))
     target = DRY_TARGET if dry else TARGET
     feed = open_feed(recipe, DEVICE, quiet=True)
     ours, rival = OurRun(recipe, feed, target), PlainRun(recipe, feed, target)

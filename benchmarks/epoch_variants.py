@@ -104,9 +104,8 @@ class Training:
         self.drawn = start.draw(self.recipe, classes, side, self.recipe.train.seed)
         self.operations = 6 * sum(layer.multiply_adds for layer in layers(self.drawn, side))
         """Of an image: forward, gradients of inputs and of weights, at two for each multiply-add."""
-        network: nn.Module = self.drawn if variant.fused else plain.stock(self.drawn, self.recipe)
-        self.first = copy.deepcopy(network)
-        self.ours = Ours(self.recipe, self.feed, classes, side, DEVICE, network)
+        self.first: nn.Module = self.drawn if variant.fused else plain.stock(self.drawn, self.recipe)
+        self.ours = Ours(self.recipe, self.feed, classes, side, DEVICE, copy.deepcopy(self.first))
         together = self.ours.runner.together  # steps of a launch: what is cut shorter is another graph
         self.lead = LEAD * together
         self.steps = together
