@@ -158,12 +158,8 @@ class Side:
         last = [text for text in self.said.read().splitlines() if text.strip()][-1:]
         raise GateError(f"the worker on {self.checkout} ended: {' '.join(last) or 'without a word'}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._asks.close()
         self.process.wait()
         self._answers.close()
