@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
@@ -146,8 +147,9 @@ class Side:
     def turn(self, part: str) -> float:
         """Seconds of a turn of `part`."""
         time.sleep(PAUSE)
-        self._asks.write(part + "\n")
-        self._asks.flush()
+        with suppress(BrokenPipeError):  # then there is no answer, which says so
+            self._asks.write(part + "\n")
+            self._asks.flush()
         return float(self._answer())
 
     def _answer(self) -> Any:
@@ -160,7 +162,8 @@ class Side:
 
     def close(self) -> None:
         """End the process."""
-        self._asks.close()
+        with suppress(BrokenPipeError):
+            self._asks.close()
         self.process.wait()
         self._answers.close()
         self.said.close()

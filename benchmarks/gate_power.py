@@ -108,9 +108,8 @@ def main() -> None:
                 with loaded(place == "loaded"):
                     began = time.perf_counter()
                     finding = judged(planted, share, recipe, asked.part)
-                right = finding.slower == (share > 0)
                 took = time.perf_counter() - began
-                rows.append({**vars(finding), "right": right, "wall_seconds": took})
+                rows.append({**vars(finding), "right": finding.slower == (share > 0), "wall_seconds": took})
                 print(f"{place:<7} {share:+.0%} planted  run {run + 1:>2}: {finding.text}  {took:.0f} s", flush=True)
             right = sum(row["right"] for row in rows)
             print(f"{place:<7} {share:+.0%} planted: right in {right} of {asked.runs}", flush=True)

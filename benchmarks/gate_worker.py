@@ -90,7 +90,7 @@ def _eager_step(recipe: Any, images: Any, labels: Any) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(network(batch), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(network(batch), labels).backward()
         optimizer.step()
 
     return step
