@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from fastres.figures import SMALL
@@ -23,8 +24,8 @@ class Label(NamedTuple):
     bold: bool = True
 
 
-def write_beside(axes: Axes, labels: Sequence[Label]) -> None:
-    """Write each text at its point, on the side where it covers least of other points and texts.
+def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()) -> None:
+    """Write each text at its point, on the side where it covers least of other points and texts, and of `avoid`.
 
     The figure must have been laid out (`draw_without_rendering`), and its axes may not move afterwards.
     """
@@ -32,6 +33,7 @@ def write_beside(axes: Axes, labels: Sequence[Label]) -> None:
     reach = 6 / point_of_screen  # pixels from a point's centre to its text
     places = [axes.transData.transform((label.x, label.y)) for label in labels]
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in places]
+    taken += [text.get_window_extent() for text in avoid]
     panel = axes.get_window_extent()
     for label, (x, y) in zip(labels, places, strict=True):
         text = axes.annotate(

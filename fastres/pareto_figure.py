@@ -1,6 +1,6 @@
 """Accuracy against what it costs: a panel for training speed and one for time, with the Pareto front."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Mark:
     """In the legend."""
     place: int
     """Which of all marks, also those of other figures: decides colour and marker."""
-    runs: Sequence[dict[str, float | None]]
+    runs: Sequence[Mapping[str, Any]]
     """`test_accuracy` (a share), `seconds` and `images_per_second` of each seed; None where it is not known."""
 
     def sample(self, key: str) -> Sample | None:

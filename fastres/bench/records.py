@@ -6,6 +6,9 @@ the data out. None of them publishes a training rate, so that none has a place o
 
 from typing import NamedTuple
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Of CIFAR-10, in its order, which is the alphabet's."""
+
 
 class Record(NamedTuple):
     """One published result on CIFAR-10's original pixels."""
