@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fastres.bench.records import Record
@@ -56,9 +58,9 @@ class Mark:
 def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     """Mean test accuracy of each mark against training speed (left) and time of the run (right). Bars are one SD over
     seeds, small dots the runs themselves; what the Pareto front holds is filled, and a stepped line follows it.
-    `records` are hollow stars with their names, on the panel of times alone, and no part of the front."""
+    `records` are hollow stars with letters, on the panel of times alone, and no part of the front."""
     costs = {key: label for key, label in COSTS.items() if placed(marks, key)}
-    rows = -(-(len(marks) + bool(records)) // 2)
+    rows = -(-len(marks) // 2) + (-(-len(records) // 2) + 1.5 if records else 0)  # of the legends
     figure = Figure(figsize=(WIDTH, 3.6 + 0.19 * rows), layout="constrained", facecolor="white")
     stack = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (key, label) in zip(stack, costs.items(), strict=True):
@@ -76,7 +78,10 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
             Label(cost.mean, 100 * gain.mean, short(mark.label, 14), colour(mark.place))
             for mark, cost, gain in placed(marks, key)
         ]
-        others = [Label(each.seconds, 100 * each.accuracy, each.name, GREY, bold=False) for each in records]
+        others = [
+            Label(each.seconds, 100 * each.accuracy, letter, GREY, bold=False)
+            for letter, each in zip(ascii_lowercase, records, strict=False)
+        ]
         with missing_glyphs_are_boxes():
             write_beside(axes, [*labels, *(others if key == "seconds" else [])])
     return figure
@@ -119,7 +124,8 @@ def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: st
     means = [cost.mean for _, cost, _ in known] + [record.seconds for record in records]
     if min(means) > 0 and max(means) > 20 * min(means):
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
+        far = max(means) > 300 * min(means)  # the numbers at every third would run into each other
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if far else (1.0, 3.0), numticks=8))
         axes.xaxis.minorticks_off()
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -152,16 +158,19 @@ def _follow(axes: Axes, marks: Sequence[Mark], key: str) -> None:
 
 
 def _legend(figure: Figure, marks: Sequence[Mark], records: Sequence[Record]) -> None:
-    """Say above the figure what each mark stands for."""
-    handles = []
+    """Say above the figure what each mark stands for, and below it what the letters do."""
+    handles: list[Line2D] = []
     for mark in marks:
         style: dict[str, Any] = {"linestyle": "", "marker": marker(mark.place), "markersize": 6}
         handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.place), **style)
-    if records:
-        devices = " or ".join(sorted({record.device for record in records}))
-        handles += figure.axes[0].plot([], [], label=f"published: {devices}, original pixels", **_STAR)
-    legend = figure.legend(
-        handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False, handlelength=3
-    )
+    shared: dict[str, Any] = {"ncols": 2, "fontsize": SMALL, "frameon": False}
+    legend = figure.legend(handles=handles, loc="outside upper center", handlelength=3, **shared)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a folder's name may hold dollar signs
+    if records:
+        stars: list[Line2D] = []
+        for letter, each in zip(ascii_lowercase, records, strict=False):
+            name = f"{letter}  {each.name}: {100 * each.accuracy:.1f}%, {each.seconds:g} s, {each.device}"
+            stars += figure.axes[0].plot([], [], label=name, **_STAR)
+        title = "published: measured on other devices, on CIFAR-10’s original pixels"
+        figure.legend(handles=stars, loc="outside lower center", title=title, title_fontsize=SMALL, **shared)

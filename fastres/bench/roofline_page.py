@@ -28,14 +28,14 @@ _STYLES = {
 
 def write(folder: Path, facts: dict[str, Any]) -> None:
     """Write roofline.md, roofline.png and, last, roofline.json into `folder`."""
-    data = figures.png(figure(facts))
+    data = picture(facts)
     write_bytes(folder / FIGURE, data)
     parts: list[Part] = [
         *(Text(line) for line in ceilings(facts)),
-        Picture(Path(FIGURE).stem, data, caption(facts)),
+        Picture(Path(FIGURE).stem, data, caption()),
         Table(*table(facts)),
         *(Text(text, warning=True) for text in warnings(facts)),
-        *(Text(text) for text in notes(facts)),
+        *(Text(text) for text in notes()),
     ]
     write_text(folder / MARKDOWN, markdown("A training step on this machine's roofline", parts, pictures=""))
     write_json(folder / RESULTS, facts)
@@ -94,7 +94,7 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def notes(facts: dict[str, Any]) -> list[str]:
+def notes() -> list[str]:
     """How the numbers come about."""
     return [
         "Operations and bytes are counted, not measured, and are least values: two operations for each multiply-add, "
@@ -107,12 +107,17 @@ def notes(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def caption(facts: dict[str, Any]) -> str:
+def caption() -> str:
     """What the figure shows."""
     return (
         "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
         "Numbers are the table's; forward passes are filled, backward passes hollow. No point can lie above the lines."
     )
+
+
+def picture(facts: dict[str, Any]) -> bytes:
+    """The figure, a PNG."""
+    return figures.png(figure(facts))
 
 
 def figure(facts: dict[str, Any]) -> Figure:
