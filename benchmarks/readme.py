@@ -109,9 +109,9 @@ def _quoted(document: str, text: str, results: Results) -> Iterator[tuple[Quote,
     for quote in (quote for quote in quotes(results) if quote.document == document):
         matches = [*quote.pattern.finditer(text)]
         if len(matches) != 1:
-            count = "not" if not matches else f"{len(matches)} times"
             raise UserError(
-                f"{document}: the phrase “{quote.phrase}” is there {count}: change readme_quotes.py as well"
+                f"{document} has the phrase “{quote.phrase}” {len(matches)} times, not once: "
+                "change benchmarks/readme_quotes.py as well"
             )
         found.append((quote, matches[0]))
     return iter(sorted(found, key=lambda pair: pair[1].start(), reverse=True))
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the figures of the READMEs anew from benchmarks/results/.")
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 where they disagree")
     options = parser.parse_args(arguments)
-    results, wrong = Results(), []
+    results, wrong = Results(RESULTS), []
     try:
         for document in DOCUMENTS:
             text = (ROOT / document).read_text()
