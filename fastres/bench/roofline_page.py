@@ -86,7 +86,8 @@ def warnings(facts: dict[str, Any]) -> list[str]:
     for point in (point for point in facts["points"] if point["name"] in facts["above"]):
         text = (
             f"{point['name']} lies above its roof, at {point['share']:.0%} of it: its operations or bytes are counted "
-            "wrong, or a cache kept what was counted as coming from memory."
+            "wrong, a cache kept what was counted as coming from memory, or the machine had other work when its roof "
+            "was measured."
         )
         if point["kind"] == "whole step":
             text += " The step's bytes are those of its parts, as if none found in a cache what another had left."
@@ -103,7 +104,8 @@ def notes() -> list[str]:
         "All parts take turns, each through sets of buffers whose traffic is three times the cache. Convolutions are "
         "the library's own, one after the other; the step may do some as matrix products. The roof of the memory is "
         "the best of three passes (copy, update in place, read) over tensors that miss every cache; that of arithmetic "
-        "the best product of square matrices in the precision in which a part does its arithmetic.",
+        "the best product of square matrices in the precision in which a part does its arithmetic. Both are measured "
+        "before and after the parts, and the better of the two counts.",
     ]
 
 
@@ -146,7 +148,7 @@ def figure(facts: dict[str, Any]) -> Figure:
     axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
     axes.set_ylabel("operations/s", fontsize=TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     drawn.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False)
     drawn.draw_without_rendering()  # from here on it is known where points and letters lie
     roofs = _roofs(axes, memory, products)

@@ -79,6 +79,12 @@ def test_memory_is_measured_by_what_crosses_the_bus() -> None:
     assert last_level_cache() >= 2**17
 
 
+def test_the_better_of_two_measurements_of_a_ceiling_counts() -> None:
+    assert roofline._better({"copy": 2.0, "read": 5.0}, {"copy": 3.0, "read": 4.0}) == {"copy": 3.0, "read": 5.0}
+    slow, fast = ({"operations_per_second": rate, "side": side} for rate, side in ((1.0, 512), (2.0, 1024)))
+    assert roofline._better({"fp32": fast}, {"fp32": slow}) == {"fp32": fast}
+
+
 @pytest.mark.parametrize(
     "tables",
     [
