@@ -79,8 +79,8 @@ def caption(facts: dict[str, Any]) -> str:
         return text
     published = []
     for each in facts["records"]:
-        mean = f" (mean of {each['runs']:,})" if each["runs"] else ""
-        result = f"{100 * each['accuracy']:.2f}% in {each['seconds']:g} s on a {each['device']}{mean}"
+        mean = f", mean of {each['runs']:,}" if each["runs"] else ""
+        result = f"{100 * each['accuracy']:.2f}% in {each['seconds']:g} s ({each['device']}{mean})"
         published.append(f"[{each['name']}]({each['source']}) {result}")
     return f"{text} Stars are published results, which take no part in the front: {', '.join(published)}."
 
@@ -95,6 +95,10 @@ def warnings(facts: dict[str, Any]) -> list[str]:
             f"The published results were measured on other devices ({devices}) than these runs ({where}), by their "
             "authors' own clocks: their seconds are no measure of these recipes."
         )
+        if facts["test_images"] not in (None, 10_000):
+            found.append(
+                f"Tested on {facts['test_images']:,} of the 10,000 test images that the published results are about."
+            )
     if facts["pixels"] == "copy":
         found.append(
             f"The images of {facts['source']} are a lossy copy of CIFAR-10: accuracies on them cannot be compared with "

@@ -72,12 +72,14 @@ class StepParts:
         """From uint8 to the normalised, mixed batch: a multiply-add a value, two more where images are mixed."""
         source, labels, augment = self.feed.train.source, self.feed.train.labels, self.feed.augment
         mixes, values = self.recipe.mix.active, 3 * self.side**2 * self.batch
+        first = torch.zeros((), dtype=torch.int64, device=self.device)  # on the device, as a graph would have it
 
         def make() -> Call:
             rows = torch.randint(0, len(source), (self.batch,), device=self.device)
+            of = labels[rows]
             if mixes:
-                return lambda: augment(source, labels[rows], rows, 0, 0, rows)
-            return lambda: augment.unmixed(source, rows, 0, rows)
+                return lambda: augment(source, of, rows, first, first, rows)
+            return lambda: augment.unmixed(source, rows, first, rows)
 
         moved = values * ((2 if mixes else 1) + self.dtype.itemsize)  # an image is another one's partner, too
         return Part("augmentation", "augmentation", values * (6 if mixes else 2), moved, "fp32", make)

@@ -165,6 +165,9 @@ def test_the_page(tmp_path: Path) -> None:
 def test_the_warnings_are_those_that_apply() -> None:
     assert "lossy copy" not in "".join(pareto_page.warnings(facts("original")))
     assert "published" not in "".join(pareto_page.warnings(facts(None))) + pareto_page.caption(facts(None))
+    few = "Tested on 100 of the 10,000 test images"
+    assert few in "".join(pareto_page.warnings(facts() | {"test_images": 100}))
+    assert few not in "".join(pareto_page.warnings(facts(None) | {"test_images": 100}))
     several = facts(None) | {"devices": ["one", "other"]}
     assert "different devices (one, other)" in "".join(pareto_page.warnings(several))
 
