@@ -128,9 +128,9 @@ def uncovered(document: str, text: str, results: Results) -> list[str]:
     for phrase in (phrase for where, phrase, _ in WITHOUT_RESULT if where == document):
         pattern = r"\s+".join(map(re.escape, phrase.split()))
         spans += [match.span() for match in re.finditer(pattern, text)]
+    text = _CODE.sub(blank, _TABLE.sub(blank, text))  # first: a line that begins with blanks would look like code
     for first, last in spans:
         text = text[:first] + re.sub(r"[^\n]", " ", text[first:last]) + text[last:]
-    text = _CODE.sub(blank, _TABLE.sub(blank, text))
     found = []
     for section in MEASURED[document]:
         match = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)

@@ -134,6 +134,16 @@ def test_a_figure_without_a_result_is_found(sentence: str, figure: str) -> None:
         assert [line.endswith(f": {figure}") for line in uncovered(document, planted, Results())] == [True]
 
 
+def test_a_figure_beside_a_quoted_one_is_found() -> None:
+    for document, before, after in (
+        ("README.md", "with\nit (", "with\nit, 41% ("),
+        ("benchmarks/README.md", "92% of it, and", "92% of it, 41% faster, and"),
+    ):
+        assert TEXTS[document].count(before) == 1
+        found = uncovered(document, TEXTS[document].replace(before, after), Results())
+        assert [line.endswith(": 41%") for line in found] == [True]
+
+
 def test_what_is_no_measured_figure_is_left_alone() -> None:
     text = "On 32×32 images and 10,000 of them, 2 GB, batch 128, as `7 s` and\n\n    command --rate 3% 4 s\n"
     planted = TEXTS["README.md"].replace("\n## Networks\n", f"\n{text}\n## Networks\n", 1)
