@@ -14,6 +14,9 @@ from fastres.machine import environment
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
+    parser.addoption("--fail-on-regression", action="store_true", help="fail where a part of an epoch got slower")
+    parser.addoption("--baseline", help="commit to compare with: by default the last that differs from this checkout")
+    parser.addoption("--short", action="store_true", help="compare with the baseline for a third of the time at most")
 
 
 @pytest.fixture
