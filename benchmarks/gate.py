@@ -181,10 +181,10 @@ class Gate:
         self.sides: list[Side] = []
         try:
             # One after the other: side by side they would compile, and draw shapes10, at half the speed each.
-            for name, root in (("baseline", baseline), ("tree", checkout)):
-                self.sides.append(Side(root, place / "recipe.toml", place / name))
+            for root in (baseline, checkout):
+                self.sides.append(Side(root, place / "recipe.toml", place / "data"))
                 self.sides[-1].ready()
-            _check_same(*self.sides)
+            check_same(*(side.parts for side in self.sides))
         except BaseException:
             self.close()
             raise
@@ -231,9 +231,10 @@ class Gate:
         return statistics.median(ratios)
 
 
-def _check_same(baseline: Side, tree: Side) -> None:
+def check_same(baseline: dict[str, dict[str, Any]], tree: dict[str, dict[str, Any]]) -> None:
+    """Raise GateError where the parts of both sides did not compute the same numbers."""
     for part in PARTS:
-        before, now = (side.parts[part]["computed"] for side in (baseline, tree))
+        before, now = baseline[part]["computed"], tree[part]["computed"]
         close = len(before) == len(now) and all(
             math.isclose(one, other, rel_tol=AGREES, abs_tol=AGREES) for one, other in zip(before, now, strict=True)
         )

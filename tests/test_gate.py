@@ -115,6 +115,15 @@ def test_both_processes(tmp_path: Path) -> None:
         assert sides.against_rival(1) > 0
 
 
+def test_what_counts_as_the_same() -> None:
+    right = {part: {"computed": [1.0, 2.0]} for part in gate.PARTS}
+    gate.check_same(right, {part: {"computed": [1.005, 1.99]} for part in gate.PARTS})
+    for wrong in ([1.0, 2.1], [1.0], [1.0, float("nan")]):
+        with pytest.raises(gate.GateError, match=r"loader: the working tree computes .* there is nothing to time"):
+            gate.check_same(right, right | {"loader": {"computed": wrong}})
+
+
+@pytest.mark.slow
 def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
     copy = gate_power.plant(tmp_path)
     with (copy / "fastres" / "step.py").open("a") as file:
