@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
 
-.PHONY: train test lint test-slow benchmark schema clean
+.PHONY: train test lint test-slow benchmark figures schema clean
 
 train: $(VENV)/.train
 	$(BIN)/fastres train $(RECIPE) $(ARGS)
@@ -27,6 +27,10 @@ test-slow: $(VENV)/.test
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
+
+# Tables, quoted figures and pictures of the READMEs, from benchmarks/results/.
+figures: $(VENV)/.train
+	$(BIN)/python -m benchmarks.readme
 
 # The JSON Schema from which editors complete recipes; a test fails when it is stale.
 schema: $(VENV)/.train

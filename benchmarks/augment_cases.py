@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import cache_bytes, copy_rate
-from benchmarks.timing import DRY, GPU, compare, measure, sets_for_cold_cache
 from fastres import recipe
 from fastres.augment import Augment, draws, gpu, reference
+from fastres.bench.ceilings import cache_bytes, copy_rate
+from fastres.bench.timing import DRY, GPU, compare, measure, sets_for_cold_cache
 from fastres.capture import side_stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -17,6 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
     group.addoption("--full", action="store_true", help="run all benchmarks instead of those of ten minutes")
     group.addoption("--dry", action="store_true", help="run the benchmarks on tiny shapes: the figures mean nothing")
+    group.addoption("--fail-on-regression", action="store_true", help="fail where a part of an epoch got slower")
+    group.addoption("--baseline", help="commit to compare with: by default the last that differs from this checkout")
+    group.addoption("--short", action="store_true", help="compare with the baseline for a third of the time at most")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,10 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full"):
-        for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="not one of the ten minutes' subset: ask with --full"))
+    """Skip what is not asked for; the gate is, by any option of its own."""
+    gate = any(config.getoption(option) for option in ("--fail-on-regression", "--baseline", "--short"))
+    for item in items:
+        asked = config.getoption("--full") or (gate and item.path.stem == "bench_regression")
+        if item.get_closest_marker("full") and not asked:
+            item.add_marker(pytest.mark.skip(reason="not one of the ten minutes' subset: ask with --full"))
 
 
 @pytest.fixture

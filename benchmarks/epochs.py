@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ours import Ours
+from fastres.bench.ours import Ours
 from fastres.evaluate import Evaluator
 from fastres.feed import open_feed
 from fastres.recipe import Recipe

@@ -30,10 +30,11 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks import ceilings, kernel_cases, kernel_checks, kernel_routing, kernel_timings
+from benchmarks import kernel_cases, kernel_checks, kernel_routing, kernel_timings
 from benchmarks.gpu_table import table
 from benchmarks.suite import SECTIONS, Failed, Skipped, Suite, requires, run, section
-from benchmarks.timing import DRY, GPU
+from fastres.bench import ceilings
+from fastres.bench.timing import DRY, GPU
 from fastres.capture import side_stream
 from fastres.errors import UserError
 

@@ -11,9 +11,9 @@ reductions: switched on alone, its heuristic takes them only for up to 16 channe
 
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,72 +22,33 @@ import torch._functorch.config
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import Call
-from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
+from fastres.bench.norms import PASSES, Case, Forward, Problem, call, ours, problem
+from fastres.kernels import Norm
 
-PASSES = ("forward", "backward", "forward+backward", "eval")
-"""A training step's forward and backward, alone and together, and the forward of evaluation."""
+# What a case is, and ours, are the package's; the rivals are here.
+__all__ = [
+    "BATCHES",
+    "PASSES",
+    "STAGES",
+    "Case",
+    "Forward",
+    "Problem",
+    "Variant",
+    "call",
+    "cases",
+    "compiled",
+    "cudnn_takes",
+    "eager",
+    "ours",
+    "problem",
+    "variants",
+]
 
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
 """Channels and side of the maps in the report's network, blocks 1, 1, 1, 1 on 32×32 images."""
 
 BATCHES = (512, 20, 128, 1024)
 """The most telling first: past the L2, and the report's own."""
-
-# Tensors of the size of x that must cross the memory bus in the forward, the backward and the evaluation's forward.
-# First the floor, at which every input is read once and every output written once; the backward reads the output's
-# gradient and x (and z), and writes theirs. Then what two kernels need, one for the statistics and one for the rest: x
-# (and z) read twice forward; in the backward the gradient twice too, except that with an addition the second kernel
-# reads the residual's gradient, which the first has written. The mask of a ReLU after an addition, a bit an element, is
-# counted apart; in the other forms it follows from x and z.
-_FLOOR = {"bn": (2, 3, 2), "bn_relu": (2, 3, 2), "bn_add_relu": (3, 4, 3), "dual_bn_add_relu": (3, 5, 3)}
-_TWO_KERNELS = {"bn": (3, 5, 2), "bn_relu": (3, 5, 2), "bn_add_relu": (4, 6, 3), "dual_bn_add_relu": (5, 8, 3)}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape and form: activation(BN(x)), activation(BN(x) + residual) or activation(BN(x) + BN(z))."""
-
-    join: str
-    """`none`, `add` a residual, or `dual`: add another BN."""
-    activation: str
-    batch: int
-    channels: int
-    height: int
-    width: int
-    dtype: torch.dtype = torch.bfloat16
-
-    @property
-    def form(self) -> str:
-        """Name of what is computed, such as `bn_add_relu`."""
-        name = {"none": "bn", "add": "bn_add", "dual": "dual_bn_add"}[self.join]
-        return name if self.activation == "none" else f"{name}_{self.activation}"
-
-    @property
-    def name(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.form} {self.batch}x{self.channels}x{self.height}x{self.width} {dtype}"
-
-    @property
-    def tensor_bytes(self) -> int:
-        """Bytes of x."""
-        return self.batch * self.channels * self.height * self.width * self.dtype.itemsize
-
-    def floor_bytes(self, which: str) -> int:
-        """Bytes that a pass must move: every input read once, every output written once; vectors of C not counted."""
-        return self._bytes(_FLOOR, which)
-
-    def two_kernel_bytes(self, which: str) -> int:
-        """Bytes that a pass of two kernels moves where nothing stays in the L2 between them."""
-        return self._bytes(_TWO_KERNELS, which)
-
-    def _bytes(self, table: dict[str, tuple[int, int, int]], which: str) -> int:
-        forward, backward, evaluation = table[self.form]
-        mask_bits = self.form == "bn_add_relu"
-        passes = {"forward": (forward, 1), "backward": (backward, 1), "forward+backward": (forward + backward, 2)}
-        tensors, masks = {**passes, "eval": (evaluation, 0)}[which]
-        elements = self.tensor_bytes // self.dtype.itemsize
-        return tensors * self.tensor_bytes + masks * mask_bits * elements // 8
 
 
 def cases(dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
@@ -98,142 +59,12 @@ def cases(dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A case's tensors. x, other and gradient: [N, C, H, W], channels-last; the norms' vectors: [C], fp32."""
-
-    x: Tensor
-    norm: Norm
-    other: Tensor | None
-    """The residual, which is the output of a ReLU, or z."""
-    other_norm: Norm | None
-    gradient: Tensor
-    """Of the output."""
-    activation: str
-
-    @property
-    def leaves(self) -> dict[str, Tensor]:
-        """What a backward differentiates for."""
-        tensors = {"x": self.x, "weight": self.norm.weight, "bias": self.norm.bias, "other": self.other}
-        if self.other_norm is not None:
-            tensors |= {"other_weight": self.other_norm.weight, "other_bias": self.other_norm.bias}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-    @property
-    def statistics(self) -> dict[str, Tensor]:
-        """The running statistics, which training changes in place."""
-        norms = {"": self.norm, "other_": self.other_norm}
-        given = {prefix: norm for prefix, norm in norms.items() if norm is not None}
-        tensors = {f"{prefix}{key}": getattr(norm, key) for prefix, norm in given.items() for key in _STATISTICS}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-    def with_own_statistics(self) -> "Problem":
-        """The same tensors, but for copies of the running statistics."""
-
-        def own(norm: Norm) -> Norm:
-            given = {key: getattr(norm, key) for key in _STATISTICS}
-            return norm._replace(**{key: value.clone() for key, value in given.items() if value is not None})
-
-        other_norm = None if self.other_norm is None else own(self.other_norm)
-        return replace(self, norm=own(self.norm), other_norm=other_norm)
-
-    def copy(self, dtype: torch.dtype | None = None) -> "Problem":
-        """The same values in tensors of their own; with `dtype` float64 all of them in it, the vectors too."""
-
-        def tensor(value: Tensor) -> Tensor:
-            wide = dtype is not None and (value.dim() == 4 or dtype == torch.float64)
-            copied = value.detach().to(dtype if wide else value.dtype, copy=True)
-            return copied.requires_grad_(value.requires_grad)
-
-        def norm(value: Norm) -> Norm:
-            parts: dict[str, Any] = {
-                key: tensor(part) for key, part in value._asdict().items() if torch.is_tensor(part)
-            }
-            return value._replace(**parts)
-
-        return Problem(
-            tensor(self.x),
-            norm(self.norm),
-            None if self.other is None else tensor(self.other),
-            None if self.other_norm is None else norm(self.other_norm),
-            tensor(self.gradient),
-            self.activation,
-        )
-
-
-_STATISTICS = ("running_mean", "running_var")
-
-
-def problem(case: Case, device: torch.device, seed: int = 0) -> Problem:
-    """Random tensors of a case; channels differ in mean, deviation, weight and bias."""
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    def maps() -> Tensor:
-        return normal(case.batch, case.channels, case.height, case.width)
-
-    def finish(value: Tensor) -> Tensor:
-        return value.to(case.dtype).contiguous(memory_format=torch.channels_last)
-
-    def norm() -> Norm:
-        weight, bias, mean = (normal(case.channels) for _ in range(3))
-        return Norm(
-            (1 + weight / 4).requires_grad_(), bias.requires_grad_(), mean, normal(case.channels).square() + 0.5
-        )
-
-    def shifted() -> Tensor:
-        scale, shift = (1 + normal(case.channels).abs() for _ in range(2))
-        return maps() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
-
-    other = {"none": lambda: None, "add": lambda: finish(maps().relu_()), "dual": lambda: finish(shifted())}[
-        case.join
-    ]()
-    return Problem(
-        finish(shifted()).requires_grad_(),
-        norm(),
-        None if other is None else other.requires_grad_(),
-        norm() if case.join == "dual" else None,
-        finish(maps()),
-        case.activation,
-    )
-
-
-Forward = Callable[[Problem, bool], Tensor]
-"""(problem, training) to the output."""
-
-
-@dataclass(frozen=True)
 class Variant:
     """One way to compute a case."""
 
     forward: Forward
     dtype: torch.dtype
     """Of its maps; the case's, unless that cannot be had."""
-
-
-def ours(problem: Problem, training: bool) -> Tensor:
-    """fastres.kernels, as a user calls it."""
-    if problem.other is not None and problem.other_norm is not None:
-        y = dual_batch_norm_act(
-            problem.x, problem.norm, problem.other, problem.other_norm, training=training, activation=problem.activation
-        )
-    else:
-        norm = problem.norm
-        y = batch_norm_act(
-            problem.x,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            problem.other,
-            training=training,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            activation=problem.activation,
-        )
-    assert isinstance(y, Tensor)  # a pair only with fork
-    return y
 
 
 def _batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
@@ -322,26 +153,3 @@ def variants(
     found["inductor"] = Variant(compiled({}, dry=dry, retained=retained), case.dtype)
     found["inductor-cooperative"] = Variant(compiled(_COOPERATIVE, dry=dry, retained=retained), case.dtype)
     return found, missing
-
-
-def call(which: str, forward: Forward, problem: Problem) -> Call:
-    """One pass of a variant as a function without arguments.
-
-    A backward alone is autograd over the graph of one forward that is kept, so it must be made where it is captured
-    (`timing.side_stream`); a forward in training saves for its backward what a training step would.
-    """
-    leaves = tuple(problem.leaves.values())
-    if which == "forward":
-        return lambda: forward(problem, True)
-    if which == "backward":
-        # PyTorch's own backward refuses when another forward has moved the running statistics since.
-        y = forward(problem.with_own_statistics(), True)
-        return lambda: torch.autograd.grad(y, leaves, problem.gradient, retain_graph=True)
-    if which == "forward+backward":
-        return lambda: torch.autograd.grad(forward(problem, True), leaves, problem.gradient)
-
-    def evaluation() -> Tensor:
-        with torch.no_grad():
-            return forward(problem, False)
-
-    return evaluation

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.ceilings import cache_bytes
 from benchmarks.kernel_cases import BATCHES, STAGES, Case, problem
-from benchmarks.timing import GPU, Effort, measure, sets_for_cold_cache
+from fastres.bench.ceilings import cache_bytes
+from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
 from fastres.capture import side_stream
 from fastres.files import write_json
 from fastres.kernels import Norm, routing

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.ceilings import cache_bytes, copy_rate
 from benchmarks.kernel_cases import PASSES, Case, Problem, Variant, call, ours, problem, variants
-from benchmarks.timing import (
+from fastres.bench.ceilings import cache_bytes, copy_rate
+from fastres.bench.timing import (
     DRY,
     GPU,
     Timing,

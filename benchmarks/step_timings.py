@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.ceilings import matrix_rate
-from benchmarks.ours import Ours, random_feed
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet
-from benchmarks.timing import DRY, GPU, STEPS, Call, compare, measure
+from fastres.bench.ceilings import matrix_rate
+from fastres.bench.ours import Ours, random_feed
+from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
 from fastres.capture import side_stream
 from fastres.models import count_parameters, layers
 from fastres.recipe import Augment, Recipe

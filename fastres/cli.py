@@ -5,20 +5,24 @@ one or two lines that name the fix; 130 interrupted, in training after a checkpo
 """
 
 import io
-import json
 import signal
 import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from fastres.commands import bench, data, printing
+from fastres.commands.options import Device, Json, Overrides, RecipeFile, Root, RunFolder, Source
+from fastres.commands.printing import print_json, print_table
 from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
 from fastres.memory import Beginning
 from fastres.terminal import flushed, printable, quiet_thread
+
+_PRINTING = (__file__, bench.__file__, data.__file__, printing.__file__)
 
 
 class _Group(TyperGroup):
@@ -31,9 +35,9 @@ class _Group(TyperGroup):
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
         except BrokenPipeError as error:
-            # The result is printed in this file and nowhere else; anything else is work that ends halfway: its progress
+            # Results are printed in these files and nowhere else; anything else is work that ends halfway: its progress
             # has lost its reader, or a process that it needs has died.
-            if [*traceback.walk_tb(error.__traceback__)][-1][0].f_code.co_filename != __file__:
+            if [*traceback.walk_tb(error.__traceback__)][-1][0].f_code.co_filename not in _PRINTING:
                 raise RuntimeError("a pipe broke in the middle of the work") from error
             sys.exit(0)  # head, or less, has read enough
         except Exception as error:
@@ -52,32 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train small-image ResNets fast and report honestly.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare and look at data sets.")
-app.add_typer(data_app, name="data")
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.", show_default=False)]
-Overrides = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="TABLE.KEY=VALUE", help="Change a value of the recipe; an empty value is the default."
-    ),
-]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
-Source = Annotated[
-    str,
-    typer.Argument(metavar="SOURCE", help="shapes10, cifar10, cifar100, an archive or a folder.", show_default=False),
-]
-StoreKind = Annotated[
-    Literal["decoded", "encoded"],
-    typer.Option(help="decoded: pixels; encoded: JPEG and PNG files left where they are (data.store in a recipe)."),
-]
-Size = Annotated[int | None, typer.Option(help="Side in pixels to which images are brought.", show_default="32")]
-Root = Annotated[
-    str | None,
-    typer.Option(help="Folder of downloads and prepared stores.", show_default="$FASTRES_DATA or ~/.cache/fastres"),
-]
+app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:
@@ -124,7 +104,7 @@ def train(
             result = training.train(loaded, out=out, beginning=beginning, **options)
     summary = result.summary
     if as_json:
-        _print_json({"run": str(result.run), **summary})
+        print_json({"run": str(result.run), **summary})
         return
     from fastres.report import wilson
 
@@ -160,7 +140,7 @@ def speedrun(
     loaded = Recipe.load(recipe, set_)
     result = run_all(loaded, runs, target=target, out=out, device=device, name=recipe.stem)
     if as_json:
-        _print_json({"out": str(result.folder), **result.summary})
+        print_json({"out": str(result.folder), **result.summary})
         return
     print(describe(result.summary))
     print(f"speedrun folder {result.folder}")
@@ -198,12 +178,12 @@ def sweep(
             raise UserError("--workers is for a [sweep.search]: the points of a grid are trained one after the other")
         result = sweeps.sweep(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
     if as_json:
-        _print_json({"out": str(result.folder), **result.summary})
+        print_json({"out": str(result.folder), **result.summary})
         return
-    _print_table(*table(result.summary), left=1)
+    print_table(*table(result.summary), left=1)
     if result.summary["means"]:
         print()
-        _print_table(*means_table(result.summary), left=0)
+        print_table(*means_table(result.summary), left=0)
     for note in notes(result.summary):
         print(f"\n{note}")
     print(f"\nsweep folder {result.folder}")
@@ -243,7 +223,7 @@ def evaluate(
     tta = read_recipe(Path(run)).eval.tta
     if as_json:
         found = {"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)}
-        _print_json(found if shifted is None else found | {"shift": shifted})
+        print_json(found if shifted is None else found | {"shift": shifted})
         return
     views = "" if tta == "none" else f", test-time augmentation: {tta}"
     print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}{views}")
@@ -251,7 +231,7 @@ def evaluate(
     _print_measures(classes, measured.class_accuracy, measured.confusion)
     if shifted is not None:
         print()
-        _print_table(*evaluation.rows(shifted), left=1)
+        print_table(*evaluation.rows(shifted), left=1)
         print(evaluation.describe(shifted))
 
 
@@ -268,7 +248,7 @@ def predict(
 
     count = write_predictions(run, source, out, device=device)
     if as_json:
-        _print_json({"out": str(out), "images": count})
+        print_json({"out": str(out), "images": count})
         return
     print(f"{count:,} predictions in {out}")
 
@@ -292,7 +272,7 @@ def compare(
     comparison = read_all(runs)
     folder = compare_page.write_page(comparison, out)
     if as_json:
-        _print_json({"out": str(folder), **facts(comparison)})
+        print_json({"out": str(folder), **facts(comparison)})
         return
     compare_page.render(comparison)
     print()
@@ -338,11 +318,11 @@ def reproduce(
 
         plan = make(claims or [], **options)
         if as_json:
-            _print_json(listing.facts(plan))
+            print_json(listing.facts(plan))
             return
-        _print_table(*listing.claims(plan), left=3)
+        print_table(*listing.claims(plan), left=3)
         print()
-        _print_table(*listing.runs(plan), left=1)
+        print_table(*listing.runs(plan), left=1)
         print(f"\n{listing.total(plan)}")
         return
     from fastres.reproduce.page import counts
@@ -350,11 +330,11 @@ def reproduce(
 
     result = measure_all(claims or [], **options, device=device, workers=workers, quiet=quiet)
     if as_json:
-        _print_json({"out": str(result.folder), **result.facts})
+        print_json({"out": str(result.folder), **result.facts})
         return
     columns = ("name", "figure", "measured", "seeds", "verdict")
     lines = [[str(row[key]) for key in columns] for row in result.facts["claims"]]
-    _print_table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, left=3)
+    print_table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, left=3)
     print(f"\n{counts(result.findings)}")
     print(f"page {result.folder / 'report.html'}")
 
@@ -381,7 +361,7 @@ def show(
 
         shown = draw_augmented(loaded, augment)
         if as_json:
-            _print_json({"out": str(augment), "images": shown})
+            print_json({"out": str(augment), "images": shown})
         else:
             print(f"{shown} training images before and after augmentation in {augment}")
         return
@@ -395,7 +375,7 @@ def show(
 
         points = load(recipe, set_).points
     if as_json:
-        _print_json(
+        print_json(
             {
                 "recipe": loaded.model_dump(exclude_none=True),
                 "recipe_hash": loaded.hash(),
@@ -412,7 +392,7 @@ def show(
         for layer in table
     ]
     total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
-    _print_table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], left=3)
+    print_table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], left=3)
     work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
     print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
     if not known:
@@ -423,7 +403,7 @@ def show(
         keys = sweep_results.labels([*points[0].settings])
         print(f"\n{len(points)} points, for `fastres sweep`; the layers above are those of the recipe without a point")
         cells = [[point.name, *(sweep_results.shown(point.settings[key]) for key in keys)] for point in points]
-        _print_table(["point", *keys.values()], cells, left=1)
+        print_table(["point", *keys.values()], cells, left=1)
 
 
 @app.command()
@@ -433,90 +413,9 @@ def doctor(root: Root = None, as_json: Json = False) -> None:
 
     facts = examination.examine(root)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     examination.render(facts)
-
-
-@data_app.command()
-def prepare(
-    source: Source,
-    store: StoreKind = "decoded",
-    format_: Annotated[
-        Literal["store", "beton"],
-        typer.Option("--format", help="beton: also write the store in FFCV's file format, for the ffcv loader."),
-    ] = "store",
-    image_size: Size = None,
-    root: Root = None,
-    as_json: Json = False,
-) -> None:
-    """Turn a source into a store that opens at once; a damaged store is built anew."""
-    from fastres.data import info as describe_store
-    from fastres.data import prepare as build_store
-
-    dataset = build_store(source, store=store, image_size=image_size, root=root)
-    if format_ == "beton":
-        from fastres.data import beton
-
-        beton.prepare(dataset)
-    facts = describe_store(source, store=store, image_size=image_size, root=root)
-    if as_json:
-        _print_json(facts)
-        return
-    size = f"{dataset.image_size}×{dataset.image_size}"
-    print(printable(f"{dataset.name}: {len(dataset.classes)} classes, {size}, in {dataset.path}"))
-    if format_ == "beton":
-        print(printable(f"for FFCV, {facts['beton']['bytes'] / 1e6:,.1f} MB in {facts['beton']['path']}"))
-
-
-@data_app.command()
-def info(
-    source: Source, store: StoreKind = "decoded", image_size: Size = None, root: Root = None, as_json: Json = False
-) -> None:
-    """Say what a source holds."""
-    from fastres.data import info as describe_store
-
-    facts = describe_store(source, store=store, image_size=image_size, root=root)
-    if as_json:
-        _print_json(facts)
-        return
-    for key, value in facts.items():
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-        print(f"{key + ':':<14}{printable(text)}")
-
-
-@data_app.command()
-def verify(
-    source: Source, store: StoreKind = "decoded", image_size: Size = None, root: Root = None, as_json: Json = False
-) -> None:
-    """Recompute the checksums of a prepared store, of what it refers to, and of its beton if it has one."""
-    from fastres.data import verify as find_problems
-
-    problems = find_problems(source, store=store, image_size=image_size, root=root)
-    if as_json:
-        _print_json({"source": source, "problems": problems})
-    if problems and not as_json:
-        raise UserError("\n".join(problems))
-    if problems:
-        raise typer.Exit(2)
-    if not as_json:
-        print(f"{source}: the store is sound")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
-def _print_table(header: list[str], rows: list[list[str]], left: int) -> None:
-    """Columns aligned by their widest cell, the first `left` to the left, the others to the right."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, *rows]:
-        cells = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
 
 
 def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], confusion: list[list[int]]) -> None:
@@ -528,7 +427,7 @@ def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], conf
         share = accuracy[label]
         taken = f"{classes[predicted]} ({count})" if count else "-"
         rows.append([name, "no images" if share is None else f"{share:.2%}", f"{sum(confusion[label]):,}", taken])
-    _print_table(["class", "accuracy", "images", "most often taken for"], rows, left=1)
+    print_table(["class", "accuracy", "images", "most often taken for"], rows, left=1)
 
 
 def main() -> None:

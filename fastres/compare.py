@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from fastres.errors import UserError
 from fastres.run_files import Run, find_runs, read_run
@@ -61,16 +61,12 @@ class DataSet:
         return f"{self.source}{known}"
 
     def placed(self, key: str) -> list[tuple[Setting, Sample, Sample]]:
-        """Each setting with its sample of `key` and of the test accuracy, where it has both."""
-        found = [(setting, setting.sample(key), setting.sample("test_accuracy")) for setting in self.settings]
-        return [(setting, cost, gain) for setting, cost, gain in found if cost is not None and gain is not None]
+        """`placed`, of its settings."""
+        return placed(self.settings, key)
 
     def front(self, key: str) -> list[Setting]:
-        """The settings on the Pareto front of mean test accuracy against the mean of `key`: `seconds`, of which fewer
-        are better, or `images_per_second`, of which more are; the cheapest comes first."""
-        sign = {"seconds": 1, "images_per_second": -1}[key]
-        placed = self.placed(key)
-        return [placed[index][0] for index in pareto_front([(sign * cost.mean, gain.mean) for _, cost, gain in placed])]
+        """`front`, of its settings."""
+        return front(self.settings, key)
 
 
 @dataclass(frozen=True)
@@ -131,6 +127,31 @@ def differences(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if not key.startswith(_APART))
     values = {key: [recipe.get(key) for recipe in recipes] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+class Sampled(Protocol):
+    """Several seeds of one thing."""
+
+    def sample(self, key: str) -> Sample | None:
+        """Mean and spread over the seeds; None where no run has it."""
+        ...
+
+
+AnySampled = TypeVar("AnySampled", bound=Sampled)
+
+
+def placed(things: Sequence[AnySampled], key: str) -> list[tuple[AnySampled, Sample, Sample]]:
+    """Each of `things` with its sample of `key` and of the test accuracy, where it has both."""
+    found = [(thing, thing.sample(key), thing.sample("test_accuracy")) for thing in things]
+    return [(thing, cost, gain) for thing, cost, gain in found if cost is not None and gain is not None]
+
+
+def front(things: Sequence[AnySampled], key: str) -> list[AnySampled]:
+    """Those on the Pareto front of mean test accuracy against the mean of `key`: `seconds`, of which fewer are better,
+    or `images_per_second`, of which more are; the cheapest comes first."""
+    sign = {"seconds": 1, "images_per_second": -1}[key]
+    known = placed(things, key)
+    return [known[index][0] for index in pareto_front([(sign * cost.mean, gain.mean) for _, cost, gain in known])]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -16,6 +16,7 @@ from fastres import compare_figures, figures
 from fastres.compare import Comparison, ranges
 from fastres.files import write_bytes
 from fastres.page import details, document, picture, plural, table
+from fastres.pareto_figure import COSTS
 from fastres.run_files import Run
 from fastres.significance import Sample
 from fastres.terminal import printable
@@ -274,7 +275,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
             )
         )
     for place, data_set in enumerate(comparison.data_sets, 1):
-        if max(len(data_set.placed(key)) for key in compare_figures.COSTS) < 2:
+        if max(len(data_set.placed(key)) for key in COSTS) < 2:
             continue
         alone = len(comparison.data_sets) == 1
         several = any(group in data_set.settings for group in comparison.groups)

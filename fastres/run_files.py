@@ -47,6 +47,8 @@ class Summary(_File):
     epochs: Amount | None = None
     seconds: Amount | None = None
     images_per_second: Amount | None = None
+    cold_seconds: Amount | None = None
+    warm_seconds: Amount | None = None
     device: str | None = None
     rounds: tuple[Round, ...] = ()
 

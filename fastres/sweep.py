@@ -169,7 +169,7 @@ def sweep(
     or SIGTERM, when everything can be resumed.
     """
     runs.choose_device(device)
-    work = [_work(point) for point in plan.points]
+    work = [work_of(point) for point in plan.points]
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
     with runs.claimed(folder):
@@ -177,14 +177,14 @@ def sweep(
             check_folder(folder / point.name, point)
         write_text(folder / PLAN, plan.recipe.to_toml())
         (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that all points are done
-        rows = _complete(folder, plan.points, work, device, quiet)
+        rows = complete(folder, plan.points, work, device, quiet)
         assert plan.recipe.sweep is not None
         summary = summarise(rows, plan.recipe.sweep.by, source=plan.recipe.data.source)
         write_results(folder, summary, plan.recipe)
     return SweepResult(folder, summary)
 
 
-def _work(point: SweepPoint) -> float:
+def work_of(point: SweepPoint) -> float:
     """Multiply-adds of the point's training on one image of the set. Raises UserError where its network cannot be."""
     classes, size, _ = shape_of(point.recipe.data)
     try:
@@ -200,10 +200,12 @@ def check_folder(run: Path, point: SweepPoint) -> None:
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
 
 
-def _complete(
+def complete(
     folder: Path, points: list[SweepPoint], work: list[float], device: str, quiet: bool
 ) -> list[dict[str, Any]]:
-    """Train what is missing; returns the row of each point."""
+    """Train what is missing of `points`, each into a run directory of its name in `folder`; returns their rows
+    (`read_row`). `work` says how the time of each compares with the others'. Raises Interrupted after Ctrl-C or
+    SIGTERM, when everything can be resumed."""
     rows: list[dict[str, Any]] = []
     trained = 0
     try:

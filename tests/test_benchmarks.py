@@ -18,7 +18,7 @@ sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no pa
 from benchmarks import gpu_suite, kernel_cases, kernel_checks, kernel_timings  # noqa: E402
 from benchmarks import suite as suites  # noqa: E402
 from benchmarks.bench_kernels import figures  # noqa: E402
-from benchmarks.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
+from fastres.bench.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from fastres import figures
 from fastres.data.order import split
 from fastres.errors import UserError
+from fastres.page_parts import Heading, Picture, Table, Text, Verbatim, html, markdown
 from fastres.recipe import Recipe
 from fastres.reproduce import page, quantities
 from fastres.reproduce.claims import BEST, CLAIMS, choose
 from fastres.reproduce.figures import leak
-from fastres.reproduce.parts import Heading, Picture, Table, Text, Verbatim, html, markdown
 from fastres.reproduce.plan import Plan, make
 from fastres.reproduce.results import find
 from fastres.reproduce.scaling import STEPS, TESTED, scaled, trained_images

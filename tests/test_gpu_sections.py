@@ -13,10 +13,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
 
-from benchmarks import ceilings, epochs, gpu_suite, gpu_table, ours, report_run, speedruns, step_timings  # noqa: E402
+from benchmarks import epochs, gpu_suite, gpu_table, report_run, speedruns, step_timings  # noqa: E402
 from benchmarks import suite as suites  # noqa: E402
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet, Rival, Work  # noqa: E402
-from benchmarks.timing import DRY  # noqa: E402
+from fastres.bench import ceilings, ours  # noqa: E402
+from fastres.bench.timing import DRY  # noqa: E402
 from fastres.data import open_dataset  # noqa: E402
 from fastres.models import build, count_parameters, layers  # noqa: E402
 
@@ -52,7 +53,7 @@ def figures_of(suite: suites.Suite, name: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------ ceilings
 
 
-@pytest.mark.parametrize("precision", ceilings.PRECISIONS)
+@pytest.mark.parametrize("precision", [*ceilings.PRECISIONS, "fp32"])
 def test_a_matrix_rate_counts_both_operations(precision: str) -> None:
     before = torch.get_float32_matmul_precision()
     found = ceilings.matrix_rate(precision, CPU, effort=DRY)

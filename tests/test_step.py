@@ -42,8 +42,10 @@ def flat(network: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().double().flatten() for parameter in network.parameters()])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("compiled", "smoothing"),
+    [(False, 0.0), (False, 0.1), (True, 0.1), pytest.param(True, 0.0, marks=pytest.mark.slow)],
+)
 def test_a_mixed_batch_against_dense_targets_in_fp64(smoothing: float, compiled: bool) -> None:
     step = step_for(recipe(label_smoothing=smoothing, compile=compiled))
     reference = copy.deepcopy(step.network).double()

@@ -231,6 +231,8 @@ def rows_to_images(rows: Any, where: str) -> np.ndarray:
             return rows
         if rows.ndim == 4 and rows.shape[1] == 3 and rows.shape[2] == rows.shape[3] >= 4:
             return rows.transpose(0, 2, 3, 1)
+    if isinstance(rows, np.ndarray) and rows.ndim and not len(rows):
+        raise UserError(f"{where} holds no images: give a file that does")
     found = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "no array"
     raise UserError(f"{where}: 'data' is {found}; it must be uint8 of shape [N, 3072], [N, 3, H, H] or [N, H, H, 3]")
 

@@ -73,6 +73,18 @@ def resolve(
     return Source(text, name, size, place / "stores" / folder, build)
 
 
+def is_cifar10(source: str) -> bool:
+    """Whether the images of `source` are CIFAR-10's own pixels, and no JPEG files of them. Reads no image."""
+    path = Path(source).expanduser()
+    if source in NAMED or not path.exists():
+        return source == "cifar10"
+    if path.is_dir():
+        kind = cifar.kind_of_folder(path)
+    else:
+        kind = cifar.kind_of_archive(path) if archives.is_archive(path) else None
+    return kind == cifar.KINDS["cifar10"]
+
+
 def _existing(text: str) -> Path:
     try:
         return Path(text).expanduser().resolve(strict=True)

@@ -25,7 +25,9 @@ class ProjectionHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                # 0.02 where there are 2,048 inputs, as in the paper's head; with few, 0.02 would shrink what comes out
+                # a thousand times, and the normalisation after it would enlarge the gradient as much.
+                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
                 nn.init.zeros_(layer.bias)
         nn.init.normal_(self.prototypes)
 

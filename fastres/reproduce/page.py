@@ -13,10 +13,10 @@ from fastres import figures
 from fastres.data.outside import read_regular
 from fastres.files import write_bytes, write_json, write_text
 from fastres.page import Link, plural, wall_time
+from fastres.page_parts import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
 from fastres.record import environment
 from fastres.reproduce.claims import BEST
 from fastres.reproduce.figures import leak
-from fastres.reproduce.parts import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
 from fastres.reproduce.plan import Job, Plan
 from fastres.reproduce.results import known_of
 from fastres.reproduce.verdicts import (

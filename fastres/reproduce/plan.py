@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastres import runs, sweep
-from fastres.data import archives, cifar, info, shapes10
+from fastres.data import info, shapes10
 from fastres.data.order import split
-from fastres.data.sources import NAMED
+from fastres.data.sources import is_cifar10
 from fastres.errors import UserError
 from fastres.models import build, count_parameters, layers
 from fastres.recipe import PseudoLabel, Recipe
@@ -113,7 +113,7 @@ def make(
             loaded[need] = _load(recipes, need, overrides)
     data = runs.self_contained(next(iter(loaded.values()))).data
     train_images, test_images, classes, size, known = _counts(data)
-    about = (data.source, tuple(settings), train_images, test_images, _is_cifar10(data.source), known)
+    about = (data.source, tuple(settings), train_images, test_images, is_cifar10(data.source), known)
     planned = Plan(tuple(names), claims, tuple(range(seeds)), scale, *about, (), {}, {})
     timed = {need for claim in claims if claim.timed for need in claim.needs}
     jobs: dict[str, Job] = {}
@@ -178,17 +178,6 @@ def _counts(data: Any) -> tuple[int, int, int, int, bool]:
     if data.source in _NAMED:
         return *_NAMED[data.source], 100 if data.source == "cifar100" else 10, size, True
     return *_NAMED["cifar10"], 10, size, False
-
-
-def _is_cifar10(source: str) -> bool:
-    path = Path(source).expanduser()
-    if source in NAMED or not path.exists():
-        return source == "cifar10"
-    if path.is_dir():
-        kind = cifar.kind_of_folder(path)
-    else:
-        kind = cifar.kind_of_archive(path) if archives.is_archive(path) else None
-    return kind == cifar.KINDS["cifar10"]
 
 
 def _for_run(recipe: Recipe, seed: int, out: Path, *, record: bool) -> Recipe:

@@ -29,7 +29,7 @@ MIXES = [
 ]
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 @given(
     data=st.data(),
     size=SIZES,

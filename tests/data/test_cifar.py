@@ -192,7 +192,7 @@ def test_ids_that_utf8_cannot_hold(tmp_path: Path) -> None:
     [
         ({"data": IMAGES, "ids": [1, 2]}, "'ids' must be 7 whole numbers"),
         ({"data": IMAGES, "ids": [1.5] * 7}, "'ids' must be 7 whole numbers"),
-        ({"data": IMAGES[:0]}, "'data' is uint8"),
+        ({"data": IMAGES[:0]}, "holds no images: give a file that does"),
         (
             {"data": IMAGES[:, :16, :16]},
             "holds images of 16 pixels, not the 32 asked for: make it again with images of 32$",

@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     done = python("-W", "error", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sweep", "eval", "predict", "compare", "show", "doctor", "data"):
+    for command in ("train", "sweep", "eval", "predict", "compare", "show", "doctor", "data", "bench"):
         assert command in done.stdout
 
 

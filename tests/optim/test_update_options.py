@@ -68,7 +68,11 @@ def test_an_interruption_anywhere_leaves_the_same_bits(optimizer: str, schedule:
 
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "average"),
-    [("muon", "knots", "lookahead"), ("muon, adamw", "linear", "ema"), ("nesterov", "knots", "none")],
+    [
+        ("muon", "knots", "lookahead"),
+        pytest.param("muon, adamw", "linear", "ema", marks=pytest.mark.slow),
+        ("nesterov", "knots", "none"),
+    ],
     ids=str,
 )
 def test_compiled_agrees_with_eager(optimizer: str, schedule: str, average: str) -> None:

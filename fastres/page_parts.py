@@ -69,8 +69,8 @@ def _html(part: Part) -> str:
     return details(part.title, f"<pre>{escape(part.text)}</pre>")
 
 
-def markdown(title: str, parts: list[Part]) -> str:
-    """The parts below `title` as Markdown, whose pictures are files in figures/."""
+def markdown(title: str, parts: list[Part], pictures: str = "figures/") -> str:
+    """The parts below `title` as Markdown, whose pictures are files in the folder `pictures`, relative to the page."""
     blocks = [f"# {title}"]
     for part in parts:
         if isinstance(part, Heading):
@@ -78,14 +78,18 @@ def markdown(title: str, parts: list[Part]) -> str:
         elif isinstance(part, Text):
             blocks.append(f"**{part.text}**" if part.warning else part.text)
         elif isinstance(part, Table):
-            lines = [[_cell(cell) for cell in line] for line in part.lines]
-            rows = [part.header, ["---"] * len(part.header), *lines]
-            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            blocks.append(markdown_table(part.header, part.lines))
         elif isinstance(part, Picture):
-            blocks.append(f"![{part.name.replace('_', ' ')}](figures/{part.name}.png)\n\n{part.caption}")
+            blocks.append(f"![{part.name.replace('_', ' ')}]({pictures}{part.name}.png)\n\n{part.caption}")
         else:
             blocks.append(f"```\n{part.text}\n```")
     return "\n\n".join(blocks) + "\n"
+
+
+def markdown_table(header: Sequence[str], lines: Cells) -> str:
+    """A table in Markdown, without a line break at its end."""
+    rows = [header, ["---"] * len(header), *([_cell(cell) for cell in line] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cell(cell: str | Link) -> str:

@@ -1,0 +1,158 @@
+"""Operations and bytes of what a training step consists of: counted from shapes, not measured.
+
+*Operations*: two for each multiply-add of a product, and those of the arithmetic that the definitions of BatchNorm and
+of the optimizers ask for; a root counts as one, as does an activation. *Bytes*: every input read once and every output
+written once, as if nothing stayed in a cache from one part to the next. Vectors of one value a channel are left out.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastres.bench.norms import Case
+from fastres.bench.timing import Call
+from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
+from fastres.models import Network, count_parameters
+from fastres.recipe import Adam, AdamW, Muon, Sgd
+
+# Per value. Forward: the mean (1), the variance (3: subtract, square, add), scale and shift (2). Backward: the
+# normalised value (2), the sums of the gradient (1) and of its product with that value (2), the gradient (4).
+_NORM_OPERATIONS = {"forward": 6, "backward": 9}
+_ADAM_OPERATIONS = 15  # decay 2, first moment 3, second 4, its corrected root plus eps 3, update 3
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution as a step meets it."""
+
+    x: tuple[int, ...]
+    """[C, H, W] of an input."""
+    y: tuple[int, ...]
+    """[O, H, W] of its output."""
+    weight: tuple[int, ...]
+    """[O, C, k, k]."""
+    geometry: tuple[Any, ...]
+    """Stride, padding and dilation, as PyTorch's operator takes them."""
+    first: bool
+    """Whether it reads the images, which need no gradient."""
+    trains: bool
+    """Whether its weight does."""
+
+    def operations(self, which: str, batch: int) -> int:
+        """Of one pass, `forward` or `backward`; the latter gives the gradients of input and weight that are needed."""
+        product = 2 * prod(self.weight[1:]) * prod(self.y) * batch
+        return product if which == "forward" else product * ((not self.first) + self.trains)
+
+    def values(self, which: str, batch: int) -> int:
+        """Read and written in one pass."""
+        x, y, weight = batch * prod(self.x), batch * prod(self.y), prod(self.weight)
+        if which == "forward":
+            return x + weight + y
+        if self.first and not self.trains:
+            return 0
+        return y + (0 if self.first else weight + x) + (x + weight if self.trains else 0)
+
+    def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> Call:
+        """One pass by the library's own operator; `like(*shape)` makes a tensor."""
+        x, weight, gradient = like(batch, *self.x), like(*self.weight), like(batch, *self.y)
+        rest = (*self.geometry, False, (0, 0), 1)
+        if which == "forward":
+            return partial(torch.ops.aten.convolution, x, weight, None, *rest)
+        wanted = (not self.first, self.trains, False)
+        return partial(torch.ops.aten.convolution_backward, gradient, x, weight, None, *rest, wanted)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BN with the addition and the activation after it."""
+
+    join: str
+    """As in `Case`."""
+    activation: str
+    shape: tuple[int, ...]
+    """[C, H, W]."""
+
+    def case(self, batch: int, dtype: torch.dtype) -> Case:
+        """With a batch of that type."""
+        channels, height, width = self.shape
+        return Case(self.join, self.activation, batch, channels, height, width, dtype)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a network consists of, in the order in which an image meets it."""
+
+    convolutions: list[Convolution]
+    norms: list[Norm]
+    linear: int
+    """Multiply-adds of the classifier for an image."""
+
+
+def layers_of(network: nn.Module, image_size: int) -> Layers:
+    """Walk one image through a copy of the network without storage (the meta device)."""
+    shadow = copy.deepcopy(network).to("meta").eval()
+    convolutions: list[Convolution] = []
+    norms: list[Norm] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        y = output[0] if isinstance(output, tuple) else output  # a forked pair
+        shape = tuple(y.shape[1:])
+        if isinstance(module, nn.Conv2d):
+            geometry = (module.stride, module.padding, module.dilation)
+            first, trains = not convolutions, module.weight.requires_grad
+            x = tuple(inputs[0].shape[1:])
+            convolutions.append(Convolution(x, shape, tuple(module.weight.shape), geometry, first, trains))
+        elif isinstance(module, BatchNormAddAct2d):
+            # The plain BN of a skip comes right before: a step does both in one pass, which hooks take apart.
+            dual = bool(norms) and norms[-1] == Norm("none", "none", shape)
+            if dual:
+                norms.pop()
+            norms.append(Norm("dual" if dual else "add", module.activation, shape))
+        else:
+            norms.append(Norm("none", module.activation if isinstance(module, BatchNormAct2d) else "none", shape))
+
+    for module in shadow.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
+    linear = sum(module.weight.numel() for module in shadow.modules() if isinstance(module, nn.Linear))
+    return Layers(convolutions, norms, linear)
+
+
+def norm_operations(case: Case, which: str) -> int:
+    """Of one pass, `forward` or `backward`, over a BN, the addition after it and the activation after that."""
+    each = _NORM_OPERATIONS[which] * (2 if case.join == "dual" else 1)
+    each += which == "forward" and case.join != "none"
+    each += case.activation != "none"
+    return each * case.batch * case.channels * case.height * case.width
+
+
+def update_work(options: Sgd | Adam | AdamW | Muon, network: Network) -> tuple[int, int]:
+    """Operations and bytes of the optimizer's update, all in fp32, without Muon's products."""
+    count = count_parameters(network)
+    if not isinstance(options, Muon):
+        return _elementwise(options, count)
+    filters = sum(weight.numel() for weight in network.groups().get("filters", []))
+    operations, moved = _elementwise(options.auxiliary, count - filters)
+    # Of a filter's value: momentum 2, Nesterov 2, decay 1, update 2; gradient, momentum and weight read, two written.
+    return operations + (5 + 2 * options.nesterov) * filters, moved + 4 * 5 * filters
+
+
+def _elementwise(options: Sgd | Adam | AdamW, count: int) -> tuple[int, int]:
+    if not isinstance(options, Sgd):  # weight, gradient and two moments read; weight and moments written
+        return _ADAM_OPERATIONS * count, 4 * 7 * count
+    momentum = options.momentum > 0
+    operations = 2 * (options.weight_decay > 0) + 2 * momentum + 2 * options.nesterov + 2
+    return operations * count, 4 * (5 if momentum else 3) * count
+
+
+def total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Operations and bytes of several things together."""
+    return sum(operations for operations, _ in parts), sum(moved for _, moved in parts)

@@ -1,0 +1,106 @@
+"""The training loop of fastres, driven by a measurement: the steps of `fastres train`, without its records."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastres import start
+from fastres.augment import Augment
+from fastres.data.loaders import ResidentLoader
+from fastres.feed import SAMPLED
+from fastres.position import Tally
+from fastres.recipe import Recipe
+from fastres.runner import Launch, Runner
+from fastres.stall import StallMeter
+from fastres.step import DTYPES, Step
+
+
+class Ours:
+    """`recipe` made ready to train on `feed`, of which `train` and `augment` are used (and `sample`, by networks that
+    look at images before their first step). A `network` (an nn.Module) that is given takes the place of a drawn one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        feed: Any,
+        classes: int,
+        image_size: int,
+        device: torch.device,
+        network: Any = None,
+    ) -> None:
+        self.recipe, self.feed, self.device = recipe, feed, device
+        if network is None:
+            network = start.draw(recipe, classes, image_size, recipe.train.seed)
+            if network.initial_images:
+                network.initialise(feed.sample(network.initial_images))
+        self.step = Step(start.place(network, recipe, device), recipe, len(feed.train), device)
+        self.tally, self.stall = Tally(device), StallMeter(device)
+        self.runner = Runner(self.step, feed, self.tally, self.stall)
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replays of CUDA graphs."""
+        return bool(self.runner.captured)
+
+    @property
+    def note(self) -> str | None:
+        """Why they are not."""
+        return self.runner.note
+
+    def epoch(self, number: int, count: int | None = None) -> Iterator[Launch]:
+        """Train on epoch `number`, or its first `count` steps; yields launches, with their `steps` and `images`."""
+        return self.runner.epoch(number, 0, len(self.feed.train) if count is None else count)
+
+    def endless(self) -> Iterator[Launch]:
+        """Launches of one epoch after the other; after the recipe's last the first again."""
+        number = 0
+        while True:
+            yield from self.epoch(number)
+            number = (number + 1) % max(1, int(self.recipe.train.epochs))
+
+    def steps(self, count: int) -> "Steps":
+        """A function each call of which trains on `count` steps."""
+        return Steps(self.endless(), count)
+
+
+class Steps:
+    """Goes on by `count` steps a call. Where a launch is several steps, a call may do some more, and the next one
+    then does as many fewer: over many calls the number is exact."""
+
+    def __init__(self, launches: Iterator[Launch], count: int) -> None:
+        self.launches, self.count = launches, count
+        self.ahead = 0
+
+    def __call__(self) -> None:
+        """Enqueue the steps."""
+        self.ahead -= self.count
+        while self.ahead < 0:
+            self.ahead += next(self.launches).steps
+
+
+def random_feed(recipe: Recipe, images: int, device: torch.device, side: int = 32, classes: int = 10) -> Any:
+    """A resident set of random pixels on `device`, for timing where what the images show does not matter: an object
+    with `train`, a loader of the recipe's batch size, `augment` and `unmixed`, the recipe's policy, and `sample`, which
+    gives batches of its first images as `Feed.sample` does."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.randint(0, classes, (images,), generator=generator).numpy()
+    options = recipe.train
+    train = ResidentLoader(pixels, labels, torch.arange(images).numpy(), options.batch_size, seed=0, drop_last=True)
+    augment = Augment(
+        recipe.augment,
+        (0.5, 0.5, 0.5),
+        (0.25, 0.25, 0.25),
+        mix=recipe.mix,
+        seed=options.seed,
+        dtype=DTYPES[options.precision],
+        channels_last=options.channels_last,
+    )
+
+    def sample(count: int) -> Iterator[Tensor]:
+        return map(augment.plain, pixels[:count].split(SAMPLED))
+
+    return SimpleNamespace(train=train, augment=augment, unmixed=augment.unmixed, sample=sample)

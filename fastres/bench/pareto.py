@@ -1,0 +1,211 @@
+"""`fastres bench pareto`: trains a list of recipes to their end, over seeds, and reads what each costs and reaches.
+
+| file | what |
+|---|---|
+| `plan.json` | recipes, seeds, settings; its presence says that a folder is one of ours |
+| `<recipe>,seed=<n>/` | the runs, ordinary run directories; `diverged.json` in one says why it has no result |
+| `pareto.md`, `pareto.png` | table and figure, when all runs are done |
+| `pareto.json` | their numbers, written last |
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastres import runs
+from fastres.bench import pareto_page
+from fastres.bench.pareto_page import mark_of
+from fastres.bench.records import CLASSES, RECORDS
+from fastres.compare import front
+from fastres.data import info
+from fastres.data.sources import NAMED, is_cifar10
+from fastres.errors import UserError
+from fastres.files import write_json
+from fastres.machine import environment
+from fastres.pareto_figure import COSTS
+from fastres.recipe import Data, Recipe
+from fastres.run_files import Summary, read_json
+from fastres.sweep import SweepPoint, check_folder, complete, work_of
+
+PLAN = "plan.json"
+_MEASURED = ("test_accuracy", "test_images", "parameters", "seconds", "images_per_second")
+_MEANS = ("test_accuracy", "images_per_second", "seconds", "cold_seconds", "warm_seconds")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe of the list."""
+
+    name: str
+    """In table and figure: the file's name, with its folder's where two are alike."""
+    path: Path
+    points: tuple[SweepPoint, ...]
+    """Its seeds, from `train.seed` on."""
+
+
+@dataclass(frozen=True)
+class ParetoResult:
+    """What came out."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """What pareto.json holds."""
+
+
+# ---------------------------------------------------------------------------------------------------- the plan
+
+
+def plan(paths: Sequence[Path], seeds: int, settings: Sequence[str] = ()) -> list[Entry]:
+    """The recipes at `paths` with their seeds; `settings`, such as `"train.epochs=3"`, hold for all.
+
+    Raises UserError for recipes that do not load, that are the same one, or that test on different images.
+    """
+    if not 1 <= seeds <= 1000:
+        raise UserError(f"--runs {seeds}: give the number of seeds of each recipe, from 1 to 1000")
+    entries: list[Entry] = []
+    twins: dict[str, str] = {}
+    for path, name in zip(paths, _names(paths), strict=True):
+        recipe = Recipe.load(path, [*settings])
+        recipe.check_single()
+        first = recipe.train.seed
+        points = tuple(
+            SweepPoint(
+                f"{name},seed={seed}",
+                name,
+                {"train.seed": seed},
+                recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})}),
+            )
+            for seed in range(first, first + seeds)
+        )
+        other = twins.setdefault(json.dumps(recipe.model_dump(exclude={"record"}), sort_keys=True), name)
+        if other != name:
+            raise UserError(f"{other} and {name} are the same recipe: leave one of them out")
+        entries.append(Entry(name, path, points))
+    tested = {entry.name: _tested_on(entry) for entry in entries}
+    first_name, images = next(iter(tested.items()))
+    odd = next((name for name, found in tested.items() if found != images), None)
+    if odd is not None:
+        raise UserError(
+            f"{first_name} and {odd} are tested on different images, whose accuracies cannot be compared: bring them "
+            "together with --set data.source=… or --set data.test_images=…"
+        )
+    return entries
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    stems = [path.stem for path in paths]
+    names = [
+        path.stem if stems.count(path.stem) == 1 else f"{path.absolute().parent.name}-{path.stem}" for path in paths
+    ]
+    names = [re.sub(r"[^A-Za-z0-9._=+-]", "-", name)[:100] for name in names]  # they become names of folders
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two recipes have the name {twice}: leave one of them out, or give it another name")
+    return names
+
+
+def _tested_on(entry: Entry) -> tuple[str, int | None]:
+    data = runs.self_contained(entry.points[0].recipe).data
+    return data.source, data.test_images
+
+
+# ---------------------------------------------------------------------------------------------------- the runs
+
+
+def pareto(
+    paths: Sequence[Path],
+    *,
+    seeds: int = 3,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> ParetoResult:
+    """Train the recipes at `paths` with `seeds` seeds each into run directories of the folder `out` (by default
+    runs/pareto-<time>), and write table and figure.
+
+    What is finished there is picked up, what was interrupted is resumed; a run whose loss leaves the reals is listed as
+    diverged. Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when everything can
+    be resumed.
+    """
+    runs.choose_device(device)
+    entries = plan(paths, seeds, settings)
+    points = [point for entry in entries for point in entry.points]
+    work = [work_of(point) for point in points]
+    folder = out if out is not None and (out / PLAN).is_file() else runs.new_folder(out, "pareto")
+    with runs.claimed(folder):
+        for point in points:
+            check_folder(folder / point.name, point)
+        about = {"recipes": [str(path) for path in paths], "runs": seeds, "set": list(settings)}
+        write_json(folder / PLAN, about)
+        (folder / pareto_page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
+        rows = complete(folder, points, work, device, quiet)
+        facts = {"command": _command(paths, seeds, settings), **about, **_facts(folder, entries, rows)}
+        pareto_page.write(folder, facts)
+    return ParetoResult(folder, facts)
+
+
+def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:
+    words = ["fastres", "bench", "pareto", *map(str, paths), "--runs", str(seeds)]
+    return shlex.join([*words, *(word for text in settings for word in ("--set", text))])
+
+
+# ---------------------------------------------------------------------------------------------------- the numbers
+
+
+def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What pareto.json holds of the runs: accuracies are shares, times seconds."""
+    row_of = {row["name"]: row for row in rows}
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        best = entry.points[0].recipe.train.best
+        found.append(
+            {
+                "name": entry.name,
+                "chosen_on_test": best is not None and best.startswith("test_"),
+                "runs": [_run_facts(folder / point.name, row_of[point.name]) for point in entry.points],
+            }
+        )
+    marks = [mark_of(each, place) for place, each in enumerate(found)]
+    fronts = {key: front(marks, key) for key in COSTS}
+    for each, mark in zip(found, marks, strict=True):
+        samples = {key: mark.sample(key) for key in _MEANS}
+        accuracy, parameters = samples["test_accuracy"], mark.sample("parameters")
+        each["parameters"] = None if parameters is None else round(parameters.mean)
+        each["mean"] = {key: None if sample is None else sample.mean for key, sample in samples.items()}
+        each["sd_test_accuracy"] = None if accuracy is None else accuracy.sd
+        each["front"] = [key for key, best in fronts.items() if mark in best]
+    data = entries[0].points[0].recipe.data
+    counts = {run["test_images"] for each in found for run in each["runs"]} - {None}
+    pixels = pixels_of(data)
+    return {
+        "entries": found,
+        "source": data.source if data.source in NAMED else Path(data.source).name,
+        "test_images": max(counts, default=None),
+        "pixels": pixels,
+        "records": [record._asdict() for record in RECORDS] if pixels else [],
+        "devices": sorted({run["device"] for each in found for run in each["runs"]} - {None}),
+        "environment": {key: value for key, value in environment().items() if key != "variables"},
+    }
+
+
+def _run_facts(run: Path, row: dict[str, Any]) -> dict[str, Any]:
+    summary = read_json(run / "summary.json", Summary) or Summary()  # a diverged run has none
+    starts = {"cold_seconds": summary.cold_seconds, "warm_seconds": summary.warm_seconds, "device": summary.device}
+    about = {"run": run.name, "seed": row["settings"]["train.seed"], "state": row["state"], "error": row["error"]}
+    return {**about, **{key: row[key] for key in _MEASURED}, **starts}
+
+
+def pixels_of(data: Data) -> str | None:
+    """`original` for CIFAR-10's own images, `copy` for other files of the whole of them, else None. The source has been
+    prepared."""
+    if is_cifar10(data.source):
+        return "original"
+    facts = info(data.source, store=data.store, image_size=data.image_size, root=data.root)
+    counts = {name: part["images"] for name, part in facts.get("parts", {}).items()}
+    alike = facts.get("classes") == list(CLASSES) and facts["image_size"] == 32
+    return "copy" if alike and counts.get("train") == 50_000 and counts.get("test") == 10_000 else None

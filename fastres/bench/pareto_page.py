@@ -1,0 +1,126 @@
+"""What `fastres bench pareto` writes of its facts, those of pareto.json: table, figure and notes."""
+
+from pathlib import Path
+from typing import Any
+
+from fastres import figures, pareto_figure
+from fastres.bench.records import Record
+from fastres.files import write_bytes, write_json, write_text
+from fastres.page_parts import Part, Picture, Table, Text, Verbatim, markdown
+from fastres.pareto_figure import Mark
+
+RESULTS, MARKDOWN, FIGURE = "pareto.json", "pareto.md", "pareto.png"
+_FRONTS = {"seconds": "time", "images_per_second": "speed"}
+_DASH = "–"
+
+
+def write(folder: Path, facts: dict[str, Any]) -> None:
+    """Write pareto.md, pareto.png and, last, pareto.json into `folder`."""
+    parts: list[Part] = [Table(*table(facts))]
+    if drawable(facts):
+        data = picture(facts)
+        write_bytes(folder / FIGURE, data)
+        parts.append(Picture(Path(FIGURE).stem, data, caption(facts)))
+    parts += [Text(text, warning=True) for text in warnings(facts)]
+    parts += [Text(text) for text in notes(facts)]
+    parts.append(Verbatim("Command", facts["command"]))
+    write_text(folder / MARKDOWN, markdown("Accuracy against throughput", parts, pictures=""))
+    write_json(folder / RESULTS, facts)
+
+
+def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table: a line a recipe, in the order in which they were given."""
+    header = ["Recipe", "Test accuracy, mean ± SD", "Seeds", "Images/s", "Seconds", "First step, cold (s)"]
+    header += ["First step, warm (s)", "Parameters", "On the front of"]
+    forms = {"images_per_second": ",.0f", "seconds": ",.1f", "cold_seconds": ",.1f", "warm_seconds": ",.1f"}
+    lines = []
+    for entry in facts["entries"]:
+        mean, sd = entry["mean"], entry["sd_test_accuracy"]
+        done = [run for run in entry["runs"] if run["state"] == "complete"]
+        lost = len(entry["runs"]) - len(done)
+        spread = "" if sd is None else f" ± {100 * sd:.2f}"
+        lines.append(
+            [
+                entry["name"],
+                _DASH if mean["test_accuracy"] is None else f"{100 * mean['test_accuracy']:.2f}{spread}%",
+                f"{len(done)}" + (f" ({lost} diverged)" if lost else ""),
+                *(_DASH if mean[key] is None else format(mean[key], form) for key, form in forms.items()),
+                _DASH if entry["parameters"] is None else f"{entry['parameters']:,}",
+                " and ".join(_FRONTS[key] for key in entry["front"]) or _DASH,
+            ]
+        )
+    return header, lines
+
+
+def mark_of(entry: dict[str, Any], place: int) -> Mark:
+    """A recipe's point in the figure."""
+    done = [run for run in entry["runs"] if run["state"] == "complete"]
+    name = figures.short(entry["name"], 30)
+    return Mark(entry["name"], name if len(done) == 1 else f"{name} ({len(done)} seeds)", place, done)
+
+
+def drawable(facts: dict[str, Any]) -> bool:
+    """Whether any recipe has a result."""
+    return any(run["state"] == "complete" for entry in facts["entries"] for run in entry["runs"])
+
+
+def picture(facts: dict[str, Any]) -> bytes:
+    """The figure, a PNG."""
+    marks = [mark_of(entry, place) for place, entry in enumerate(facts["entries"])]
+    records = [Record(**record) for record in facts["records"]]
+    return figures.png(pareto_figure.pareto([mark for mark in marks if mark.runs], records))
+
+
+def caption(facts: dict[str, Any]) -> str:
+    """What the figure shows."""
+    text = f"Test accuracy on {facts['source']} against training speed and against the time of the whole run. "
+    text += "Filled points are on the Pareto front, which the dashed line follows; bars are one SD over seeds."
+    if not facts["records"]:
+        return text
+    published = []
+    for each in facts["records"]:
+        mean = f", mean of {each['runs']:,}" if each["runs"] else ""
+        result = f"{100 * each['accuracy']:.2f}% in {each['seconds']:g} s ({each['device']}{mean})"
+        published.append(f"[{each['name']}]({each['source']}) {result}")
+    return f"{text} Stars are published results, which take no part in the front: {', '.join(published)}."
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What forbids a comparison."""
+    found = []
+    if facts["records"]:
+        devices = " or ".join(sorted({each["device"] for each in facts["records"]}))
+        where = " and ".join(facts["devices"]) or "another device"
+        found.append(
+            f"The published results were measured on other devices ({devices}) than these runs ({where}), by their "
+            "authors' own clocks: their seconds are no measure of these recipes."
+        )
+        if facts["test_images"] not in (None, 10_000):
+            found.append(
+                f"Tested on {facts['test_images']:,} of the 10,000 test images that the published results are about."
+            )
+    if facts["pixels"] == "copy":
+        found.append(
+            f"The images of {facts['source']} are a lossy copy of CIFAR-10: accuracies on them cannot be compared with "
+            "those of the published results, which are on the original pixels."
+        )
+    if len(facts["devices"]) > 1:
+        found.append(f"The runs were made on different devices ({', '.join(facts['devices'])}): so were their seconds.")
+    chosen = [entry["name"] for entry in facts["entries"] if entry["chosen_on_test"]]
+    if chosen:
+        found.append(f"{', '.join(chosen)}: the epoch that did best on the test images was kept, which is optimistic.")
+    lost = [run for entry in facts["entries"] for run in entry["runs"] if run["state"] != "complete"]
+    found += [f"{run['run']}: {run['state']}: {run['error']}" for run in lost]
+    return found
+
+
+def notes(facts: dict[str, Any]) -> list[str]:
+    """How the numbers are to be read."""
+    found = [
+        "Seconds are those of the whole run, tests included; images/s are those of the training steps alone. The first "
+        "step is done after so many seconds from the start of a run: cold where the step had to be compiled, warm "
+        "where an earlier run had left it compiled."
+    ]
+    if all(len(entry["runs"]) == 1 for entry in facts["entries"]):
+        found.append("Each recipe is one seed; another seed moves an accuracy by an amount that this cannot show.")
+    return found

@@ -1,0 +1,36 @@
+"""What others have published of CIFAR-10, for `fastres bench pareto` to be drawn beside.
+
+Their seconds are those of a single GPU by the authors' own clocks, most of which leave compilation and the opening of
+the data out. None of them publishes a training rate, so that none has a place on an axis of images a second.
+"""
+
+from typing import NamedTuple
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""Of CIFAR-10, in its order, which is the alphabet's."""
+
+
+class Record(NamedTuple):
+    """One published result on CIFAR-10's original pixels."""
+
+    name: str
+    accuracy: float
+    """Mean test accuracy, as a share."""
+    seconds: float
+    """Of one run."""
+    device: str
+    runs: int | None
+    """How many the mean is of; None where that is not said."""
+    source: str
+    """URL of the publication."""
+
+
+_AIRBENCH = "https://github.com/KellerJordan/cifar10-airbench"
+RECORDS = (
+    Record("cifar10-speedrun", 0.94008, 2.015, "A100", 2000, "https://github.com/hiverge/cifar10-speedrun"),
+    Record("airbench94_muon", 0.9401, 2.59, "A100", 200, _AIRBENCH),
+    Record("hlb-CIFAR10", 0.94, 6.3, "A100", 25, "https://github.com/tysam-code/hlb-CIFAR10"),
+    Record("cifar10-fast", 0.941, 26.0, "V100", 50, "https://myrtle.ai/learn/how-to-train-your-resnet/"),
+    Record("airbench96_faster", 0.96, 27.3, "A100", 200, _AIRBENCH),
+    Record("standard ResNet-18", 0.96, 420.0, "A100", None, _AIRBENCH),
+)

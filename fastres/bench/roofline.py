@@ -1,0 +1,223 @@
+"""`fastres bench roofline`: a training step and its parts against what this machine's memory and arithmetic allow.
+
+The model is that of Williams, Waterman and Patterson (2009), "Roofline: an insightful visual performance model for
+multicore architectures": a kernel with I operations to each byte that it moves does at most min(products, I · memory)
+operations a second. Both ceilings are measured in the same run, before and after the kernels, because other work on the
+machine may meet one of the two; operations and bytes are counted (counts.py).
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._functorch.config
+
+from fastres import runs
+from fastres.bench import norms, roofline_page
+from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matrix_rate, memory_rates
+from fastres.bench.step_parts import Part, StepParts
+from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
+from fastres.capture import side_stream
+from fastres.compiling import missing_compiler
+from fastres.errors import UserError
+from fastres.feed import shape_of
+from fastres.recipe import Recipe, SelfSupervised
+from fastres.start import prepare_process
+
+ROOM = 1.1
+"""How far above its roof a point may lie without a word: ceilings and points drift apart by some percent on a machine
+that others use as well, and no product of square matrices is quite the fastest there is."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much to measure."""
+
+    effort: Effort
+    copied_bytes: int
+    """Of each tensor whose copies tell the rate of the memory."""
+    sides: tuple[int, ...]
+    """Of the matrices whose products tell the rate of arithmetic: the best counts."""
+    cache_bytes: int
+
+
+def scale_for(device: torch.device) -> Scale:
+    """What takes a few minutes on a CPU, less on a GPU."""
+    if device.type == "cuda":
+        return Scale(GPU, 2**30, (4096, 8192, 16384), cache_bytes(device))
+    cache = last_level_cache()
+    effort = Effort(rounds=9, target_seconds=0.05, settle_seconds=0.3)
+    return Scale(effort, max(2**28, 4 * cache), (512, 1024, 2048), cache)
+
+
+TINY = Scale(DRY, 2**16, (32, 64), 2**13)
+"""To run the code, not to measure."""
+
+
+@dataclass(frozen=True)
+class RooflineResult:
+    """What came out."""
+
+    folder: Path
+    facts: dict[str, Any]
+    """What roofline.json holds."""
+
+
+def roofline(
+    path: Path | None = None,
+    *,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    scale: Scale | None = None,
+) -> RooflineResult:
+    """Measure the step of the recipe at `path`, by default that of `Recipe()`, on random images, and write table and
+    figure into the new folder `out`, by default runs/roofline-<time>.
+
+    Raises UserError for what the user can put right; nothing is left behind then.
+    """
+    where = runs.choose_device(device)
+    recipe = _load(path, settings)
+    folder = runs.new_folder(out, "roofline")
+    try:
+        facts = measure_step(recipe, where, scale or scale_for(where))
+        about = {"recipe": "the defaults" if path is None else path.name, "set": list(settings)}
+        facts = {**about, **facts}
+        roofline_page.write(folder, facts)
+    except BaseException:
+        for name in (roofline_page.RESULTS, roofline_page.MARKDOWN, roofline_page.FIGURE):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
+    return RooflineResult(folder, facts)
+
+
+def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
+    if path is None:
+        if settings:
+            raise UserError("--set changes a recipe: give a RECIPE, or leave --set out")
+        return Recipe()
+    recipe = Recipe.load(path, [*settings])
+    recipe.check_single()
+    if isinstance(recipe.method, SelfSupervised) or recipe.method.name == "distill":
+        raise UserError(
+            f"{path}: a step with method.name = '{recipe.method.name}' has parts that nobody counts: "
+            "give a recipe that learns from labels alone"
+        )
+    return recipe
+
+
+def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> dict[str, Any]:
+    """What roofline.json holds but the recipe's name: operations and bytes a second, bytes, seconds."""
+    prepare_process(recipe, device)
+    torch.manual_seed(0)
+    classes, side, _ = shape_of(recipe.data)
+    image_bytes = 3 * side**2
+    images = max(2 * recipe.train.batch_size, min(50_000, 3 * scale.cache_bytes // image_bytes))
+    parts = StepParts(recipe, classes, side, device, images, _forward(recipe, device)).all()
+    precisions = sorted({"fp32", "bf16", *(part.products for part in parts)})
+    before, products_before = _ceilings(precisions, device, scale)
+    sets = {
+        part.name: 1 if part.kind == "whole step" else sets_for_cold_cache(part.bytes, scale.cache_bytes)
+        for part in parts
+    }
+    timings = _time(parts, sets, device, scale.effort)
+    after, products_after = _ceilings(precisions, device, scale)
+    memory, products = _better(before, after), _better(products_before, products_after)
+    rates = {name: product["operations_per_second"] for name, product in products.items()}
+    points = [
+        {**point(part, timings[part.name], max(memory.values()), rates[part.products]), "sets": sets[part.name]}
+        for part in parts
+    ]
+    facts = {key: value for key, value in machine(device).items() if key != "variables"}
+    return {
+        "batch_size": recipe.train.batch_size,
+        "precision": recipe.train.precision,
+        "machine": facts,
+        "memory": memory,
+        "products": products,
+        "points": points,
+        "above": above(points),
+    }
+
+
+def _ceilings(
+    precisions: Sequence[str], device: torch.device, scale: Scale
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Rates of the memory's passes, and the best product of each precision."""
+    with side_stream(device):
+        memory = memory_rates(scale.copied_bytes, device, scale.effort)
+        products = {name: matrix_rate(name, device, effort=scale.effort, sides=scale.sides) for name in precisions}
+    return memory, products
+
+
+def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The higher rate of each: what a machine does once, it can do."""
+
+    def rate(found: Any) -> float:
+        return found["operations_per_second"] if isinstance(found, dict) else found
+
+    return {name: max(one[name], other[name], key=rate) for name in one}
+
+
+def _forward(recipe: Recipe, device: torch.device) -> norms.Forward:
+    """BN as the step does it: on a CPU a compiled step compiles it."""
+    if device.type == "cuda" or not recipe.train.compile or missing_compiler() is not None:
+        return norms.ours
+    compiled = torch.compile(norms.ours, dynamic=False, fullgraph=True)
+
+    def forward(problem: norms.Problem, training: bool) -> torch.Tensor:
+        # A backward that runs more than once on one forward may not write over what that saved.
+        with torch._functorch.config.patch(donated_buffer=False):
+            return compiled(problem, training)
+
+    return forward
+
+
+def _time(parts: Sequence[Part], sets: dict[str, int], device: torch.device, effort: Effort) -> dict[str, Timing]:
+    """All parts by turns. On a GPU the step comes after the others: it captures itself."""
+    together = [part for part in parts if device.type != "cuda" or part.kind != "whole step"]
+    with side_stream(device):
+        calls: dict[str, list[Call]] = {part.name: [part.make() for _ in range(sets[part.name])] for part in together}
+        timings = measure(calls, device, effort)
+    for part in parts:
+        if part not in together:
+            timings |= measure({part.name: [part.make()]}, device, STEPS)
+    return timings
+
+
+def point(part: Part, timing: Timing, memory: float, products: float) -> dict[str, Any]:
+    """A part's place in the figure: `intensity` in operations a byte, `roof` the most that its ceilings allow, and its
+    `share` of that."""
+    low, high = timing.quartiles
+    intensity, rate = part.operations / part.bytes, part.operations / timing.seconds
+    roof = attainable(intensity, memory, products)
+    return {
+        "name": part.name,
+        "kind": part.kind,
+        "operations": part.operations,
+        "bytes": part.bytes,
+        "seconds": timing.seconds,
+        "quartiles_seconds": [low, high],
+        "method": timing.method,
+        "intensity": intensity,
+        "operations_per_second": rate,
+        "products": part.products,
+        "roof": roof,
+        "share": rate / roof,
+    }
+
+
+def attainable(intensity: float, memory: float, products: float) -> float:
+    """Operations a second at `intensity` operations a byte, below `memory` bytes and `products` operations a second."""
+    return min(products, intensity * memory)
+
+
+def above(points: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the points that lie above their roofs by more than ROOM: what cannot be, unless operations or bytes are
+    counted wrong or a cache kept what was counted as coming from memory."""
+    return [each["name"] for each in points if each["share"] > ROOM]

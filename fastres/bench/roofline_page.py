@@ -1,0 +1,210 @@
+"""What `fastres bench roofline` writes of its facts, those of roofline.json: table, figure and notes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from fastres import figures
+from fastres.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
+from fastres.files import write_bytes, write_json, write_text
+from fastres.labels import Label, write_beside
+from fastres.page import plural
+from fastres.page_parts import Part, Picture, Table, Text, markdown
+
+RESULTS, MARKDOWN, FIGURE = "roofline.json", "roofline.md", "roofline.png"
+_STYLES = {
+    "augmentation": (GREEN, "D"),
+    "convolutions": (BLUE, "o"),
+    "BN and activation": (ORANGE, "s"),
+    "optimizer": (SKY, "^"),
+    "whole step": (BLACK, "*"),
+}
+
+
+def write(folder: Path, facts: dict[str, Any]) -> None:
+    """Write roofline.md, roofline.png and, last, roofline.json into `folder`."""
+    data = picture(facts)
+    write_bytes(folder / FIGURE, data)
+    parts: list[Part] = [
+        *(Text(line) for line in ceilings(facts)),
+        Picture(Path(FIGURE).stem, data, caption()),
+        Table(*table(facts)),
+        *(Text(text, warning=True) for text in warnings(facts)),
+        *(Text(text) for text in notes()),
+    ]
+    write_text(folder / MARKDOWN, markdown("A training step on this machine's roofline", parts, pictures=""))
+    write_json(folder / RESULTS, facts)
+
+
+def ceilings(facts: dict[str, Any]) -> list[str]:
+    """What was measured of the machine, in a line each."""
+    passes = ", ".join(f"{name} {_quantity(rate, 'B/s')}" for name, rate in facts["memory"].items())
+    products = ", ".join(
+        f"{name} {_quantity(found['operations_per_second'], 'FLOP/s')} ({found['side']:,}²)"
+        for name, found in facts["products"].items()
+    )
+    where = facts["machine"].get("gpu_name") or facts["machine"].get("cpu_model") or facts["machine"]["device"]
+    threads = f", {plural(facts['machine']['threads'], 'thread', 'threads')}"
+    return [
+        f"{facts['recipe']}, batch {facts['batch_size']:,}, {facts['precision']}, on {where}{threads}",
+        f"memory: {passes}",
+        f"matrix products: {products}",
+    ]
+
+
+def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the table; numbers are those of the figure."""
+    header = ["", "Part", "Time", "Operations", "Bytes", "Operations/byte", "Operations/s", "Its roof", "Share"]
+    memory = max(facts["memory"].values())
+    lines = []
+    for number, point in enumerate(facts["points"], 1):
+        bound = "memory" if point["intensity"] * memory <= point["roof"] * (1 + 1e-9) else point["products"]
+        lines.append(
+            [
+                str(number),
+                point["name"],
+                _quantity(point["seconds"], "s"),
+                _quantity(point["operations"], "FLOP"),
+                _quantity(point["bytes"], "B"),
+                f"{point['intensity']:.3g}",
+                _quantity(point["operations_per_second"], "FLOP/s"),
+                f"{_quantity(point['roof'], 'FLOP/s')} ({bound})",
+                f"{point['share']:.0%}",
+            ]
+        )
+    return header, lines
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """Points that cannot be where they are."""
+    found = []
+    for point in (point for point in facts["points"] if point["name"] in facts["above"]):
+        text = (
+            f"{point['name']} lies above its roof, at {point['share']:.0%} of it: its operations or bytes are counted "
+            "wrong, a cache kept what was counted as coming from memory, or the machine had other work when its roof "
+            "was measured."
+        )
+        if point["kind"] == "whole step":
+            text += " The step's bytes are those of its parts, as if none found in a cache what another had left."
+        found.append(text)
+    return found
+
+
+def notes() -> list[str]:
+    """How the numbers come about."""
+    return [
+        "Operations and bytes are counted, not measured, and are least values: two operations for each multiply-add, "
+        "every input read once and every output written once. Pooling, the loss, averages of the weights, and colours "
+        "and interpolation of the augmentation are left out. The step's bytes are the sum of its parts'.",
+        "All parts take turns, each through sets of buffers whose traffic is three times the cache. Convolutions are "
+        "the library's own, one after the other; the step may do some as matrix products. The roof of the memory is "
+        "the best of three passes (copy, update in place, read) over tensors that miss every cache; that of arithmetic "
+        "the best product of square matrices in the precision in which a part does its arithmetic. Both are measured "
+        "before and after the parts, and the better of the two counts.",
+    ]
+
+
+def caption() -> str:
+    """What the figure shows."""
+    return (
+        "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
+        "Numbers are the table's; forward passes are filled, backward passes hollow. No point can lie above the lines."
+    )
+
+
+def picture(facts: dict[str, Any]) -> bytes:
+    """The figure, a PNG."""
+    return figures.png(figure(facts))
+
+
+def figure(facts: dict[str, Any]) -> Figure:
+    """The roofs with their measured figures, and the points with their numbers."""
+    points = facts["points"]
+    rows = -(-len(points) // 2)
+    drawn = Figure(figsize=(WIDTH, 4.2 + 0.19 * rows), layout="constrained", facecolor="white")
+    axes = drawn.add_subplot()
+    dress(axes)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    memory = max(facts["memory"].values())
+    products = {name: found["operations_per_second"] for name, found in facts["products"].items()}
+    intensities = [point["intensity"] for point in points] + [rate / memory for rate in products.values()]
+    rates = [point["operations_per_second"] for point in points] + [*products.values()]
+    axes.set_xlim(min(intensities) / 2.5, max(intensities) * 2.5)
+    axes.set_ylim(min(rates) / 2.5, max(rates) * 2.5)
+    handles = []
+    for number, point in enumerate(points, 1):
+        handles += axes.plot(
+            point["intensity"],
+            point["operations_per_second"],
+            label=f"{number}  {point['name']}",
+            **_style(point),
+        )
+    axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
+    axes.set_ylabel("operations/s", fontsize=TEXT)
+    axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    drawn.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False)
+    drawn.draw_without_rendering()  # from here on it is known where points and letters lie
+    roofs = _roofs(axes, memory, products)
+    write_beside(axes, [_label(number, point) for number, point in enumerate(points, 1)], roofs)
+    return drawn
+
+
+def _style(point: dict[str, Any]) -> dict[str, Any]:
+    colour, marker = _STYLES[point["kind"]]
+    hollow = point["name"].endswith("backward")
+    size = 15 if point["kind"] == "whole step" else 7
+    face = "white" if hollow else colour
+    style = {"linestyle": "", "marker": marker, "markersize": size, "markeredgewidth": 1.5, "zorder": 3}
+    return {**style, "color": colour, "markerfacecolor": face}
+
+
+def _label(number: int, point: dict[str, Any]) -> Label:
+    colour, _ = _STYLES[point["kind"]]
+    text = "whole step" if point["kind"] == "whole step" else str(number)
+    return Label(point["intensity"], point["operations_per_second"], text, colour)
+
+
+def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annotation]:
+    """Draw the slope of the memory up to the highest ceiling, and the ceilings from there to the right; returns what is
+    written at them."""
+    (left, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
+    highest = max(products.values())
+    start = max(left, bottom / memory)
+    style: dict[str, Any] = {"color": GREY, "linewidth": 1.4, "zorder": 2}
+    axes.plot([start, highest / memory], [start * memory, highest], **style)
+    first, last = axes.transData.transform([(start, start * memory), (highest / memory, highest)])
+    slope = math.degrees(math.atan2(last[1] - first[1], last[0] - first[0]))
+    text: dict[str, Any] = {"fontsize": SMALL, "color": GREY, "textcoords": "offset points"}
+    middle = (start * highest / memory) ** 0.5
+    slanted = axes.annotate(
+        f"memory {_quantity(memory, 'B/s')}",
+        (middle, middle * memory),
+        (-4, 4),
+        rotation=slope,
+        rotation_mode="anchor",
+        ha="center",
+        va="bottom",
+        **text,
+    )
+    written = [slanted]
+    for name, rate in products.items():
+        axes.plot([rate / memory, right], [rate, rate], **style)
+        label = f"{name} products {_quantity(rate, 'FLOP/s')}"
+        written.append(axes.annotate(label, (right, rate), (-2, 3), ha="right", va="bottom", **text))
+    return written
+
+
+def _quantity(value: float, unit: str, *, exact: bool = False) -> str:
+    """With a prefix, in three digits or, if it is `exact`, in as few as it has: 2.21e12 becomes "2.21 T…"."""
+    prefixes: Sequence[tuple[float, str]] = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"))
+    factor, prefix = next(((factor, prefix) for factor, prefix in prefixes if value >= factor), (1e-6, "µ"))
+    scaled = value / factor
+    digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    return f"{scaled:g} {prefix}{unit}" if exact else f"{scaled:,.{digits}f} {prefix}{unit}"

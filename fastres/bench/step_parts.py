@@ -1,0 +1,163 @@
+"""The parts of a training step, each with what counts.py counts of it, and calls of it to be timed.
+
+Left out of the counts, which are therefore least values: pooling, the loss, averages of the weights, and the colours
+and interpolation of an augmentation, which differ from image to image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastres.bench import norms
+from fastres.bench.counts import Convolution, layers_of, norm_operations, total, update_work
+from fastres.bench.ours import Ours, random_feed
+from fastres.bench.timing import Call
+from fastres.models import build
+from fastres.models.convolution import HAS_AMX
+from fastres.optim import build_optimizer
+from fastres.recipe import Muon, Recipe
+from fastres.start import draw, place
+from fastres.step import DTYPES
+
+PASSES = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a step does."""
+
+    name: str
+    kind: str
+    """`augmentation`, `convolutions`, `BN and activation`, `optimizer` or `whole step`."""
+    operations: int
+    bytes: int
+    products: str
+    """The precision whose matrix products bound its arithmetic."""
+    make: Callable[[], Call]
+    """A call of it on buffers of its own."""
+
+
+class StepParts:
+    """The parts of `recipe`'s step on `device`, on random images [side, side] of which a set has `count`; `forward`
+    computes a BN. Raises UserError where the network cannot be built."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        classes: int,
+        side: int,
+        device: torch.device,
+        count: int,
+        forward: norms.Forward = norms.ours,
+    ) -> None:
+        self.recipe, self.classes, self.side, self.device, self.forward = recipe, classes, side, device, forward
+        self.network = build(recipe.model, classes, side)
+        self.layers = layers_of(self.network, side)
+        self.batch, self.dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
+        tf32 = recipe.train.precision == "fp32" and device.type == "cuda"  # in which cuDNN convolves by default
+        self.products = "tf32" if tf32 else recipe.train.precision
+        self.feed = random_feed(recipe, count, device, side, classes)
+
+    def all(self) -> list[Part]:
+        """Augmentation, then convolutions and BN of each size of maps, the optimizer's update, and last the step."""
+        augmentation, update = self._augmentation(), self._update()
+        convolutions = self._convolutions()
+        parts = [augmentation, *convolutions, *self._norms(), update]
+        return [*parts, self._step([augmentation, *convolutions, update])]
+
+    def _augmentation(self) -> Part:
+        """From uint8 to the normalised, mixed batch: a multiply-add a value, two more where images are mixed."""
+        source, labels, augment = self.feed.train.source, self.feed.train.labels, self.feed.augment
+        mixes, values = self.recipe.mix.active, 3 * self.side**2 * self.batch
+        first = torch.zeros((), dtype=torch.int64, device=self.device)  # on the device, as a graph would have it
+
+        def make() -> Call:
+            rows = torch.randint(0, len(source), (self.batch,), device=self.device)
+            of = labels[rows]
+            if mixes:
+                return lambda: augment(source, of, rows, first, first, rows)
+            return lambda: augment.unmixed(source, rows, first, rows)
+
+        moved = values * ((2 if mixes else 1) + self.dtype.itemsize)  # an image is another one's partner, too
+        return Part("augmentation", "augmentation", values * (6 if mixes else 2), moved, "fp32", make)
+
+    def _convolutions(self) -> list[Part]:
+        """Those with maps of one size are one part, one after the other as the library does them."""
+        found = []
+        for height in sorted({one.y[1] for one in self.layers.convolutions}, reverse=True):
+            for which in PASSES:
+                stage = [one for one in self.layers.convolutions if one.y[1] == height]
+                working = [one for one in stage if one.operations(which, self.batch)]
+                if working:
+                    found.append(self._stage(working, which))
+        return found
+
+    def _stage(self, stage: Sequence[Convolution], which: str) -> Part:
+        layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+
+        def like(*shape: int) -> Tensor:
+            return torch.randn(shape, device=self.device).to(self.dtype).contiguous(memory_format=layout)
+
+        def make() -> Call:
+            calls = [one.call(which, self.batch, like) for one in stage]
+            return lambda: [call() for call in calls]
+
+        operations = sum(one.operations(which, self.batch) for one in stage)
+        moved = sum(one.values(which, self.batch) for one in stage) * self.dtype.itemsize
+        _, height, width = stage[0].y
+        name = f"convolutions {height}×{width}, {which}"
+        return Part(name, "convolutions", operations, moved, self.products, make)
+
+    def _norms(self) -> list[Part]:
+        """The first BN with an activation alone after it of each size of maps."""
+        shown: dict[int, norms.Case] = {}
+        for norm in self.layers.norms:
+            if norm.join == "none" and norm.activation != "none":
+                shown.setdefault(norm.shape[1], norm.case(self.batch, self.dtype))
+        return [self._norm(case, which) for case in shown.values() for which in PASSES]
+
+    def _norm(self, case: norms.Case, which: str) -> Part:
+        def make() -> Call:
+            return norms.call(which, self.forward, norms.problem(case, self.device))
+
+        name = f"BN, {case.activation} {case.height}×{case.width}, {which}"
+        return Part(name, "BN and activation", norm_operations(case, which), case.floor_bytes(which), "fp32", make)
+
+    def _update(self) -> Part:
+        def make() -> Call:
+            network = place(
+                draw(self.recipe, self.classes, self.side, self.recipe.train.seed), self.recipe, self.device
+            )
+            optimizer = build_optimizer(self.recipe.optimizer, network)
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn_like(parameter) * 1e-3
+            return optimizer.step
+
+        operations, moved = update_work(self.recipe.optimizer, self.network)
+        muon = isinstance(self.recipe.optimizer, Muon)
+        if muon:
+            with FlopCounterMode(display=False) as products:  # whose shapes depend on the device
+                make()()
+            operations += products.get_total_flops()
+        bf16 = muon and (self.device.type == "cuda" or HAS_AMX)  # the type of Muon's products
+        return Part("optimizer", "optimizer", operations, moved, "bf16" if bf16 else "fp32", make)
+
+    def _step(self, parts: Sequence[Part]) -> Part:
+        """`parts`, all BNs and the classifier."""
+        cases = [norm.case(self.batch, self.dtype) for norm in self.layers.norms]
+        operations, moved = total(
+            [
+                *((part.operations, part.bytes) for part in parts),
+                *((norm_operations(case, which), case.floor_bytes(which)) for case in cases for which in PASSES),
+                (6 * self.layers.linear * self.batch, 0),
+            ]
+        )
+
+        def make() -> Call:
+            return Ours(self.recipe, self.feed, self.classes, self.side, self.device).steps(1)
+
+        return Part("whole step", "whole step", operations, moved, self.products, make)

@@ -1,0 +1,1 @@
+"""Groups of commands below `fastres`, and what all commands share: their options, and how they print."""

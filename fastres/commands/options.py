@@ -1,0 +1,30 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="TABLE.KEY=VALUE", help="Change a value of the recipe; an empty value is the default."
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="shapes10, cifar10, cifar100, an archive or a folder.", show_default=False),
+]
+StoreKind = Annotated[
+    Literal["decoded", "encoded"],
+    typer.Option(help="decoded: pixels; encoded: JPEG and PNG files left where they are (data.store in a recipe)."),
+]
+Size = Annotated[int | None, typer.Option(help="Side in pixels to which images are brought.", show_default="32")]
+Root = Annotated[
+    str | None,
+    typer.Option(help="Folder of downloads and prepared stores.", show_default="$FASTRES_DATA or ~/.cache/fastres"),
+]

@@ -1,0 +1,70 @@
+"""Texts beside the points of a figure, each where it covers least."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from fastres.figures import SMALL
+
+# Where the text of a point may stand, right and up are 1: corners come first, as a front runs level and upright.
+_SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+
+
+class Label(NamedTuple):
+    """A point's text."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+    bold: bool = True
+
+
+def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()) -> None:
+    """Write each text at its point, on the side where it covers least of other points and texts, and of `avoid`.
+
+    The figure must have been laid out (`draw_without_rendering`), and its axes may not move afterwards.
+    """
+    point_of_screen = 72 / axes.figure.dpi
+    reach = 6 / point_of_screen  # pixels from a point's centre to its text
+    places = [axes.transData.transform((label.x, label.y)) for label in labels]
+    taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in places]
+    taken += [text.get_window_extent() for text in avoid]
+    panel = axes.get_window_extent()
+    for label, (x, y) in zip(labels, places, strict=True):
+        text = axes.annotate(
+            label.text,
+            (label.x, label.y),
+            (0, 0),
+            textcoords="offset points",
+            color=label.colour,
+            fontsize=SMALL,
+            fontweight="bold" if label.bold else "normal",
+            parse_math=False,
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible on a line
+        extent = text.get_window_extent()
+        wide, high = extent.width, extent.height
+        boxes = [
+            Bbox.from_bounds(
+                x + across * (reach + wide / 2) - wide / 2, y + up * (reach + high / 2) - high / 2, wide, high
+            )
+            for across, up in _SIDES
+        ]
+        # What would lie outside of the panel is covered too. Whole pixels: roundings shall not decide.
+        covered = [
+            round(sum(_common(box, other) for other in taken) + wide * high - _common(box, panel)) for box in boxes
+        ]
+        best = boxes[covered.index(min(covered))]
+        text.xyann = ((best.x0 - x) * point_of_screen, (best.y0 - y) * point_of_screen)
+        taken.append(best)
+
+
+def _common(one: Bbox, other: Bbox) -> float:
+    """Area that two boxes share, in square pixels."""
+    both = Bbox.intersection(one, other)
+    return 0.0 if both is None else both.width * both.height
