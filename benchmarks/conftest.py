@@ -1,7 +1,6 @@
-"""Options, the `versus` fixture, and the tables that end a benchmark run."""
+"""The suites' fixtures, what is skipped, and the tables that end a run. Options are in the root's conftest.py."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,24 +9,6 @@ from benchmarks.harness import FIGURES, Versus
 from benchmarks.summary import tables
 from fastres.files import write_json
 from fastres.machine import environment
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("fastres benchmarks")
-    group.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
-    group.addoption("--full", action="store_true", help="run all benchmarks instead of those of ten minutes")
-    group.addoption("--dry", action="store_true", help="run the benchmarks on tiny shapes: the figures mean nothing")
-    group.addoption("--fail-on-regression", action="store_true", help="fail where a part of an epoch got slower")
-    group.addoption("--baseline", help="commit to compare with: by default the last that differs from this checkout")
-    group.addoption("--short", action="store_true", help="compare with the baseline for a third of the time at most")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """`pytest` without arguments runs the tests, with --benchmark-only the benchmarks: `testpaths` names both folders,
-    so that the options of both exist."""
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        wanted = "benchmarks" if config.getoption("benchmark_only", False) else "tests"
-        config.args[:] = [each for each in config.args if Path(each).name == wanted]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

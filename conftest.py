@@ -1,0 +1,21 @@
+"""Options of the benchmarks, here because pytest asks for options before it looks into benchmarks/, and the choice of
+what `pytest` without arguments runs: the tests, or with --benchmark-only the benchmarks."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("fastres benchmarks")
+    group.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
+    group.addoption("--full", action="store_true", help="run all benchmarks instead of those of ten minutes")
+    group.addoption("--dry", action="store_true", help="run the benchmarks on tiny shapes: the figures mean nothing")
+    group.addoption("--fail-on-regression", action="store_true", help="fail where a part of an epoch got slower")
+    group.addoption("--baseline", help="commit to compare with: by default the last that differs from this checkout")
+    group.addoption("--short", action="store_true", help="compare with the baseline for a third of the time at most")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.getoption("benchmark_only", False):
+        config.args[:] = ["benchmarks"]
