@@ -126,7 +126,7 @@ class PlainRun(Run):
         return plain.logits(self.training.network, self.images, self.recipe.eval.batch_size)
 
 
-def test_time_to_accuracy(root: str, versus: Versus, dry: bool, full: bool) -> None:
+def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
     """One run of each; with --full five, of five seeds."""
     recipe = Recipe.load(RECIPE, [*CHANGES, f"data.root={root}", *(DRY if dry else [])])
     target = DRY_TARGET if dry else TARGET
@@ -137,7 +137,7 @@ def test_time_to_accuracy(root: str, versus: Versus, dry: bool, full: bool) -> N
         Side(rival, outcome=rival.outcome, before=rival.prepare),
         # fp32 on both sides; convolutions may sum in another order.
         same=near(logits=1e-4),
-        rounds=5 if full else 1,
+        rounds=5 if versus.full else 1,
         against=f"plain PyTorch, to {target:.0%} too",
         recipe=recipe,
         at_least=1,

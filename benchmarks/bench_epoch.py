@@ -21,7 +21,7 @@ from fastres.files import write_bytes
 from fastres.memory import keep_freed_memory
 from fastres.step import DTYPES
 
-ROUNDS, PROFILED = 5, 20
+PROFILED = 20
 SUBSET = (
     *DEFAULTS[:2],
     replace(DEFAULTS[0], loader="torch"),
@@ -92,7 +92,7 @@ def compare(
         ours,
         rival,
         same=same,
-        rounds=ROUNDS,
+        rounds=7 if versus.full else 3,
         against=against,
         unit="images",
         ceiling=ceiling,

@@ -27,15 +27,9 @@ def dry(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def full(request: pytest.FixtureRequest) -> bool:
-    """Whether there is time for more than ten minutes."""
-    return bool(request.config.getoption("--full"))
-
-
-@pytest.fixture
 def versus(benchmark: Any, request: pytest.FixtureRequest, dry: bool) -> Versus:
     """Measures ours and a rival by turns: see `Versus`."""
-    return Versus(benchmark, request, dry=dry)
+    return Versus(benchmark, request, dry=dry, full=bool(request.config.getoption("--full")))
 
 
 @pytest.fixture(scope="session")

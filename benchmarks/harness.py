@@ -129,8 +129,8 @@ class Versus:
     between them, and pairs of turns give the ratio.
     """
 
-    def __init__(self, benchmark: Any, request: pytest.FixtureRequest, *, dry: bool) -> None:
-        self.benchmark, self.request, self.dry = benchmark, request, dry
+    def __init__(self, benchmark: Any, request: pytest.FixtureRequest, *, dry: bool, full: bool = False) -> None:
+        self.benchmark, self.request, self.dry, self.full = benchmark, request, dry, full
 
     def __call__(
         self,

@@ -151,7 +151,7 @@ class Agreed(Exception):
 class Compared:
     """Stands where `Versus` would: compares the outcomes, and times nothing."""
 
-    dry = True
+    dry, full = True, False
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.request = request
@@ -176,7 +176,7 @@ def suites(versus: Any, dataset: Dataset, root: str, folder: Path) -> dict[str, 
         "save": lambda: bench_checkpoint.test_save("durable", versus, folder, True),
         "restore": lambda: bench_checkpoint.test_restore(versus, folder, True),
         "evaluation": lambda: bench_evaluation.test_evaluation("translate", "shapes10", root, versus, True),
-        "accuracy": lambda: bench_accuracy.test_time_to_accuracy(root, versus, True, False),
+        "accuracy": lambda: bench_accuracy.test_time_to_accuracy(root, versus, True),
         "epoch": lambda: bench_epoch.test_epoch(epoch_variants.Variant(), "shapes10", root, versus, True),
         "factor": lambda: bench_epoch.test_factor(
             epoch_variants.Variant(augmentation="CutMix"), "shapes10", root, versus, True
