@@ -8,7 +8,8 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastres benchmarks")
-    group.addoption("--save-results", type=Path, help="write the figures of all benchmarks to this JSON file")
+    # With the =: pytest takes a file that stands alone for what to run, and its folder for the root.
+    group.addoption("--save-results", type=Path, help="--save-results=FILE writes the figures to that JSON file")
     group.addoption("--full", action="store_true", help="run all benchmarks instead of those of ten minutes")
     group.addoption("--dry", action="store_true", help="run the benchmarks on tiny shapes: the figures mean nothing")
     group.addoption("--fail-on-regression", action="store_true", help="fail where a part of an epoch got slower")

@@ -17,7 +17,7 @@ from fastres.recipe import Eval, Recipe
 from fastres.step import DTYPES
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
-IMAGES = 1000
+IMAGES = 500
 DRY = ["model.channels=[4,4,8,8]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
 
 keep_freed_memory()  # as `fastres eval` does

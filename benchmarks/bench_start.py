@@ -39,7 +39,7 @@ def test_help(versus: Versus) -> None:
             assert "usage:" in text.lower() and "--help" in text
 
     ours, rival = python("-m", "fastres", "--help"), python("-m", "torch.distributed.run", "--help")
-    in_time(versus, versus(ours, rival, same=same, rounds=5, against="torchrun --help").seconds)
+    in_time(versus, versus(ours, rival, same=same, rounds=3, against="torchrun --help").seconds)
 
 
 def test_import(versus: Versus) -> None:
@@ -47,7 +47,7 @@ def test_import(versus: Versus) -> None:
         assert (ours.strip(), rival.strip()) == (__version__, torch.__version__)
 
     ours, rival = (python("-c", f"import {name}; print({name}.__version__)") for name in ("fastres", "torch"))
-    in_time(versus, versus(ours, rival, same=same, rounds=5, against="import torch").seconds)
+    in_time(versus, versus(ours, rival, same=same, rounds=3, against="import torch").seconds)
 
 
 def in_time(versus: Versus, seconds: float) -> None:

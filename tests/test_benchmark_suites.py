@@ -112,7 +112,7 @@ def test_the_root_runs_the_benchmarks_on_demand(tmp_path: Path) -> None:
     """All that is new, from `pytest --benchmark-only` in the root to the tables, the JSON and the figure."""
     target = tmp_path / "results.json"
     wanted = "test_epoch or torch or evaluation or checkpoint or accuracy or (against_the_reports and 20)"
-    done = run_pytest("--benchmark-only", "--dry", "-k", wanted, "--save-results", str(target))
+    done = run_pytest("--benchmark-only", "--dry", "-k", wanted, f"--save-results={target}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not one of the ten minutes' subset: ask with --full" in done.stdout
     figures = json.loads(target.read_text())["figures"]
