@@ -132,6 +132,7 @@ def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
         gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_start(tmp_path: Path) -> None:
     copy = gate_power.plant(tmp_path)
     with (copy / "fastres" / "step.py").open("a") as file:
