@@ -25,9 +25,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import note
-from benchmarks.timing import Ratio, compare, seconds
 from fastres import recipe
 from fastres.augment import Augment
+from fastres.bench.timing import Ratio, compare, seconds
 from fastres.data.torchvision_cpu import import_torchvision
 from fastres.memory import keep_freed_memory
 

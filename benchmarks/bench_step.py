@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import MatrixProduct, note
-from benchmarks.timing import Ratio, compare, seconds
+from fastres.bench.timing import Ratio, compare, seconds
 from fastres.memory import keep_freed_memory
 from fastres.models import build, convolution, layers
 from fastres.recipe import Recipe

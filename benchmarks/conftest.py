@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from benchmarks.harness import FIGURES, note
-from benchmarks.timing import Ratio, compare, seconds
+from fastres.bench.timing import Ratio, compare, seconds
 from fastres.files import write_json
-from fastres.machine import environment
+from fastres.machine import facts_to_publish
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--save-results")
     if path is not None and FIGURES:
-        machine = {key: value for key, value in environment().items() if key != "variables"}
+        machine = facts_to_publish()
         write_json(path, {"machine": machine, "figures": FIGURES})
 
 
