@@ -13,9 +13,9 @@ import torch
 
 from benchmarks import plain
 from benchmarks.harness import DEVICE, Side, Versus, note, wait
-from benchmarks.ours import Ours
 from benchmarks.sameness import near
 from fastres import start
+from fastres.bench.ours import Ours
 from fastres.evaluate import Evaluator
 from fastres.feed import Feed, labels_of, open_feed
 from fastres.memory import keep_freed_memory

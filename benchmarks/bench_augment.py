@@ -26,9 +26,9 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.augment_cases import by_reference
 from benchmarks.harness import Same, Side, Versus, copying, note
-from benchmarks.timing import seconds
 from fastres import recipe
 from fastres.augment import Augment
+from fastres.bench.timing import seconds
 from fastres.data import open_dataset
 from fastres.data.torchvision_cpu import import_torchvision
 from fastres.memory import keep_freed_memory

@@ -1,7 +1,7 @@
 """The fused BatchNorm kernels against eager PyTorch, cuDNN and Inductor, and against the machine's copy rate.
 
 pytest-benchmark's own columns show one call from Python with a synchronisation, host time and all; the figures that
-count are in `extra_info` and in the summary: time on the device in turn with the rivals (`benchmarks/timing.py`).
+count are in `extra_info` and in the summary: time on the device in turn with the rivals (`fastres/bench/timing.py`).
 """
 
 from typing import Any

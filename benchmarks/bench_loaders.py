@@ -21,9 +21,9 @@ from torch import Tensor
 from benchmarks.harness import Side, Versus, copying, note
 from benchmarks.sameness import identical
 from benchmarks.streaming import run, synthetic_store
-from benchmarks.timing import seconds
 from fastres import recipe
 from fastres.augment import Augment
+from fastres.bench.timing import seconds
 from fastres.data import Dataset, open_dataset
 from fastres.data.loaders import Batch, Loader, choose, make_loader
 from fastres.data.store import open_store

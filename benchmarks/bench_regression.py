@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gate, stored
+from benchmarks.bench_step import reports
 from benchmarks.harness import note
 from fastres.recipe import Recipe
 
@@ -61,6 +62,7 @@ def test_against_the_baseline(
         **stored.beside(part, finding.images / finding.seconds),
     )
     if part == "step":
-        note(request, benchmark, plain_pytorch_over_ours=sides.against_rival())
+        rival = reports(Recipe.load(gate.RECIPE, gate.SETTINGS), finding.images).run
+        note(request, benchmark, plain_pytorch_over_ours=gate.against_rival(sides.sides[1], rival))
     if request.config.getoption("--fail-on-regression"):
         assert not finding.slower, f"{finding.text}; the limit is {sides.rule.limit - 1:+.0%}"

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.harness import FIGURES, Versus
 from benchmarks.summary import tables
 from fastres.files import write_json
-from fastres.machine import environment
+from fastres.machine import facts_to_publish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,5 +54,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--save-results")
     if path is not None and FIGURES:
-        machine = {key: value for key, value in environment().items() if key != "variables"}
+        machine = facts_to_publish()
         write_json(path, {"machine": machine, "figures": FIGURES})

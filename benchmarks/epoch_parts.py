@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.epochs import covered
 from benchmarks.harness import wait
-from benchmarks.ours import Ours
 from benchmarks.summary import PARTS, number
+from fastres.bench.ours import Ours
 from fastres.data.loaders import Batch
 from fastres.figures import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
 from fastres.runner import Runner

@@ -17,10 +17,10 @@ from benchmarks import plain
 from benchmarks.augment_cases import by_reference
 from benchmarks.epoch_parts import EPOCH, LEAD
 from benchmarks.harness import DEVICE, Side, wait
-from benchmarks.ours import Ours
 from benchmarks.sameness import flat
-from benchmarks.timing import seconds
 from fastres import start
+from fastres.bench.ours import Ours
+from fastres.bench.timing import seconds
 from fastres.data.loaders import choose
 from fastres.feed import open_feed
 from fastres.models import layers

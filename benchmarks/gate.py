@@ -21,19 +21,19 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
+from fastres.bench.timing import seconds as timed
 from fastres.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "report_best.toml"
 SETTINGS = ["data.source=shapes10", "data.train_images=2000", "data.test_images=200", "eval.batch_size=200"]
 PARTS = ("epoch", "step", "augmentation", "loader", "evaluation")
-RIVAL = "eager step"
 PAUSE = 0.01
 """Seconds before a turn: idle OpenMP threads of the other side spin for some milliseconds after their last work."""
 AGREES = 0.02
@@ -169,37 +169,36 @@ class Side:
         self.said.close()
 
 
+@contextmanager
+def open_sides(recipe: Recipe, *checkouts: Path) -> Iterator[list[Side]]:
+    """A side for each checkout, compiled. Raises GateError where one does not start."""
+    with tempfile.TemporaryDirectory(prefix="fastres-gate-") as folder, ExitStack() as stack:
+        path, data = Path(folder) / "recipe.toml", Path(folder) / "data"
+        path.write_text(recipe.to_toml())
+        sides = []
+        # One after the other: side by side they would compile, and draw shapes10, at half the speed each.
+        for checkout in checkouts:
+            sides.append(stack.enter_context(closing(Side(checkout, path, data))))
+            sides[-1].ready()
+        yield sides
+
+
 class Gate:
     """Both sides, ready: a context manager. Raises GateError where one does not start, or where they compute different
     numbers: then a ratio would say nothing."""
 
     def __init__(self, baseline: Path, recipe: Recipe, *, checkout: Path = ROOT, rule: Rule | None = None) -> None:
         self.rule, self.coin = rule or Rule(), random.Random()
-        self._folder = tempfile.TemporaryDirectory(prefix="fastres-gate-")
-        place = Path(self._folder.name)
-        (place / "recipe.toml").write_text(recipe.to_toml())
-        self.sides: list[Side] = []
-        try:
-            # One after the other: side by side they would compile, and draw shapes10, at half the speed each.
-            for root in (baseline, checkout):
-                self.sides.append(Side(root, place / "recipe.toml", place / "data"))
-                self.sides[-1].ready()
+        with ExitStack() as opening:
+            self.sides = opening.enter_context(open_sides(recipe, baseline, checkout))
             check_same(*(side.parts for side in self.sides))
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """End both processes."""
-        for side in self.sides:
-            side.close()
-        self._folder.cleanup()
+            self._open = opening.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *about: object) -> None:
-        self.close()
+        self._open.close()
 
     def compare(self, part: str) -> Finding:
         """Time `part` on both sides until the rule decides."""
@@ -224,11 +223,18 @@ class Gate:
         ratio = statistics.median(ratios)
         return Finding(part, slower, decided, len(ratios), ratio, *interval(ratios), seconds, baseline_seconds, images)
 
-    def against_rival(self, fours: int = 5) -> float:
-        """Seconds of the rival's step, eager PyTorch in fp32, over those of the working tree's: for information."""
-        tree = self.sides[1]
-        ratios = [(tree.turn(RIVAL) + tree.turn(RIVAL)) / (tree.turn("step") + tree.turn("step")) for _ in range(fours)]
-        return statistics.median(ratios)
+
+def against_rival(tree: Side, rival: Callable[[], object], fours: int = 5) -> float:
+    """Seconds of `rival`'s step over those of a side's, by turns: for information."""
+    rival()
+    ratios = []
+    for _ in range(fours):
+        theirs = 0.0
+        for _ in range(2):
+            time.sleep(PAUSE)
+            theirs += timed(rival)
+        ratios.append(theirs / (tree.turn("step") + tree.turn("step")))
+    return statistics.median(ratios)
 
 
 def check_same(baseline: dict[str, dict[str, Any]], tree: dict[str, dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import gate
 from fastres.files import write_json
-from fastres.machine import environment
+from fastres.machine import facts_to_publish
 from fastres.recipe import Recipe
 
 PLANTED = "FASTRES_PLANTED_SLOWDOWN"
@@ -48,14 +48,15 @@ CASES = (("idle", 0.10), ("idle", 0.0), ("loaded", 0.20), ("loaded", 0.0))
 """With another process on one core or without, and the planted share."""
 
 
-def plant(folder: Path) -> Path:
-    """A copy of this checkout's package in `folder`, whose steps take longer by the share that the environment says."""
+def plant(folder: Path, code: str = SOURCE) -> Path:
+    """A copy of this checkout's package in `folder`, with `code` at the end of step.py: by default its steps take
+    longer by the share that the environment says."""
     for name in ("fastres", "kernels"):
         shutil.copytree(
             gate.ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
     path = folder / "fastres" / "step.py"
-    path.write_text(path.read_text() + SOURCE)
+    path.write_text(path.read_text() + code)
     return folder
 
 
@@ -94,7 +95,7 @@ def main() -> None:
     recipe = Recipe.load(gate.RECIPE, [*gate.SETTINGS, *asked.settings])
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.gate_power", *sys.argv[1:]]),
-        "machine": {key: value for key, value in environment().items() if key != "variables"},
+        "machine": facts_to_publish(),
         "limit": gate.Rule().limit,
         "cases": [],
     }

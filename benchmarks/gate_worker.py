@@ -70,30 +70,10 @@ def parts(recipe: Any) -> dict[str, Part]:
         "augmentation": Part(augment, AUGMENTED, [augmented.mean().item(), augmented.std().item()]),
         "loader": Part(order, EPOCHS_OF_ROWS * len(loader) * size, [float(order())]),
         "evaluation": Part(evaluate, len(logits), [logits.mean().item(), logits.std().item()]),
-        "eager step": Part(_eager_step(recipe, images, batch.labels), size, []),
     }
     for part in found.values():
         part.turn()
     return found
-
-
-def _eager_step(recipe: Any, images: Any, labels: Any) -> Callable[[], object]:
-    """The rival: the same network in plain PyTorch, fp32, N C H W, SGD."""
-    import torch
-    from torch.nn import functional as F
-
-    from fastres.models import build
-
-    network = build(recipe.model, 10, images.shape[-1]).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    batch = images.float().contiguous()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(network(batch), labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def main(checkout: str, recipe: str, data: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.peaks import Peak
-from benchmarks.timing import Ratio, compare, seconds
+from fastres.bench.timing import Ratio, compare, seconds
 from fastres.machine import environment
 from fastres.recipe import Recipe
 

@@ -1,7 +1,7 @@
 """Time whole training steps, ours against the rivals of step_rivals.py, and beside what the matrix units can do.
 
 Variants take turns in one process, each launched as a run would launch it, the host's part included. Ours is the
-training loop of fastres (`ours.py`) on a set of random pixels that lies on the device.
+training loop of fastres (`fastres/bench/ours.py`) on a set of random pixels that lies on the device.
 """
 
 import gc

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.files import write_json
-from fastres.machine import environment
+from fastres.machine import environment, facts_to_publish
 
 FOLDER = Path(__file__).parent / "results" / "baselines"
 
@@ -39,16 +39,17 @@ def main(folder: Path = FOLDER) -> Path:
     import statistics
 
     from benchmarks import gate
+    from benchmarks.bench_step import reports
     from fastres.recipe import Recipe
 
     rates = {}
-    with gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, gate.SETTINGS)) as sides:
-        tree = sides.sides[1]
+    recipe = Recipe.load(gate.RECIPE, gate.SETTINGS)
+    with gate.open_sides(recipe, gate.ROOT) as (tree,):
         for part in gate.PARTS:
             seconds = statistics.median(tree.turn(part) for _ in range(20))
             rates[part] = tree.parts[part]["images"] / seconds
-        ratio = sides.against_rival()
-    machine = {key: value for key, value in environment().items() if key != "variables"}
+        ratio = gate.against_rival(tree, reports(recipe, tree.parts["step"]["images"]).run)
+    machine = facts_to_publish()
     path = folder / f"{machine_class()}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"images_per_second": rates, "plain_pytorch_over_ours": ratio, "machine": machine})

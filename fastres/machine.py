@@ -175,3 +175,8 @@ def environment() -> dict[str, Any]:
         "gpus": gpus,
         "variables": variables(),
     }
+
+
+def facts_to_publish() -> dict[str, Any]:
+    """`environment()` for a file that is made to be shown: without `variables`, which hold paths of this machine."""
+    return {key: value for key, value in environment().items() if key != "variables"}

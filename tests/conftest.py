@@ -37,6 +37,13 @@ def threads_stay() -> Iterator[None]:
     assert left == threads, f"torch is left with {left} threads instead of {threads}"
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    """Dynamo counts a function's compilations over the whole process and refuses the ninth, whichever test it falls
+    to: each test starts the count afresh."""
+    torch.compiler.reset()
+
+
 @pytest.fixture
 def needs_ffcv() -> None:
     """Skips where FFCV is not installed; looks without importing it."""

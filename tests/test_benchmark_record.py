@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # `benchmarks` is a folder of t
 
 from benchmarks import epoch_parts, sameness, summary
 from benchmarks.peaks import Peak
-from benchmarks.timing import compare
+from fastres.bench.timing import compare
 
 
 def event(name: str, start: float, end: float, **facts: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import gate, gate_power, stored
+from benchmarks.bench_step import reports
 from fastres.recipe import Recipe
 
 # A network that takes a few milliseconds a step, without compilation.
@@ -112,7 +113,7 @@ def test_both_processes(tmp_path: Path) -> None:
             finding = sides.compare(part)
             assert finding.fours == 2 and not finding.decided, "two fours decide nothing"
             assert finding.seconds > 0 and finding.baseline_seconds > 0 and finding.images > 0
-        assert sides.against_rival(1) > 0
+        assert gate.against_rival(sides.sides[1], reports(20), fours=1) > 0
 
 
 def test_what_counts_as_the_same() -> None:
@@ -125,17 +126,16 @@ def test_what_counts_as_the_same() -> None:
 
 @pytest.mark.slow
 def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
-    copy = gate_power.plant(tmp_path)
-    with (copy / "fastres" / "step.py").open("a") as file:
-        file.write("\n_call = Step.__call__\nStep.__call__ = lambda *a, **b: [2 * each for each in _call(*a, **b)]\n")
+    copy = gate_power.plant(
+        tmp_path, "\n_call = Step.__call__\nStep.__call__ = lambda *a, **b: [2 * each for each in _call(*a, **b)]\n"
+    )
     with pytest.raises(gate.GateError, match=r"epoch: the working tree computes .* there is nothing to time"):
         gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_start(tmp_path: Path) -> None:
-    copy = gate_power.plant(tmp_path)
-    with (copy / "fastres" / "step.py").open("a") as file:
-        file.write("\nraise RuntimeError('no such part')\n")
+    copy = gate_power.plant(tmp_path, "\nraise RuntimeError('no such part')\n")
     with pytest.raises(gate.GateError, match=r"ended: RuntimeError: no such part"):
         gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
 

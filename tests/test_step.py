@@ -93,7 +93,7 @@ def test_two_steps_against_fp64(smoothing: float, clip: float | None) -> None:
     assert torch.allclose(flat(step.network), flat(reference), atol=2e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_compiled_agrees_with_eager(precision: str) -> None:
     losses = []
     for compiled in (False, True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastres.bench.timing import GPU, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.machine import environment, run_quietly
+from fastres.machine import facts_to_publish, run_quietly
 
 LARGE_BYTES = 2**30
 """A copy of this size misses any cache."""
@@ -28,7 +28,7 @@ def cache_bytes(device: torch.device) -> int:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Name, size and versions of everything that decides a figure, ready for JSON."""
-    facts = {key: value for key, value in environment().items() if key != "variables"}
+    facts = facts_to_publish()
     if device.type != "cuda":
         return {**facts, "device": platform.processor() or platform.machine(), "cache_bytes": cache_bytes(device)}
     gpu = torch.cuda.get_device_properties(device)

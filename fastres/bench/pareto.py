@@ -25,7 +25,7 @@ from fastres.data import info
 from fastres.data.sources import NAMED, is_cifar10
 from fastres.errors import UserError
 from fastres.files import write_json
-from fastres.machine import environment
+from fastres.machine import facts_to_publish
 from fastres.pareto_figure import COSTS
 from fastres.recipe import Data, Recipe
 from fastres.run_files import Summary, read_json
@@ -189,7 +189,7 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]
         "pixels": pixels,
         "records": [record._asdict() for record in RECORDS] if pixels else [],
         "devices": sorted({run["device"] for each in found for run in each["runs"]} - {None}),
-        "environment": {key: value for key, value in environment().items() if key != "variables"},
+        "environment": facts_to_publish(),
     }
 
 

@@ -133,11 +133,10 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> dict[str
         {**point(part, timings[part.name], max(memory.values()), rates[part.products]), "sets": sets[part.name]}
         for part in parts
     ]
-    facts = {key: value for key, value in machine(device).items() if key != "variables"}
     return {
         "batch_size": recipe.train.batch_size,
         "precision": recipe.train.precision,
-        "machine": facts,
+        "machine": machine(device),
         "memory": memory,
         "products": products,
         "points": points,

@@ -69,6 +69,7 @@ def test_each_run_has_the_bits_of_a_training(kind: str, tiny: Path, tmp_path: Pa
     same_as_train(tiny, [*WHOLE, *KINDS[kind]], tmp_path)
 
 
+@pytest.mark.slow  # three graphs are compiled
 def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And still with the bits of a training. Two batch sizes and the evaluation make three graphs, compiled or kept by
     an earlier run; from the first run on, none is asked for or traced."""

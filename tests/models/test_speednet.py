@@ -224,10 +224,7 @@ def tensors(step: Step) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "options", "compiled"),
     [(*option, False) for option in OPTIONS]
-    + [
-        pytest.param(*option, True, marks=pytest.mark.slow) if place else (*option, True)
-        for place, option in enumerate(COMPILED)
-    ],
+    + [pytest.param(*option, True, marks=pytest.mark.slow) for option in COMPILED],
     ids=str,
 )
 def test_every_option_trains_and_resumes_to_the_bit(kind: str, options: dict[str, Any], compiled: bool) -> None:

@@ -71,7 +71,7 @@ def test_an_interruption_anywhere_leaves_the_same_bits(optimizer: str, schedule:
     [
         ("muon", "knots", "lookahead"),
         pytest.param("muon, adamw", "linear", "ema", marks=pytest.mark.slow),
-        ("nesterov", "knots", "none"),
+        pytest.param("nesterov", "knots", "none", marks=pytest.mark.slow),
     ],
     ids=str,
 )
