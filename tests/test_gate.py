@@ -113,7 +113,7 @@ def test_both_processes(tmp_path: Path) -> None:
             finding = sides.compare(part)
             assert finding.fours == 2 and not finding.decided, "two fours decide nothing"
             assert finding.seconds > 0 and finding.baseline_seconds > 0 and finding.images > 0
-        assert gate.against_rival(sides.sides[1], reports(20), fours=1) > 0
+        assert gate.against_rival(sides.sides[1], reports(recipe, 20).run, fours=1) > 0
 
 
 def test_what_counts_as_the_same() -> None:
