@@ -93,9 +93,9 @@ class Speednet(Network):
                 f"model.pool = {pool}, but {image_size}-pixel images leave a map of {side}×{side} before the pool: "
                 f"set model.pool to at most {side}, or 0 for the whole map"
             )
-        self.pool = pool or side
+        self.pool = pool
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(inputs * (side // self.pool) ** 2, classes, bias=False)
+        self.fc = nn.Linear(inputs * (side // (pool or side)) ** 2, classes, bias=False)
         configure_norms(self, activation=activation, scale=bn_scale, momentum=bn_momentum, eps=bn_eps)
         if dirac_init:
             for module in self.modules():
@@ -120,7 +120,7 @@ class Speednet(Network):
         x = getattr(F, self.activation)(self.whiten(x))
         for stage in range(self.stages):
             x = self.get_submodule(f"group{stage + 1}")(x)
-        x = F.max_pool2d(x, self.pool)
+        x = F.max_pool2d(x, self.pool or x.shape[2])
         return torch.flatten(x, 1)
 
 

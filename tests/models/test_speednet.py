@@ -267,6 +267,19 @@ def test_every_option_is_one_graph_with_the_same_gradients(kind: str, options: d
         assert torch.allclose(eager, compiled_one, rtol=1e-3, atol=1e-5 * max(1.0, eager.abs().max().item()))
 
 
+def test_the_whole_map_is_pooled_of_images_of_any_size() -> None:
+    """Multi-crop methods give views of half the size to the same network."""
+    network = build(Table(widths=[4, 8, 8]), 10, 32).eval()
+    assert isinstance(network, Speednet)
+    maps: list[torch.Tensor] = []
+    for side, left in ((32, 3), (16, 1)):
+        x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with network.group3.register_forward_hook(lambda *about: maps.append(about[2])):
+            found = network.features(x)
+        assert maps[-1].shape == (2, 8, left, left)
+        assert torch.equal(found, maps[-1].amax((2, 3)))
+
+
 def test_errors_name_the_cure() -> None:
     with pytest.raises(UserError, match=r"model\.widths has 5 groups.*nothing left after 4: take fewer"):
         build(Table(widths=[4] * 5), 10, 32)
