@@ -58,6 +58,7 @@ def test_against_the_baseline(
         time_against_baseline=finding.ratio,
         interval=[finding.low, finding.high],
         fours=finding.fours,
+        threads=sides.sides[1].threads,
         images_per_second=finding.images / finding.seconds,
         **stored.beside(part, finding.images / finding.seconds),
     )

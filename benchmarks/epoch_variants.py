@@ -113,6 +113,8 @@ class Training:
         self.begin()
         once = seconds(self.turn)
         self.end()
+        compiled = self.ours.step.loss_and_correct
+        assert compiled.active == self.recipe.train.compile, f"to be compiled, but {compiled.note}"
         self.steps = min(_launches(once, dry) * together, len(self.feed.train) - self.lead)
         self.images = self.steps * self.feed.train.batch_size
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
+
+import torch
 
 from fastres.bench.timing import seconds as timed
 from fastres.recipe import Recipe
@@ -124,16 +127,18 @@ def decide(four: Callable[[], float], rule: Rule) -> tuple[list[float], bool, bo
 class Side:
     """A process with the fastres of one checkout. Its methods raise GateError where it ends before it is closed."""
 
-    def __init__(self, checkout: Path, recipe: Path, data: Path) -> None:
-        self.checkout, self.said = checkout, tempfile.TemporaryFile("w+")  # noqa: SIM115 - close does
+    def __init__(self, checkout: Path, recipe: Path, data: Path, threads: int) -> None:
+        self.checkout, self.threads = checkout, threads
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - close does
         worker = Path(__file__).with_name("gate_worker.py")
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.process = subprocess.Popen(
             [sys.executable, worker, checkout, recipe, data],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.said,
             text=True,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            env=environment | {"OMP_NUM_THREADS": str(threads)},
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self._asks: IO[str] = self.process.stdin
@@ -169,16 +174,45 @@ class Side:
         self.said.close()
 
 
+def free_cores(seconds: float = 1.0) -> int:
+    """How many threads find a core that nobody else uses, at least 1: by what the cores did in so many seconds, where
+    the system tells. Threads that wait for one another while some other process holds a core of theirs measure the
+    scheduler: with one of two cores busy, a step by two threads scattered by 20%, and by one no more than on an idle
+    machine."""
+    wanted = torch.get_num_threads()
+    before = _idle_seconds()
+    if before is None:
+        return wanted
+    began = time.perf_counter()
+    time.sleep(seconds)
+    after = _idle_seconds()
+    assert after is not None
+    # Rounded to the nearest: what runs now and then, this process among it, costs no core.
+    return max(1, min(wanted, math.floor((after - before) / (time.perf_counter() - began) + 0.5)))
+
+
+def _idle_seconds() -> float | None:
+    """For how long the cores that this process may use have been idle, together; None where there is no /proc."""
+    try:
+        text = Path("/proc/stat").read_text()
+    except OSError:
+        return None
+    cores = os.sched_getaffinity(0)
+    lines = [line.split() for line in text.splitlines() if re.match(r"cpu\d", line)]
+    ticks = sum(int(idle) + int(waiting) for name, _, _, _, idle, waiting, *_ in lines if int(name[3:]) in cores)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def open_sides(recipe: Recipe, *checkouts: Path) -> Iterator[list[Side]]:
     """A side for each checkout, compiled. Raises GateError where one does not start."""
     with tempfile.TemporaryDirectory(prefix="fastres-gate-") as folder, ExitStack() as stack:
         path, data = Path(folder) / "recipe.toml", Path(folder) / "data"
         path.write_text(recipe.to_toml())
-        sides = []
+        sides, threads = [], free_cores()
         # One after the other: side by side they would compile, and draw shapes10, at half the speed each.
         for checkout in checkouts:
-            sides.append(stack.enter_context(closing(Side(checkout, path, data))))
+            sides.append(stack.enter_context(closing(Side(checkout, path, data, threads))))
             sides[-1].ready()
         yield sides
 
@@ -225,15 +259,20 @@ class Gate:
 
 
 def against_rival(tree: Side, rival: Callable[[], object], fours: int = 5) -> float:
-    """Seconds of `rival`'s step over those of a side's, by turns: for information."""
-    rival()
-    ratios = []
-    for _ in range(fours):
-        theirs = 0.0
-        for _ in range(2):
-            time.sleep(PAUSE)
-            theirs += timed(rival)
-        ratios.append(theirs / (tree.turn("step") + tree.turn("step")))
+    """Seconds of `rival`'s step over those of a side's, by turns with as many threads: for information."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(tree.threads)
+    try:
+        rival()
+        ratios = []
+        for _ in range(fours):
+            theirs = 0.0
+            for _ in range(2):
+                time.sleep(PAUSE)
+                theirs += timed(rival)
+            ratios.append(theirs / (tree.turn("step") + tree.turn("step")))
+    finally:
+        torch.set_num_threads(threads)
     return statistics.median(ratios)
 
 

@@ -74,12 +74,13 @@ def loaded(busy: bool) -> Iterator[None]:
         process.wait()
 
 
-def judged(planted: Path, share: float, recipe: Recipe, part: str) -> gate.Finding:
-    """One run of the gate: this checkout against the copy that is slower by `share`."""
+def judged(planted: Path, share: float, recipe: Recipe, part: str) -> tuple[gate.Finding, int]:
+    """One run of the gate, this checkout against the copy that is slower by `share`: what it found, and by how many
+    threads."""
     os.environ[PLANTED] = str(share)
     try:
         with gate.Gate(gate.ROOT, recipe, checkout=planted) as sides:
-            return sides.compare(part)
+            return sides.compare(part), sides.sides[1].threads
     finally:
         del os.environ[PLANTED]
 
@@ -108,13 +109,14 @@ def main() -> None:
             for run in range(asked.runs):
                 with loaded(place == "loaded"):
                     began = time.perf_counter()
-                    finding = judged(planted, share, recipe, asked.part)
+                    finding, threads = judged(planted, share, recipe, asked.part)
                 took = time.perf_counter() - began
-                rows.append({**vars(finding), "right": finding.slower == (share > 0), "wall_seconds": took})
+                right = finding.slower == (share > 0)
+                rows.append({**vars(finding), "threads": threads, "right": right, "wall_seconds": took})
                 print(f"{place:<7} {share:+.0%} planted  run {run + 1:>2}: {finding.text}  {took:.0f} s", flush=True)
-            right = sum(row["right"] for row in rows)
-            print(f"{place:<7} {share:+.0%} planted: right in {right} of {asked.runs}", flush=True)
-            report["cases"].append({"machine": place, "planted": share, "right": right, "runs": rows})
+            count = sum(row["right"] for row in rows)
+            print(f"{place:<7} {share:+.0%} planted: right in {count} of {asked.runs}", flush=True)
+            report["cases"].append({"machine": place, "planted": share, "right": count, "runs": rows})
             if asked.out is not None:
                 write_json(asked.out, report)
 

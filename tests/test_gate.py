@@ -1,9 +1,11 @@
 """The regression gate: its rule on made-up noise, its baseline, its processes; with -m slow, planted slowdowns."""
 
 import math
+import os
 import random
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +118,29 @@ def test_both_processes(tmp_path: Path) -> None:
         assert gate.against_rival(sides.sides[1], reports(recipe, 20).run, fours=1) > 0
 
 
+@pytest.mark.parametrize(("idle", "free"), [(2.0, 2), (1.6, 2), (1.4, 1), (0.2, 1), (None, 3)])
+def test_threads_find_a_core_each(idle: float | None, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three threads, by how long the cores were idle in a second."""
+    monkeypatch.setattr(gate.torch, "get_num_threads", lambda: 3)
+    seen = iter([None, None] if idle is None else [100.0, 100.0 + idle])
+    clock = iter([5.0, 6.0])
+    monkeypatch.setattr(gate, "_idle_seconds", lambda: next(seen))
+    monkeypatch.setattr(gate.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(gate.time, "perf_counter", lambda: next(clock))
+    assert gate.free_cores() == free
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
+def test_the_cores_idle_time_is_read() -> None:
+    began, before = time.perf_counter(), gate._idle_seconds()
+    time.sleep(0.3)
+    after = gate._idle_seconds()
+    assert before is not None and after is not None
+    # The kernel counts in ticks of 10 ms, of each core and state.
+    most = (time.perf_counter() - began + 0.02) * len(os.sched_getaffinity(0))
+    assert 0 <= after - before <= most
+
+
 def test_what_counts_as_the_same() -> None:
     right = {part: {"computed": [1.0, 2.0]} for part in gate.PARTS}
     gate.check_same(right, {part: {"computed": [1.005, 1.99]} for part in gate.PARTS})
@@ -152,5 +177,5 @@ def test_stored_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.15])
 def test_a_planted_slowdown(share: float, tmp_path: Path) -> None:
     """The report's step, compiled. benchmarks/gate_power.py does so twenty times, idle and loaded."""
-    finding = gate_power.judged(gate_power.plant(tmp_path), share, Recipe.load(gate.RECIPE, gate.SETTINGS), "step")
+    finding, _ = gate_power.judged(gate_power.plant(tmp_path), share, Recipe.load(gate.RECIPE, gate.SETTINGS), "step")
     assert finding.slower == (share > 0), finding.text
