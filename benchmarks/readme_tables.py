@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks import ablations
+from benchmarks import ablations, epoch_parts
 from benchmarks.readme import Results
+from benchmarks.summary import PARTS
 from fastres import figures
 from fastres.bench import pareto_page, roofline_page
 from fastres.page_parts import markdown_table
 
 PARETO, ROOFLINE = "pareto/pareto.json", "roofline/roofline.json"
 """What `fastres bench pareto` and `roofline` write, with `--out` here."""
+SUITES = "suites-cpu-amd-epyc.json"
+"""What `pytest --benchmark-only --save-results` of it writes."""
 
 
 def rounded(value: float) -> str:
@@ -195,6 +198,35 @@ def roofline(results: Results) -> str:
     return markdown_table(*roofline_page.table(results(ROOFLINE)))
 
 
+def suites(results: Results) -> str:
+    found = results(SUITES)["figures"]
+    named = {
+        "epoch[report-20-default]": "training on batches of 20, augmentation included",
+        "epoch[report-128-default]": "the same, of 128",
+        "evaluation[none]": "evaluation",
+        "time_to_accuracy": f"time to {found['time_to_accuracy']['target']:.0%} on shapes10, once compiled",
+        "save[durable]": "a checkpoint, safe on the disk",
+        "restore": "the checkpoint read again",
+    }
+    lines = []
+    for key, name in named.items():
+        row = found[key]
+        share = f"{row['share_of_ceiling']:.0%} of a {row['ceiling']}" if "share_of_ceiling" in row else ""
+        lines.append([name, row["against"].removesuffix(" too"), f"{row['ratio']:.2f}", share])
+    header = ["the report's network on two cores of an AMD EPYC", "the rival", "its time over ours", "of the ceiling"]
+    return markdown_table(header, lines)
+
+
+def epoch(results: Results) -> str:
+    lines = []
+    for row in results(SUITES)["figures"].values():
+        if "parts" in row:
+            whole = row["epoch_seconds"]
+            shares = [f"{row['parts'][part] / whole:.1%}" for part in PARTS]
+            lines.append([f"{row['setting']}, {row['factor']}", rounded(row["images_per_second"]), *shares])
+    return markdown_table(["network, batch size, factor", "images/s", *PARTS], lines)
+
+
 TABLES: dict[str, Callable[[Results], str]] = {
     "to-94": to_94,
     "five-epochs": five_epochs,
@@ -206,6 +238,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "augment-accuracy": augment_accuracy,
     "pareto": pareto,
     "roofline": roofline,
+    "suites": suites,
+    "epoch": epoch,
 }
 """By the names that the markers have."""
 
@@ -219,6 +253,8 @@ def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
     rows = results("ablations-94-cpu.json")["rows"]
     yield "ablations-94-cpu.png", ablations.figure(rows)
     yield "ablations-94-cpu.md", ablations.table(rows, times=False).encode()
+    parts = {name: row for name, row in results(SUITES)["figures"].items() if "parts" in row}
+    yield SUITES.replace(".json", "-epoch.png"), figures.png(epoch_parts.bars(parts))
     for name, draw in ((PARETO, pareto_page.picture), (ROOFLINE, roofline_page.picture)):
         if (results.folder / name).is_file():  # what `fastres bench` wrote
             yield name.replace(".json", ".png"), draw(results(name))

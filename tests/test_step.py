@@ -44,7 +44,7 @@ def flat(network: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize(
     ("compiled", "smoothing"),
-    [(False, 0.0), (False, 0.1), (True, 0.1), pytest.param(True, 0.0, marks=pytest.mark.slow)],
+    [(False, 0.0), (False, 0.1), *(pytest.param(True, each, marks=pytest.mark.slow) for each in (0.0, 0.1))],
 )
 def test_a_mixed_batch_against_dense_targets_in_fp64(smoothing: float, compiled: bool) -> None:
     step = step_for(recipe(label_smoothing=smoothing, compile=compiled))

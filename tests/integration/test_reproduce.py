@@ -109,7 +109,8 @@ def test_a_run_that_diverges_leaves_its_claims_open(fastres: Any, tmp_path: Path
     assert code == 0 and err == "1 of 1 runs are finished already\n"
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_everything_resumable(workers: int, fastres: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     # 600 epochs are 12 at this scale.
