@@ -223,8 +223,9 @@ def epoch(results: Results) -> str:
         if "parts" in row:
             whole = row["epoch_seconds"]
             shares = [f"{row['parts'][part] / whole:.1%}" for part in PARTS]
-            lines.append([f"{row['setting']}, {row['factor']}", rounded(row["images_per_second"]), *shares])
-    return markdown_table(["network, batch size, factor", "images/s", *PARTS], lines)
+            measured = [rounded(row["images_per_second"]), f"{row['ratio']:.2f}, {row['against']}"]
+            lines.append([f"{row['setting']}, {row['factor']}", *measured, *shares])
+    return markdown_table(["network, batch size, factor", "images/s", "a rival's time over its own", *PARTS], lines)
 
 
 TABLES: dict[str, Callable[[Results], str]] = {

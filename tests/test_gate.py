@@ -1,5 +1,6 @@
 """The regression gate: its rule on made-up noise, its baseline, its processes; with -m slow, planted slowdowns."""
 
+import json
 import math
 import os
 import random
@@ -128,6 +129,15 @@ def test_threads_find_a_core_each(idle: float | None, free: int, monkeypatch: py
     monkeypatch.setattr(gate.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(gate.time, "perf_counter", lambda: next(clock))
     assert gate.free_cores() == free
+
+
+def test_the_committed_log_of_verdicts() -> None:
+    """Slower by 10% alone on the machine and by 20% beside another process is found, and nothing where nothing is."""
+    report = json.loads((gate.ROOT / "benchmarks" / "results" / "gate-power.json").read_text())
+    assert [(case["machine"], case["planted"]) for case in report["cases"]] == list(gate_power.CASES)
+    for case in report["cases"]:
+        right = [run["slower"] == (case["planted"] > 0) for run in case["runs"]]
+        assert len(right) == 20 and sum(right) == case["right"] >= 18
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
