@@ -27,7 +27,7 @@ class Position:
     warm_seconds: float = 0.0
     """The same of this run, where it found its step compiled; 0 where it did not."""
     images: int = 0
-    """Images of all timed steps: all but a process's first of each batch size, which compiles."""
+    """Images of all timed steps: all but a process's first of each batch size and phase, which compiles."""
     images_seconds: float = 0.0
     """Seconds of those steps."""
     epoch_seconds: float = 0.0

@@ -31,6 +31,7 @@ from fastres.recipe import Distill, Eval, PseudoLabel, Recipe, SelfSupervised, S
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
+from fastres.step import Phase
 from fastres.tracking import Tracker, check_tracker
 
 OnEpoch = Callable[[list[dict[str, Any]]], str | None]
@@ -220,7 +221,7 @@ class _Run(Session):
         self.at = Position()
         self.uncaptured = False  # whether that has been said
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
-        self.sizes: set[int] = set()  # batch sizes met by this process: the first step of each compiles
+        self.met: set[tuple[int, Phase]] = set()  # batch sizes and phases of this process: the first of each compiles
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -276,15 +277,15 @@ class _Run(Session):
         started = time.perf_counter()
         left = self.steps - steps_before - at.step  # a last epoch may stop in its middle
         for done in self.runner.epoch(epoch, at.step, left):
+            kind = (done.images // done.steps, self.step.phase(steps_before + at.step))
             at.step += done.steps
             self._show(steps_before + at.step, done.images)
-            size = done.images // done.steps
-            known = size in self.sizes
             now = time.perf_counter()  # from one step's end to the next: waiting for the batch counts
-            at.time_step(done.images, now - started, timed=known)
+            at.time_step(done.images, now - started, timed=kind in self.met)
             started = now
-            if not known:
-                self._note_compilation(size)
+            if not self.met:
+                self._started()
+            self.met.add(kind)
             if self.interrupt.requested:
                 self._save()
                 self._stop_if_asked()
@@ -323,15 +324,14 @@ class _Run(Session):
         else:
             self.progress.step(step, images)
 
-    def _note_compilation(self, images: int) -> None:
-        self.sizes.add(images)
+    def _started(self) -> None:
+        """This process has done its first step."""
         compiled = self.step.loss_and_correct
-        if len(self.sizes) == 1:
-            self.at.started(time.perf_counter() - self.began, compiled)
-            self.beginning.done()
-        if len(self.sizes) == 1 and self.recipe.train.compile and compiled.note is not None:
+        self.at.started(time.perf_counter() - self.began, compiled)
+        self.beginning.done()
+        if self.recipe.train.compile and compiled.note is not None:
             self.progress.message(compiled.note if compiled.active else f"running without compilation: {compiled.note}")
-        if len(self.sizes) == 1 and self.was_compiled not in (None, compiled.active):
+        if self.was_compiled not in (None, compiled.active):
             before = "compiled" if self.was_compiled else "not compiled"
             self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
 

@@ -9,6 +9,7 @@ import torch
 
 from fastres import checkpoint
 from fastres.errors import Interrupted
+from fastres.position import Position
 from fastres.recipe import Recipe
 from fastres.training import resume, train
 
@@ -46,6 +47,29 @@ def test_the_last_epoch_stops_in_its_middle(fastres: Any, tiny: Path, tmp_path: 
     code, out, err = fastres("eval", run, "--json")
     assert code == 0, err
     assert json.loads(out)["accuracy"] == summary["test_accuracy"]
+
+
+def test_steps_that_compile_are_not_in_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of each batch size, and the first without gradients for what has faded, which is another graph."""
+    tables = {
+        "data": {"source": "shapes10", "train_images": 70, "test_images": 10, "split": "none"},
+        "model": {"name": "speednet", "widths": [4, 4]},
+        "optimizer": {"name": "sgd", "lr": 0.01, "whiten_bias_epochs": 1.0},
+        "train": {"epochs": 2.0, "batch_size": 20, "compile": False, "precision": "fp32"},
+        "record": {"report": False},
+    }
+    counted: list[tuple[int, bool]] = []
+    count = Position.time_step
+
+    def counting(self: Position, images: int, seconds: float, *, timed: bool) -> None:
+        counted.append((images, timed))
+        count(self, images, seconds, timed=timed)
+
+    monkeypatch.setattr(Position, "time_step", counting)
+    train(Recipe.model_validate(tables), out=tmp_path / "run", quiet=True, device="cpu")
+    steps = [(images, timed) for images, timed in counted if images]
+    # An epoch is three batches of 20 and one of 10; the bias has faded when the second begins.
+    assert steps == [(20, False), (20, True), (20, True), (10, False)] * 2
 
 
 @pytest.mark.parametrize("after", [1, 7, 13, 15])
