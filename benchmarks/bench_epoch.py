@@ -16,6 +16,7 @@ from benchmarks.epoch_parts import bars, parts
 from benchmarks.epoch_variants import DEFAULTS, PlainTraining, Training, Variant, changed
 from benchmarks.harness import DEVICE, FIGURES, Ceiling, Side, Versus, matrix_product, note
 from benchmarks.sameness import near
+from benchmarks.summary import with_parts
 from fastres.figures import png
 from fastres.files import write_bytes
 from fastres.memory import keep_freed_memory
@@ -45,7 +46,7 @@ def figure(request: pytest.FixtureRequest) -> Iterator[None]:
     """Beside the JSON of --save-results, a picture of where the time goes."""
     yield
     path = request.config.getoption("--save-results")
-    entries = {name: entry for name, entry in FIGURES.items() if "parts" in entry}
+    entries = with_parts(FIGURES)
     if path is not None and entries:
         write_bytes(path.with_name(f"{path.stem}-epoch.png"), png(bars(entries)))
 

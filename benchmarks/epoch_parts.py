@@ -8,7 +8,7 @@ graphs, and the gap is what they do not account for of a step as a run launches 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -143,9 +143,9 @@ def _span(event: Any) -> Span:
     return event.time_range.start, event.time_range.end
 
 
-def bars(entries: dict[str, dict[str, Any]]) -> Figure:
+def bars(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Seconds of an epoch by part, a bar for each entry of the record, a panel for each network and batch size."""
-    panels: dict[str, dict[str, dict[str, Any]]] = {}
+    panels: dict[str, dict[str, Mapping[str, Any]]] = {}
     for entry in entries.values():
         panels.setdefault(entry["setting"], {})[entry["factor"]] = entry
     heights = [len(panel) + 0.9 for panel in panels.values()]

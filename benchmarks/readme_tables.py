@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from benchmarks import ablations, epoch_parts
 from benchmarks.readme import Results
-from benchmarks.summary import PARTS
+from benchmarks.summary import PARTS, with_parts
 from fastres import figures
 from fastres.bench import pareto_page, roofline_page
 from fastres.page_parts import markdown_table
@@ -219,12 +219,10 @@ def suites(results: Results) -> str:
 
 def epoch(results: Results) -> str:
     lines = []
-    for row in results(SUITES)["figures"].values():
-        if "parts" in row:
-            whole = row["epoch_seconds"]
-            shares = [f"{row['parts'][part] / whole:.1%}" for part in PARTS]
-            measured = [rounded(row["images_per_second"]), f"{row['ratio']:.2f}, {row['against']}"]
-            lines.append([f"{row['setting']}, {row['factor']}", *measured, *shares])
+    for row in with_parts(results(SUITES)["figures"]).values():
+        shares = [f"{row['parts'][part] / row['epoch_seconds']:.1%}" for part in PARTS]
+        measured = [rounded(row["images_per_second"]), f"{row['ratio']:.2f}, {row['against']}"]
+        lines.append([f"{row['setting']}, {row['factor']}", *measured, *shares])
     return markdown_table(["network, batch size, factor", "images/s", "a rival's time over its own", *PARTS], lines)
 
 
@@ -254,8 +252,8 @@ def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
     rows = results("ablations-94-cpu.json")["rows"]
     yield "ablations-94-cpu.png", ablations.figure(rows)
     yield "ablations-94-cpu.md", ablations.table(rows, times=False).encode()
-    parts = {name: row for name, row in results(SUITES)["figures"].items() if "parts" in row}
-    yield SUITES.replace(".json", "-epoch.png"), figures.png(epoch_parts.bars(parts))
+    epochs = with_parts(results(SUITES)["figures"])
+    yield SUITES.replace(".json", "-epoch.png"), figures.png(epoch_parts.bars(epochs))
     for name, draw in ((PARETO, pareto_page.picture), (ROOFLINE, roofline_page.picture)):
         if (results.folder / name).is_file():  # what `fastres bench` wrote
             yield name.replace(".json", ".png"), draw(results(name))

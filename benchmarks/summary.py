@@ -24,13 +24,18 @@ def tables(figures: Figures) -> list[str]:
             lines += [_line(_HEADINGS), *(_line(_cells(name, entry)) for name, entry in compared.items())]
             for what, key in (("rivals", "against"), ("ceilings", "ceiling"), ("per second", "unit")):
                 lines += _footnotes(what, compared, key)
-        split = {name: entry for name, entry in rows.items() if "parts" in entry}
+        split = with_parts(rows)
         if split:
             lines += ["", *parts_table(split)]
         for name, entry in rows.items():
             if name not in compared:
                 lines += [name, *(f"    {key:<36} {_text(value)}" for key, value in entry.items() if key != "suite")]
     return lines
+
+
+def with_parts(figures: Figures) -> dict[str, Mapping[str, Any]]:
+    """Those of which it is known where an epoch's time goes."""
+    return {name: entry for name, entry in figures.items() if "parts" in entry}
 
 
 def parts_table(figures: Figures) -> list[str]:

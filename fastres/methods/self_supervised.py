@@ -1,5 +1,7 @@
 """What self-supervised methods share: a network that learns by comparing views of an image, and the views."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +37,7 @@ class Pretraining(Network):
             return self.backbone.group_of(name.removeprefix("backbone."), parameter)
         return "head" if parameter.ndim > 1 else "bias"
 
+    @abstractmethod
     def compare(self, views: Tensor, batch: int, average: nn.Module | None) -> tuple[Tensor, Tensor]:
         """Logits and loss of a training step.
 
@@ -46,7 +49,6 @@ class Pretraining(Network):
         Returns the logits [B, classes] of each image's first view, whose gradient reaches the classifier alone, and the
         mean loss, fp32, of the method.
         """
-        raise NotImplementedError
 
 
 def width(backbone: Network) -> int:

@@ -1,5 +1,6 @@
 """What the families of networks have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from fastres.layers import BatchNormAct2d
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """float images [N, 3, H, W] → logits [N, classes], and what a run asks besides.
 
     A run builds the network, hands `initialise` the first images, and trains `groups`. A family defines `features`,
@@ -27,9 +28,9 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
 
+    @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """What the classifier sees of images [N, 3, H, W]: [N, F]."""
-        raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of features [N, F]."""

@@ -5,17 +5,14 @@ import contextlib
 import faulthandler
 import gc
 import importlib.util
-import io
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
 import tarfile
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from dali_files import KINDS, SIDE, Files, everything, over, packed, photo
 
 from fastres.data import Dataset, open_dataset
 from fastres.data.encoded import decode
@@ -35,7 +32,6 @@ from fastres.errors import UserError
 installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 needs_dali = pytest.mark.skipif(not installed, reason="DALI is not installed: pip install 'fastres[dali]'")
 
-SIDE = 32
 COUNT = 150
 
 
@@ -45,116 +41,6 @@ def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     faulthandler.dump_traceback_later(900 if request.node.get_closest_marker("slow") else 120, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
-
-
-def photo(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> Image.Image:
-    """Smooth colours with some noise: what JPEG files hold, and what shows every rounding."""
-    width, height = size
-    draw = np.random.default_rng(seed)
-    coarse = Image.fromarray(draw.integers(0, 256, (5, 5, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    noise = draw.integers(-12, 13, (height, width, 3))
-    return Image.fromarray(np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8))
-
-
-def packed(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def png(depth: int, colour: int, rows: bytes, chunks: bytes = b"") -> bytes:
-    """A PNG file of SIDE × SIDE that Pillow would not write."""
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, depth, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunks + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def kinds() -> dict[str, tuple[bytes, bool]]:
-    """Image files by what is special about them, and whether DALI is to decode them itself."""
-    draw, image = np.random.default_rng(1), photo(0)
-    grey, alpha, grey_alpha = image.convert("L"), image.convert("RGBA"), image.convert("LA")
-    alpha.putalpha(Image.fromarray(draw.integers(0, 256, (SIDE, SIDE), np.uint8)))
-    grey_alpha.putalpha(Image.fromarray(draw.integers(0, 256, (SIDE, SIDE), np.uint8)))
-    deep = draw.integers(0, 1 << 16, (SIDE, SIDE)).astype(np.uint16)
-    deep_rows = b"".join(b"\0" + draw.integers(0, 256, SIDE * 6, np.uint8).tobytes() for _ in range(SIDE))
-    colour_rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(image))
-    turned = Image.Exif()
-    turned[0x0112] = 6  # to be shown rotated, which fastres ignores
-    red = tuple(int(value) for value in np.asarray(image)[0, 0])
-    plain = packed(image, "PNG")
-    return {
-        "JPEG 4:4:4": (packed(image, "JPEG", quality=95, subsampling=0), True),
-        "JPEG 4:2:2": (packed(image, "JPEG", subsampling=1), True),
-        "JPEG 4:2:0": (packed(image, "JPEG", subsampling=2), True),
-        "JPEG, poor": (packed(image, "JPEG", quality=5), True),
-        "JPEG, progressive": (packed(image, "JPEG", progressive=True), True),
-        "JPEG, own tables and restarts": (packed(image, "JPEG", optimize=True, restart_marker_rows=1), True),
-        "JPEG, grey": (packed(grey, "JPEG"), True),
-        "JPEG of RGB": (packed(image, "JPEG", keep_rgb=True), True),
-        "JPEG, CMYK": (packed(image.convert("CMYK"), "JPEG"), False),
-        "JPEG, turned by Exif": (packed(image, "JPEG", exif=turned), False),
-        "JPEG with a fill byte before a marker": (
-            packed(image, "JPEG").replace(b"\xff\xdb", b"\xff\xff\xdb", 1),
-            False,
-        ),
-        "JPEG, wide": (packed(photo(1, (47, 40)), "JPEG"), False),
-        "JPEG, high": (packed(photo(2, (33, 100)), "JPEG"), False),
-        "JPEG, small": (packed(photo(3, (20, 21)), "JPEG"), False),
-        "PNG": (plain, True),
-        "PNG, grey": (packed(grey, "PNG"), True),
-        "PNG, 1 bit": (packed(image.convert("1"), "PNG"), True),
-        "PNG, palette": (packed(image.quantize(50), "PNG"), True),
-        "PNG with a gamma": (png(8, 2, colour_rows, chunk(b"gAMA", struct.pack(">I", 100_000))), True),
-        "PNG with a wrong checksum": (plain[:-16] + b"\0\0\0\0" + plain[-12:], True),
-        "PNG, palette, transparent": (packed(image.quantize(50), "PNG", transparency=3), False),
-        "PNG with a transparent colour": (packed(image, "PNG", transparency=red), False),
-        "PNG, alpha": (packed(alpha, "PNG"), False),
-        "PNG, grey and alpha": (packed(grey_alpha, "PNG"), False),
-        "PNG, 16 bit grey": (packed(Image.fromarray(deep), "PNG"), False),
-        "PNG, 16 bit": (png(16, 2, deep_rows), False),
-        "PNG, turned by Exif": (packed(image, "PNG", exif=turned), False),
-        "PNG, large": (packed(photo(4, (64, 65)), "PNG"), False),
-    }
-
-
-KINDS = kinds()
-
-
-class Files:
-    """What a loader asks of EncodedImages, over files in memory: for those that `prepare` would refuse."""
-
-    def __init__(self, files: list[bytes], side: int = SIDE) -> None:
-        self._files, self.shape = files, (len(files), side, side, 3)
-        self.seen: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, row: int) -> bytes:
-        self.seen.append(row)
-        return self._files[row]
-
-    def decode(self, rows: Any) -> np.ndarray:
-        pixels = []
-        for row in rows:
-            try:
-                pixels.append(decode(self._files[row], self.shape[1]))
-            except UserError as error:
-                raise UserError(f"image {row} {error}") from error
-        return np.stack(pixels)
-
-
-def over(pixels: Any, size: int = 16, **options: Any) -> DaliLoader:
-    """A loader of all of `pixels`, by default in their order."""
-    return DaliLoader(pixels, np.arange(len(pixels)) % 10, np.arange(len(pixels)), size, workers=2, **options)
-
-
-def everything(loader: DaliLoader, epoch: int = 0, first_step: int = 0) -> np.ndarray:
-    return torch.cat([batch.source for batch in loader.batches(epoch, first_step)]).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -522,56 +408,13 @@ def test_ctrl_c(end: str) -> None:
     assert process.returncode == 0
 
 
-MUTANTS = """
-import sys
-from tests.data.loaders.test_dali_loader import decode_mutants
-decode_mutants(int(sys.argv[1]), 4000)
-"""
-
-
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """`data` with one to three bytes of its head, or of all of it, changed, put in or taken out."""
-    changed = bytearray(data)
-    scan = data.find(b"\xff\xda")
-    head = scan + 14 if scan > 0 else 120
-    end = draw.choice([min(head, len(data)), len(data)])
-    for _ in range(draw.choice([1, 1, 1, 2, 3])):
-        at = draw.randrange(2, min(end, len(changed)))
-        match draw.randrange(5):
-            case 0 | 1:
-                changed[at] = draw.randrange(256)
-            case 2:
-                changed[at] ^= 1 << draw.randrange(8)
-            case 3:
-                changed[at:at] = draw.choice([b"\xff", b"\xff\xff", b"\xff\xe1\0\x08Exif\0\0", draw.randbytes(3)])
-            case 4:
-                del changed[at : at + draw.randrange(1, 4)]
-    if changed.startswith(b"\x89PNG") and draw.random() < 0.7:  # so that what is in the header is looked at
-        changed[29:33] = zlib.crc32(changed[12:29]).to_bytes(4, "big")
-    return bytes(changed)
-
-
-def decode_mutants(seed: int, count: int) -> None:
-    """Damaged files that Pillow still takes, and which preparation lets pass, eight in each batch of 32."""
-    draw = random.Random(seed)
-    # Without the one that DALI refuses, with which Pillow would decode nearly all batches.
-    bases = [data for name, (data, by_dali) in KINDS.items() if by_dali and name != "PNG with a wrong checksum"]
-    files: list[bytes] = []
-    while len(files) < count:
-        data = mutated(draw.choice(bases), draw)
-        with contextlib.suppress(UserError):
-            decode(data, SIDE)
-            files += [data, *draw.choices(bases, k=3)]
-    with over(Files(files), 32) as loader:
-        assert np.array_equal(everything(loader), np.stack([decode(data, SIDE) for data in files]))
-
-
 @needs_dali
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_damaged_files_that_pillow_takes(seed: int) -> None:
     """A thousand each time, with Pillow's pixels; in a process of its own, which DALI would end by a signal."""
-    ended = subprocess.run([sys.executable, "-c", MUTANTS, str(seed)], capture_output=True, text=True, timeout=600)
+    program = Path(__file__).with_name("dali_mutants.py")
+    ended = subprocess.run([sys.executable, program, str(seed)], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
