@@ -124,8 +124,8 @@ def by_the_kernels(steps: int) -> list[list[float]]:
     return [plain.tolist(), losses(Fused(start, "triton"), steps, autocast=False).tolist()]
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_first_steps_by_the_kernels_agree(steps: int) -> None:
+@pytest.mark.slow
+def test_first_steps_by_the_kernels_agree(steps: int = 4) -> None:
     """In a process of its own: Triton learns that it is to interpret when it is imported. A step takes it 15 s."""
     program = f"import json, test_fused_training as t; print(json.dumps(t.by_the_kernels({steps})))"
     environment = os.environ | {"TRITON_INTERPRET": "1"}

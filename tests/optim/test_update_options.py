@@ -66,13 +66,10 @@ def test_an_interruption_anywhere_leaves_the_same_bits(optimizer: str, schedule:
     assert torch.equal(bits(straight.averaged), bits(interrupted.averaged))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "average"),
-    [
-        ("muon", "knots", "lookahead"),
-        pytest.param("muon, adamw", "linear", "ema", marks=pytest.mark.slow),
-        pytest.param("nesterov", "knots", "none", marks=pytest.mark.slow),
-    ],
+    [("muon", "knots", "lookahead"), ("muon, adamw", "linear", "ema"), ("nesterov", "knots", "none")],
     ids=str,
 )
 def test_compiled_agrees_with_eager(optimizer: str, schedule: str, average: str) -> None:

@@ -193,7 +193,10 @@ def stop_one(pixels: object, number: int = signal.SIGKILL) -> None:
         assert children() == [] and list(iterator) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGBUS, signal.SIGSEGV))],
+)
 def test_a_worker_is_killed(number: int, mapped: np.ndarray, leaves_nothing: None) -> None:
     stop_one(mapped, number)
 
