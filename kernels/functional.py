@@ -216,17 +216,22 @@ def _fusible(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None
     z_terms = (None, None) if z_norm is None else z_norm[:2]
     eps = (x_norm.eps, x_norm.eps if z_norm is None else z_norm.eps)
     y, *moments = BatchNormAct.apply(x, second, *x_norm[:2], *z_terms, eps, kind, activation)
+    norms = (x_norm,) if z_norm is None else (x_norm, z_norm)
     with torch.no_grad():
-        for norm, mean, var in zip((x_norm, z_norm), moments[::2], moments[1::2], strict=False):
-            assert norm is not None  # as many moments as norms
-            if norm.running_mean is not None:
-                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-            if norm.running_var is not None:
-                unbiased = var * (count / (count - 1))
-                norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.add_(1)
+        for norm, mean, var in zip(norms, moments[::2], moments[1::2], strict=True):
+            track(norm, mean, var, count)
     return y
+
+
+def track(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:
+    """Move the running statistics of `norm` towards a batch's mean and biased variance [C] of `count` values each."""
+    if norm.running_mean is not None:
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    if norm.running_var is not None:
+        unbiased = var * (count / (count - 1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
 
 
 def _demand_several(x: Tensor) -> None:

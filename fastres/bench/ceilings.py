@@ -30,7 +30,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Name, size and versions of everything that decides a figure, ready for JSON."""
     facts = facts_to_publish()
     if device.type != "cuda":
-        return {**facts, "device": platform.processor() or platform.machine(), "cache_bytes": cache_bytes(device)}
+        return {**facts, "device": platform.processor() or platform.machine(), "cache_bytes": last_level_cache()}
     gpu = torch.cuda.get_device_properties(device)
     query = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw"
     return {

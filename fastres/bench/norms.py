@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fastres.bench.timing import Call
-from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
+from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act, reference
+from fastres.kernels.functional import track
 
 PASSES = ("forward", "backward", "forward+backward", "eval")
 """A training step's forward and backward, alone and together, and the forward of evaluation."""
@@ -199,6 +200,50 @@ def ours(problem: Problem, training: bool) -> Tensor:
         )
     assert isinstance(y, Tensor)  # a pair only with fork
     return y
+
+
+def compiled() -> Forward:
+    """BN(x) and its activation in training, as a compiled step does it on a CPU: for cases that join nothing.
+
+    Forward and backward are compiled apart, and the backward reads the output, which a step keeps for the convolution
+    that follows. Compiled as one function, a ReLU alone would keep its mask instead, a bool an element, and what
+    TorchInductor makes of storing and loading bools takes ten times as long as everything else (AVX-512, torch 2.13).
+    """
+
+    def forward_pass(problem: Problem) -> tuple[Tensor, list[Tensor]]:
+        x, norm = problem.x, problem.norm
+        terms, eps = (norm.weight, norm.bias), (norm.eps, norm.eps)
+        y, moments = reference.forward(x, None, terms, None, eps, problem.activation)
+        mean, var = moments
+        track(norm, mean, var, x.numel() // x.shape[1])
+        return y, moments
+
+    forwards = torch.compile(forward_pass, dynamic=False, fullgraph=True)
+    backwards = torch.compile(reference.backward, dynamic=False, fullgraph=True)
+
+    class Apart(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            y, moments = forwards(problem)
+            # Detached: Dynamo asks each tensor for its .grad, at which PyTorch warns of one that is no leaf.
+            kept = y.detach() if problem.activation == "relu" else None
+            ctx.save_for_backward(x, kept, weight, bias, *moments)
+            ctx.options = (problem.norm.eps, problem.norm.eps), problem.activation
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            x, y, weight, bias, *moments = ctx.saved_tensors
+            eps, activation = ctx.options
+            dx, _, sums = backwards(gradients[0], x, None, y, moments, (weight, bias), None, eps, activation)
+            return None, dx, sums[1], sums[0]
+
+    def forward(problem: Problem, training: bool) -> Tensor:
+        assert training and problem.other is None
+        y: Tensor = Apart.apply(problem, problem.x, problem.norm.weight, problem.norm.bias)
+        return y
+
+    return forward
 
 
 def call(which: str, forward: Forward, problem: Problem) -> Call:

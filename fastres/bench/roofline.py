@@ -167,14 +167,7 @@ def _forward(recipe: Recipe, device: torch.device) -> norms.Forward:
     """BN as the step does it: on a CPU a compiled step compiles it."""
     if device.type == "cuda" or not recipe.train.compile or missing_compiler() is not None:
         return norms.ours
-    compiled = torch.compile(norms.ours, dynamic=False, fullgraph=True)
-
-    def forward(problem: norms.Problem, training: bool) -> torch.Tensor:
-        # A backward that runs more than once on one forward may not write over what that saved.
-        with torch._functorch.config.patch(donated_buffer=False):
-            return compiled(problem, training)
-
-    return forward
+    return norms.compiled()
 
 
 def _time(parts: Sequence[Part], sets: dict[str, int], device: torch.device, effort: Effort) -> dict[str, Timing]:

@@ -125,8 +125,9 @@ def by_the_kernels(steps: int) -> list[list[float]]:
 
 
 @pytest.mark.slow
-def test_first_steps_by_the_kernels_agree(steps: int = 4) -> None:
+def test_first_steps_by_the_kernels_agree() -> None:
     """In a process of its own: Triton learns that it is to interpret when it is imported. A step takes it 15 s."""
+    steps = 4
     program = f"import json, test_fused_training as t; print(json.dumps(t.by_the_kernels({steps})))"
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-c", program]
