@@ -31,6 +31,7 @@ MEASURED = {
         "Augmentation on a CPU",
         "Augmentation's accuracy",
         "Where a step's time goes on a CPU",
+        "A step on a CPU's roofline",
     ),
 }
 """Sections whose every figure comes from the results."""
