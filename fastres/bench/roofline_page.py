@@ -160,9 +160,10 @@ def _style(point: dict[str, Any]) -> dict[str, Any]:
     colour, marker = _STYLES[point["kind"]]
     hollow = point["name"].endswith("backward")
     size = 15 if point["kind"] == "whole step" else 7
-    face = "white" if hollow else colour
-    style = {"linestyle": "", "marker": marker, "markersize": size, "markeredgewidth": 1.5, "zorder": 3}
-    return {**style, "color": colour, "markerfacecolor": face}
+    # White edges tell filled ones apart where they lie on each other.
+    face, edge = ("white", colour) if hollow else (colour, "white")
+    style = {"linestyle": "", "marker": marker, "markersize": size, "zorder": 3, "color": colour}
+    return {**style, "markeredgewidth": 1.5 if hollow else 0.8, "markerfacecolor": face, "markeredgecolor": edge}
 
 
 def _label(number: int, point: dict[str, Any]) -> Label:
@@ -197,7 +198,7 @@ def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annota
     for name, rate in products.items():
         axes.plot([rate / memory, right], [rate, rate], **style)
         label = f"{name} products {_quantity(rate, 'FLOP/s')}"
-        written.append(axes.annotate(label, (right, rate), (-2, 3), ha="right", va="bottom", **text))
+        written.append(axes.annotate(label, (rate / memory, rate), (24, 3), ha="left", va="bottom", **text))
     return written
 
 
