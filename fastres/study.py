@@ -1,7 +1,9 @@
 """The study of a search: what Optuna knows of its trials, in an SQLite file. Its values are JSON: no pickles."""
 
+import sqlite3
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +57,7 @@ def open_study(folder: Path, search: Search, metric: str) -> "optuna.Study":
     from sqlalchemy.engine import URL
 
     path = (folder / STUDY).absolute()
+    _say_if_held(path)
     with storage_faults(path):
         try:
             storage = optuna.storages.RDBStorage(
@@ -70,6 +73,23 @@ def open_study(folder: Path, search: Search, metric: str) -> "optuna.Study":
             )
         except RuntimeError as error:  # another version's tables
             raise UserError(f"{path} is no study of this version of Optuna: give another --out") from error
+
+
+def _say_if_held(path: Path) -> None:
+    """Say that another process writes the study, for which opening it then waits."""
+    if not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as study:
+            study.execute("BEGIN IMMEDIATE")
+            study.execute("ROLLBACK")
+    except sqlite3.Error as error:  # what else may be wrong with it, opening it tells
+        if "locked" in str(error):
+            print(
+                f"another process holds {path}: waiting for it, {LOCK_SECONDS:.0f} s at most",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:

@@ -368,8 +368,9 @@ def test_a_study_that_cannot_be_used_is_one_line(
         code, _, err = fastres(*command(searched, out))
         other.rollback()
     other.close()
-    assert (code, err.count("\n")) == (2, 1), err
-    assert f"another process holds {out / study.STUDY}" in err
+    assert (code, err.count("\n")) == (2, 2), err
+    assert f"another process holds {out / study.STUDY}: waiting for it" in err.splitlines()[0]
+    assert f"another process holds {out / study.STUDY}: end it" in err.splitlines()[1]
     for content in (b"no database at all" * 100, (out / study.STUDY).read_bytes()[:5000]):
         (out / study.STUDY).write_bytes(content)
         code, _, err = fastres(*command(searched, out))
