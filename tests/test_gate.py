@@ -108,6 +108,7 @@ def test_the_baseline(tmp_path: Path) -> None:
         gate.baseline_of(None, Path("/"))
 
 
+@pytest.mark.slow
 def test_both_processes(tmp_path: Path) -> None:
     """Every part is timed on both sides, each by its own fastres."""
     recipe = Recipe.load(gate.RECIPE, TINY)

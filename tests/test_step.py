@@ -132,7 +132,7 @@ def test_memory_layout_changes_speed_only() -> None:
         {"ema": 0.9},
         {"precision": "fp16"},
         {"model": {"dropout": 0.3}},
-        {"model": {"dropout": 0.3}, "compile": True, "precision": "bf16"},
+        pytest.param({"model": {"dropout": 0.3}, "compile": True, "precision": "bf16"}, marks=pytest.mark.slow),
         {"channels_last": False},
     ],
     ids=str,

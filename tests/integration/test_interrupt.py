@@ -54,7 +54,7 @@ def same(run: Path, other: Path) -> None:
             assert row[name] == twin[name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tiny: Path, tmp_path: Path, fastres: Any) -> None:
     # Mixed batches with every kind of draw: they too must come back after the resume.
     settings = ["train.epochs=60", "mix.cutmix_alpha=1", "mix.mixup_alpha=1", "augment.grayscale=0.5"]
