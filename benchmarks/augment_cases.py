@@ -162,7 +162,8 @@ def time_case(case: Case, device: torch.device, *, dry: bool = False) -> dict[st
                 calls[name] = [functools.partial(make, each) for each in rows]
             except Exception as error:  # too many registers for so many warps: the others are measured
                 missing[name] = f"{type(error).__name__}: {str(error)[:200]}"
-        timings = measure(calls, device, effort)
+        # torchvision draws on the host and copies its constants from there: in a graph they would stand still.
+        timings = measure(calls, device, effort, launched=["torchvision"])
         rate, _ = copy_rate(math.ceil(case.floor_bytes / 2), device, cold=True, effort=effort)
     variants = {
         name: {

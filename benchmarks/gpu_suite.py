@@ -170,7 +170,8 @@ def steps(suite: Suite) -> None:
     for comparison in suite.while_time(step_timings.comparisons(cases)):
         suite.say(f"    {comparison.name}")
         # A rival that compiles for minutes leaves half of the time to those that follow.
-        found = step_timings.time_steps(comparison, suite.device, dry=suite.dry, limit=suite.left() / 2)
+        with side_stream(suite.device):
+            found = step_timings.time_steps(comparison, suite.device, dry=suite.dry, limit=suite.left() / 2)
         suite.record(found)
         step_timings.forget(suite.device)
         if "ours" in found["missing"]:
@@ -199,7 +200,8 @@ def epoch(suite: Suite) -> None:
 
     for name in suite.while_time(epochs.NAMES):
         suite.say(f"    {name}")
-        suite.record(epochs.measure(name, suite.source, suite.root, suite.device, dry=suite.dry))
+        with side_stream(suite.device):
+            suite.record(epochs.measure(name, suite.source, suite.root, suite.device, dry=suite.dry))
 
 
 @section("report_best", seconds=70)

@@ -1,5 +1,6 @@
 """CUDA graphs: work that is recorded once and launched as a whole, without the host in between."""
 
+import gc
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class Graphs:
         if self._warm.setdefault(key, 0) < WARM_UP:
             self._warm[key] += 1
             return work()
+        stream, collecting = torch.cuda.current_stream(), gc.isenabled()
+        gc.disable()  # a graph or an event of a run before, destroyed in mid-capture, would break this one
         try:
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -53,8 +56,12 @@ class Graphs:
                 result = work()
         except RuntimeError as error:
             self.note = f"capture failed: {str(error).splitlines()[0]}"
+            torch.cuda.set_stream(stream)  # ending a broken capture raises, before the stream is given back
             torch.cuda.synchronize()
             return work()
+        finally:
+            if collecting:
+                gc.enable()
         self._kept[key] = graph, result
         graph.replay()
         return result

@@ -140,9 +140,9 @@ def backward(
     z_norm = z_norm or NO_NORM
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     dual = kind == "dual"
-    nothing = x.new_empty(0)
-    dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else nothing
-    dsecond = torch.empty_like(x, memory_format=torch.channels_last) if needs_second else nothing
+    # Two of nothing: an operator may not return one tensor twice.
+    dx = torch.empty_like(x, memory_format=torch.channels_last) if needs_x else x.new_empty(0)
+    dsecond = torch.empty_like(x, memory_format=torch.channels_last) if needs_second else x.new_empty(0)
     needs_sums = needs_norms or (training and (needs_x or (dual and needs_second)))
     sums = x.new_empty((4 if dual else 2, channels) if needs_sums else 0, dtype=torch.float32)
     given_dx = dx if needs_x else None
@@ -238,6 +238,9 @@ class Counters:
     """
 
     SIZE = 1 << 16
+    ALIGNED = 4
+    """Counters in 16 bytes. Triton compiles a kernel once for pointers that are aligned to as many and once for others:
+    were some aligned and some not, a capture could meet a kernel that is not loaded yet, and loading breaks it."""
 
     def __init__(self, device: torch.device) -> None:
         self.ring = torch.zeros(self.SIZE, dtype=torch.int32, device=device)
@@ -247,7 +250,8 @@ class Counters:
         """`count` counters in a row."""
         if self.next + count > self.SIZE:
             self.next = 0
-        first, self.next = self.next, self.next + count
+        first = self.next
+        self.next += math.ceil(count / self.ALIGNED) * self.ALIGNED
         return self.ring[first : first + count]
 
 

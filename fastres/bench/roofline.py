@@ -178,7 +178,8 @@ def _time(parts: Sequence[Part], sets: dict[str, int], device: torch.device, eff
         timings = measure(calls, device, effort)
     for part in parts:
         if part not in together:
-            timings |= measure({part.name: [part.make()]}, device, STEPS)
+            with side_stream(device):
+                timings |= measure({part.name: [part.make()]}, device, STEPS)
     return timings
 
 

@@ -13,8 +13,8 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -103,18 +103,24 @@ def compare(ours: Sequence[float], rivals: Sequence[float]) -> Ratio:
     return Ratio(median, low, high, statistics.median(ours), statistics.median(rivals))
 
 
-def measure(variants: Mapping[str, Sequence[Call]], device: torch.device, effort: Effort) -> dict[str, Timing]:
+def measure(
+    variants: Mapping[str, Sequence[Call]], device: torch.device, effort: Effort, *, launched: Collection[str] = ()
+) -> dict[str, Timing]:
     """Time all variants in turn; each value lists the calls of one variant, a call for each set of buffers.
 
     With one set the caches are hot; with sets of three times the L2's size together (`sets_for_cold_cache`) each call
     finds its inputs in memory. Results of calls stay alive until the last set is done, so that each set writes to
-    memory of its own. On a GPU it must run within `side_stream`. Raises what a variant raises at its first calls.
+    memory of its own. On a GPU it must run within `side_stream`, and variants in `launched` are not captured. Raises
+    what a variant raises at its first calls.
     """
     for calls in variants.values():
         for _ in range(math.ceil(3 / len(calls))):  # compile, tune, fill allocators: three calls at least
             for call in calls:
                 call()
-    runners = {name: _runner(calls, device, effort) for name, calls in variants.items()}
+    uncaptured = replace(effort, capture=False)
+    runners = {
+        name: _runner(calls, device, uncaptured if name in launched else effort) for name, calls in variants.items()
+    }
     _settle(list(runners.values()), effort)
     samples: dict[str, list[float]] = {name: [] for name in runners}
     for index in range(effort.rounds):

@@ -139,10 +139,10 @@ def test_counters_are_left_as_they_were_found() -> None:
 
 
 def test_counters_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launch is handed counters from both ends of the ring."""
-    monkeypatch.setattr(launch.Counters, "SIZE", 8)
+    """No launch is handed counters from both ends of the ring, or such as are not aligned to 16 bytes."""
+    monkeypatch.setattr(launch.Counters, "SIZE", 16)
     ring = launch.Counters(DEVICE)
-    taken = [ring.take(3) for _ in range(3)]
-    assert [len(counters) for counters in taken] == [3, 3, 3]
-    starts = [counters.storage_offset() for counters in taken]
-    assert starts == [0, 3, 0]
+    taken = [ring.take(count) for count in (3, 5, 4, 3)]
+    assert [len(counters) for counters in taken] == [3, 5, 4, 3]
+    assert [counters.storage_offset() for counters in taken] == [0, 4, 12, 0]
+    assert all(counters.data_ptr() % 16 == 0 for counters in taken)
