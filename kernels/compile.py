@@ -32,15 +32,15 @@ from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Problem, Tile, candid
 SPILL_LIMIT = 64
 """Bytes a thread that may spill without a complaint: sixteen registers, stored and loaded once a program.
 
-Of all configurations, by kernel, as Triton 3.9 compiles them: `gradient_kernel` never spills.
-`resident_forward_kernel` does on 16 warps, where a thread has 128 registers and the tile takes up to 64 of them: at most 56 bytes. 3 of 108 of `statistics_kernel` (the
-dual form, 24 bytes), 16 of 1,512 of `reduce_kernel` (16 bytes; the compiler for 10.0 parks values of the prologue over
-the loop while registers are free) and 13 of 1,314 of `resident_backward_kernel` (16 bytes) do too, and in evaluation 9
-of 1,512 of `apply_kernel` (16 bytes in the dual form on 8.0, 8 with fp32 and an addition on 10.0), to hold what tells a
-program its place. Of augmentation's kernels, `tile_kernel` (8 of 36, at most 32 bytes) and `measure_kernel` (2 of 6, 16
-bytes) do. 64 bytes of 512 threads, written and read, are 64 KB through the first-level cache, which moves 128
-bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and writes (an H200 by its
-data sheet: 4.8 TB/s over 132 multiprocessors).
+Of all configurations, by kernel, as Triton 3.9 compiles them: `gradient_kernel` never spills. `resident_forward_kernel`
+does on 16 warps, where a thread has 128 registers and the tile takes up to 64 of them: at most 56 bytes. 3 of 108 of
+`statistics_kernel` (the dual form, 24 bytes), 16 of 1,512 of `reduce_kernel` (16 bytes; the compiler for 10.0 parks
+values of the prologue over the loop while registers are free) and 13 of 1,314 of `resident_backward_kernel` (16 bytes)
+do too, and in evaluation 9 of 1,512 of `apply_kernel` (16 bytes in the dual form on 8.0, 8 with fp32 and an addition on
+10.0), to hold what tells a program its place. Of augmentation's kernels, `tile_kernel` (8 of 36, at most 32 bytes) and
+`measure_kernel` (2 of 6, 16 bytes) do. 64 bytes of 512 threads, written and read, are 64 KB through the first-level
+cache, which moves 128 bytes a cycle: 500 cycles, where memory needs 6,000 for the 128 KB that such a program reads and
+writes (an H200 by its data sheet: 4.8 TB/s over 132 multiprocessors).
 
 Triton 3.6 compiles the largest form of each kernel too; there the dual form's `statistics_kernel` spills 8 bytes on 9.0
 and 10.0 where 3.9 spills none.
