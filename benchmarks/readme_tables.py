@@ -24,7 +24,7 @@ def _percents(values: Sequence[float], form: str = ".1%") -> str:
     return ", ".join(format(value, form) for value in values)
 
 
-def to_94(results: Results) -> str:
+def speed(results: Results) -> str:
     found = results("speed94-cpu-amd-epyc.json")
     last = found["airbench94_muon"]["epochs"][-1]
     header = ["CIFAR-10 (JPEG), two cores of an AMD EPYC, bf16, one run each", "test accuracy, six views", "seconds"]
@@ -35,11 +35,11 @@ def to_94(results: Results) -> str:
             f"{float(last['seconds']):,.0f}",
         ]
     ]
-    for share in ("94", "95"):
-        summary = results(f"speed{share}-cpu-amd-epyc.json")["ours"]["summary"]
+    for name in ("94", "95"):
+        summary = results(f"speed{name}-cpu-amd-epyc.json")["ours"]["summary"]
         lines.append(
             [
-                f"`recipes/speed/{share}.toml`, the whole command, compilation included",
+                f"`recipes/speed/{name}.toml`, the whole command, compilation included",
                 f"{summary['test_accuracy']:.2%}",
                 f"{summary['seconds']:,.0f}",
             ]
@@ -231,7 +231,7 @@ def epoch(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
-    "to-94": to_94,
+    "speed": speed,
     "five-epochs": five_epochs,
     "step": step,
     "reading": reading,

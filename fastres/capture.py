@@ -46,22 +46,18 @@ class Graphs:
         if self._warm.setdefault(key, 0) < WARM_UP:
             self._warm[key] += 1
             return work()
-        stream, collecting = torch.cuda.current_stream(), gc.isenabled()
-        gc.disable()  # a graph or an event of a run before, destroyed in mid-capture, would break this one
+        stream = torch.cuda.current_stream()
         try:
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             # Other threads, such as a loader's, may go on allocating.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with uncollected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
             self.note = f"capture failed: {str(error).splitlines()[0]}"
             torch.cuda.set_stream(stream)  # ending a broken capture raises, before the stream is given back
             torch.cuda.synchronize()
             return work()
-        finally:
-            if collecting:
-                gc.enable()
         self._kept[key] = graph, result
         graph.replay()
         return result
@@ -85,6 +81,19 @@ class Replayed:
         for place, argument in zip(inputs, arguments, strict=True):
             place.copy_(argument)
         return self._graphs.run(key, lambda: self._function(*inputs)).clone()  # the next replay overwrites it
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python's collector off in the block, a capture: a graph or an event of earlier work that it destroyed there
+    would break the capture."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

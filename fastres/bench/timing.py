@@ -9,7 +9,6 @@ tens of microseconds, a kernel on a small tensor two. A spinning kernel in front
 queue the whole region first. A variant that cannot be captured is launched call by call, and its timing says so.
 """
 
-import gc
 import math
 import statistics
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+
+from fastres.capture import uncollected
 
 Call = Callable[[], object]
 
@@ -230,15 +231,12 @@ class _Graph(_Launches):
         # Not torch.cuda.graph: it empties the allocator's cache before each capture, and there are thousands.
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
-        collecting = gc.isenabled()
-        gc.disable()  # a graph or an event of an earlier measurement, destroyed in mid-capture, would break this one
-        self.graph.capture_begin()
-        try:
-            super().go()
-        finally:
-            if collecting:
-                gc.enable()
-            self.graph.capture_end()
+        with uncollected():
+            self.graph.capture_begin()
+            try:
+                super().go()
+            finally:
+                self.graph.capture_end()
 
     def go(self) -> None:
         self.graph.replay()

@@ -17,10 +17,6 @@ from fastres.kernels.routing import Tile
 if knobs.runtime.interpret:
     pytest.skip("machine code needs Triton's compiler: TRITON_INTERPRET is set", allow_module_level=True)
 
-# The dual form's statistics, in the largest tiles, need one register pair more of Triton 3.6's compiler.
-SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
-"""Bytes that may spill where none should."""
-
 KERNELS = {
     "statistics_kernel",
     "apply_kernel",
@@ -72,6 +68,12 @@ def all_kernels(second: str, activation: str) -> list[Configuration]:
     return [small(name, second, activation, form) for name, form in forms.items()]
 
 
+def may_spill(configuration: str) -> int:
+    """Bytes: Triton 3.6's compiler takes a pair of registers more for the dual form's statistics in large tiles."""
+    dual = configuration.startswith("statistics_kernel") and " dual " in configuration
+    return 8 if dual and triton.__version__.startswith("3.6.") else 0
+
+
 def count(pattern: str, text: str) -> int:
     return len(re.findall(pattern, text))
 
@@ -81,7 +83,7 @@ def count(pattern: str, text: str) -> int:
 def test_no_spills(configuration: Configuration, target: str) -> None:
     """One configuration a kernel, each with the most elements that routing offers."""
     found = resources(configuration, target)
-    assert found.spills <= SPILLED
+    assert found.spills <= may_spill(str(configuration))
     assert 0 < found.registers <= 65536 // (32 * configuration.tile.warps)
     assert found.code > 0
 
@@ -123,7 +125,7 @@ class TestCommandLine:
         (line,) = capsys.readouterr().out.splitlines()
         numbers = r"\d+ registers +(\d+) spilled +\d+ B shared +\d+ B code"
         found = re.fullmatch(rf"statistics_kernel .*cuda:100 +{numbers}", line)
-        assert found and int(found[1]) <= SPILLED
+        assert found and int(found[1]) <= may_spill(line)
 
     @pytest.mark.parametrize("target", ["cuda:70", "cuda:92", "cuda:125", "hip:90", "90", "cuda:"])
     def test_unknown_target(self, target: str, capsys: pytest.CaptureFixture[str]) -> None:
