@@ -24,11 +24,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from fastres.errors import Interrupted, UserError
-from fastres.files import write_bytes, write_json, write_text
 from fastres.recipe import Recipe
-from fastres.significance import Sample, quantile
 from fastres.speedrun import speedrun
 from fastres.speedrun_results import SUMMARY, read_rows
+from fastres.utils.files import write_bytes, write_json, write_text
+from fastres.utils.statistics import Sample, quantile
 
 LIST = Path(__file__).with_name("ablations.toml")
 

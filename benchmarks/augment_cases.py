@@ -20,7 +20,7 @@ from fastres import recipe
 from fastres.augment import Augment, draws, gpu, reference
 from fastres.bench.ceilings import cache_bytes, copy_rate
 from fastres.bench.timing import DRY, GPU, compare, measure, sets_for_cold_cache
-from fastres.capture import side_stream
+from fastres.engine.cuda_graph import side_stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STORE_IMAGES, SIDE = 50_000, 32

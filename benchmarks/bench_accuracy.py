@@ -16,9 +16,9 @@ from benchmarks.harness import DEVICE, Side, Versus, note, wait
 from benchmarks.sameness import near
 from fastres import start
 from fastres.bench.ours import Ours
+from fastres.engine.memory import keep_freed_memory
 from fastres.evaluate import Evaluator
 from fastres.feed import Feed, labels_of, open_feed
-from fastres.memory import keep_freed_memory
 from fastres.models import Network
 from fastres.recipe import Recipe
 

@@ -31,7 +31,7 @@ from fastres.augment import Augment
 from fastres.bench.timing import seconds
 from fastres.data import open_dataset
 from fastres.data.torchvision_cpu import import_torchvision
-from fastres.memory import keep_freed_memory
+from fastres.engine.memory import keep_freed_memory
 
 import_torchvision()
 from torchvision.transforms import v2  # noqa: E402

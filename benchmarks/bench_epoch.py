@@ -11,16 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fastres.engine.precision import DTYPES
 
 from benchmarks.epoch_parts import bars, parts
 from benchmarks.epoch_variants import DEFAULTS, PlainTraining, Training, Variant, changed
 from benchmarks.harness import DEVICE, FIGURES, Ceiling, Side, Versus, matrix_product, note
 from benchmarks.sameness import near
 from benchmarks.summary import with_parts
+from fastres.engine.memory import keep_freed_memory
 from fastres.figures import png
-from fastres.files import write_bytes
-from fastres.memory import keep_freed_memory
-from fastres.step import DTYPES
+from fastres.utils.files import write_bytes
 
 PROFILED = 20
 SUBSET = (

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastres.engine.precision import DTYPES
 
 from benchmarks import plain
 from benchmarks.harness import DEVICE, Side, Versus, matrix_product
 from benchmarks.sameness import near
 from fastres import start
+from fastres.engine.memory import keep_freed_memory
 from fastres.evaluate import Evaluator, passes
 from fastres.feed import open_feed
-from fastres.memory import keep_freed_memory
 from fastres.models import Network, layers
 from fastres.recipe import Eval, Recipe
-from fastres.step import DTYPES
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 IMAGES = 500

@@ -27,7 +27,7 @@ from fastres.bench.timing import seconds
 from fastres.data import Dataset, open_dataset
 from fastres.data.loaders import Batch, Loader, choose, make_loader
 from fastres.data.store import open_store
-from fastres.memory import keep_freed_memory
+from fastres.engine.memory import keep_freed_memory
 
 BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
 PIXELS = 32 * 32 * 3

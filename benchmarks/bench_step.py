@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from fastres.engine.precision import DTYPES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import Side, Versus, matrix_product
 from benchmarks.sameness import distance, flat, near
-from fastres.memory import keep_freed_memory
+from fastres.engine.memory import keep_freed_memory
 from fastres.models import build, convolution, layers
 from fastres.recipe import Recipe
-from fastres.step import DTYPES, Step
+from fastres.step import Step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.harness import FIGURES, Versus
 from benchmarks.summary import tables
-from fastres.files import write_json
-from fastres.machine import facts_to_publish
+from fastres.utils.files import write_json
+from fastres.utils.machine import facts_to_publish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

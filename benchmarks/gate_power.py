@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gate
-from fastres.files import write_json
-from fastres.machine import facts_to_publish
 from fastres.recipe import Recipe
+from fastres.utils.files import write_json
+from fastres.utils.machine import facts_to_publish
 
 PLANTED = "FASTRES_PLANTED_SLOWDOWN"
 SOURCE = f'''

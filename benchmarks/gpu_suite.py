@@ -35,7 +35,7 @@ from benchmarks.gpu_table import table
 from benchmarks.suite import SECTIONS, Failed, Skipped, Suite, requires, run, section
 from fastres.bench import ceilings
 from fastres.bench.timing import DRY, GPU
-from fastres.capture import side_stream
+from fastres.engine.cuda_graph import side_stream
 from fastres.errors import UserError
 
 DATA = "FASTRES_TEST_DATA"

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.peaks import Peak
 from fastres.bench.timing import Ratio, compare, seconds
-from fastres.machine import environment
 from fastres.recipe import Recipe
+from fastres.utils.machine import environment
 
 FIGURES: dict[str, dict[str, Any]] = {}
 """What each benchmark of this session put on record."""

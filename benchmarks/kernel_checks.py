@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_cases import Case, Forward, Problem, eager, ours, problem
-from fastres.capture import side_stream, uncollected
+from fastres.engine.cuda_graph import side_stream, uncollected
 from fastres.kernels import ACTIVATIONS
 
 # Channels that are no multiple of any block, one map element, rows that end in mid-tile, the report's extremes.

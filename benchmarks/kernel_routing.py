@@ -17,9 +17,9 @@ import torch
 from benchmarks.kernel_cases import BATCHES, STAGES, Case, problem
 from fastres.bench.ceilings import cache_bytes
 from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
-from fastres.capture import side_stream
-from fastres.files import write_json
+from fastres.engine.cuda_graph import side_stream
 from fastres.kernels import Norm, routing
+from fastres.utils.files import write_json
 
 EFFORT = replace(GPU, rounds=7)
 SECONDS = ("none", "add", "dual")

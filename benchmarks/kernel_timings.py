@@ -20,7 +20,7 @@ from fastres.bench.timing import (
     peak_bytes,
     sets_for_cold_cache,
 )
-from fastres.capture import side_stream
+from fastres.engine.cuda_graph import side_stream
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")
 CACHES = ("cold", "hot")

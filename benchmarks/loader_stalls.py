@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastres.engine.precision import DTYPES
 
 from fastres import start
 from fastres.augment import Augment
-from fastres.capture import side_stream
 from fastres.data import open_dataset
 from fastres.data.loaders import choose, make_loader
+from fastres.engine.cuda_graph import side_stream
 from fastres.position import Tally
 from fastres.recipe import Recipe
 from fastres.runner import Runner
 from fastres.stall import StallMeter
-from fastres.step import DTYPES, Step
+from fastres.step import Step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 _DRY = ["model.channels=[4,4,4,4]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]

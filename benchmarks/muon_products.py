@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastres.bench.timing import DRY, GPU, Call, compare, measure
-from fastres.capture import side_stream
+from fastres.engine.cuda_graph import side_stream
 from fastres.kernels.symmetric import symmetric_product
 from fastres.optim.muon import COEFFICIENTS, orthogonalise
 

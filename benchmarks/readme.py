@@ -19,7 +19,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from fastres.errors import UserError
-from fastres.files import write_bytes, write_text
+from fastres.utils.files import write_bytes, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

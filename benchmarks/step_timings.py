@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from fastres.engine.precision import DTYPES
 
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
@@ -24,7 +25,6 @@ from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
 from fastres.models import count_parameters, layers
 from fastres.recipe import Augment, Recipe
 from fastres.recipe.networks import Model
-from fastres.step import DTYPES
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 IMAGES = 46_080

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastres.files import write_json
-from fastres.machine import environment, facts_to_publish
+from fastres.utils.files import write_json
+from fastres.utils.machine import environment, facts_to_publish
 
 FOLDER = Path(__file__).parent / "results" / "baselines"
 

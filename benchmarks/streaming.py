@@ -115,7 +115,7 @@ def go_through(store: Path, kind: str, epochs: int) -> dict[str, Any]:
 
     from fastres.data.loaders import make_loader
     from fastres.data.store import open_store
-    from fastres.memory import keep_freed_memory
+    from fastres.engine.memory import keep_freed_memory
 
     keep_freed_memory()
     peak, over = 0, threading.Event()

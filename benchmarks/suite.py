@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastres.files import write_json
+from fastres.utils.files import write_json
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import UserError
-from fastres.files import write_bytes
+from fastres.utils.files import write_bytes
 
 LAST, BEST, FINAL = "checkpoints/last.pt", "checkpoints/best.safetensors", "checkpoints/final.safetensors"
 

@@ -18,9 +18,9 @@ from typer.core import TyperGroup
 from fastres.commands import bench, data, printing
 from fastres.commands.options import Device, Json, Overrides, RecipeFile, Root, RunFolder, Source
 from fastres.commands.printing import print_json, print_table
+from fastres.engine.memory import Beginning
 from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
-from fastres.memory import Beginning
-from fastres.terminal import flushed, printable, quiet_thread
+from fastres.utils.terminal import flushed, printable, quiet_thread
 
 _PRINTING = (__file__, bench.__file__, data.__file__, printing.__file__)
 
@@ -106,7 +106,7 @@ def train(
     if as_json:
         print_json({"run": str(result.run), **summary})
         return
-    from fastres.report import wilson
+    from fastres.utils.statistics import wilson
 
     images = summary["test_images"]
     low, high = wilson(round(summary["test_accuracy"] * images), images)

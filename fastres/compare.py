@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastres.errors import UserError
 from fastres.run_files import Run, find_runs, read_run
-from fastres.significance import Sample
+from fastres.utils.statistics import Sample
 
 # Where a run was written and how often it was saved: nothing that its numbers depend on.
 _MEASURED = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}

@@ -14,12 +14,13 @@ from rich.text import Text
 
 from fastres import compare_figures, figures
 from fastres.compare import Comparison, ranges
-from fastres.files import write_bytes
-from fastres.page import details, document, picture, plural, table
+from fastres.page import details, document, picture, table
 from fastres.pareto_figure import COSTS
 from fastres.run_files import Run
-from fastres.significance import Sample
-from fastres.terminal import printable
+from fastres.utils.files import write_bytes
+from fastres.utils.format import plural
+from fastres.utils.statistics import Sample
+from fastres.utils.terminal import printable
 
 DASH = "–"
 # Often the same of all runs. Devices and data sets also have long names: where they differ, they stand below.

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.text import Text
 
 from fastres.errors import UserError
-from fastres.machine import environment, installed_version, nvidia_gpus, run_quietly
-from fastres.terminal import printable
+from fastres.utils.machine import environment, installed_version, nvidia_gpus, run_quietly
+from fastres.utils.terminal import printable
 
 # Distributions without which some command fails; those that the command line needs to start at all are left out.
 NEEDED = ("torch", "torchvision", "triton", "numba", "numpy", "matplotlib", "pillow", "safetensors")
@@ -205,7 +205,7 @@ def _caches() -> list[dict[str, Any]]:
     places: list[tuple[str, Path, str]] = []
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     with suppress(Exception):  # there is no usable folder, or torch is broken
-        from fastres.kept import root
+        from fastres.engine.compile_cache import root
 
         inductor = inductor or str(root())
     if inductor:
@@ -214,7 +214,7 @@ def _caches() -> list[dict[str, Any]]:
         home = Path(os.environ.get("TRITON_HOME") or Path.home())
         places.append(("Triton", Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache"), "*"))
     numba = os.environ.get("NUMBA_CACHE_DIR")
-    places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parent, "*.nb[ci]"))
+    places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parents[0], "*.nb[ci]"))
     caches = []
     for name, path, pattern in places:
         size, complete = _bytes(path, pattern)

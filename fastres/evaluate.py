@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastres.augment import Augment
-from fastres.capture import Graphs, Replayed
-from fastres.compiling import Compiled
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
+from fastres.engine.compile import Compiled
+from fastres.engine.cuda_graph import Graphs, Replayed
+from fastres.engine.precision import autocast
 from fastres.errors import UserError
 from fastres.recipe import Data, Eval
-from fastres.step import autocast
 
 View = tuple[int, bool]
 """Shift in pixels, down and right alike, and whether mirrored after it."""
@@ -203,8 +203,8 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     images and network do not fit or `out` cannot be written, both before predicting.
     """
     from fastres.data import open_dataset
-    from fastres.files import check_writable, write_bytes
     from fastres.runs import Kept
+    from fastres.utils.files import check_writable, write_bytes
 
     kept = Kept.load(Path(run), device)
     dataset = open_dataset(source, image_size=kept.image_size, root=kept.recipe.data.root)

@@ -19,11 +19,11 @@ from fastres.data.extra import Extra, digest, read
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
+from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
 from fastres.methods.self_supervised import views_of
 from fastres.models import Layer
 from fastres.recipe import Data, Recipe
-from fastres.step import DTYPES
 
 SAMPLED = 250
 """Images that are decoded at a time to compute initial weights: their patches in fp64 are twenty times their size."""

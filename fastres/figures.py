@@ -19,7 +19,7 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastres.terminal import printable
+from fastres.utils.terminal import printable
 
 WIDTH = 7.0  # inches
 DPI = 160  # 1120 pixels wide: sharp at 700 CSS pixels on screens of up to 1.6 pixels each

@@ -98,18 +98,3 @@ def table(header: list[str], lines: Sequence[Sequence[str | Link]], *, wrapped: 
     body = "".join("<tr>" + "".join(f"<td>{content(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
     kind = ' class="wrapped"' if wrapped else ""
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def plural(count: int, one: str, many: str) -> str:
-    """`count` with the word that fits it."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
-def wall_time(value: float | None) -> str:
-    """Seconds as text, above ten minutes in hours and minutes; a dash for None."""
-    if value is None:
-        return "–"
-    if value < 600:
-        return f"{value:.1f} s"
-    hours, rest = divmod(round(value / 60), 60)
-    return f"{hours} h {rest} min" if hours else f"{rest} min"

@@ -27,7 +27,7 @@ from fastres.figures import (
     short,
 )
 from fastres.labels import Label, write_beside
-from fastres.significance import Sample
+from fastres.utils.statistics import Sample
 
 # Okabe and Ito's palette without its yellow, which is too light for lines on white.
 COLOURS = (BLUE, ORANGE, GREEN, SKY, "#cc79a7", "#e69f00", BLACK)

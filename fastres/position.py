@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.compiling import Compiled
+from fastres.engine.compile import Compiled
 
 
 @dataclass

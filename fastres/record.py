@@ -19,8 +19,9 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.files import write_text
-from fastres.machine import environment
+from fastres.utils.files import write_text
+from fastres.utils.format import duration
+from fastres.utils.machine import environment
 
 __all__ = ["Pace", "Progress", "Recorder", "duration", "environment"]
 
@@ -148,13 +149,6 @@ class Pace:
         ends = (self._total - 1) // self._per_epoch - (self._step - 1) // self._per_epoch + 1
         an_end = statistics.median(self._ends) if self._ends else 0.0
         return (self._total - self._step) * (a_step or 0.0) + ends * an_end
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as in 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _loss(value: float | None) -> str:

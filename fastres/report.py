@@ -1,7 +1,6 @@
 """The page of a run: `figures/` and `report.html`, one file that needs no network, no script and no other file."""
 
 import json
-import math
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,9 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fastres import figures
-from fastres.files import write_bytes
-from fastres.page import details, document, picture, plural, table, wall_time
+from fastres.page import details, document, picture, table
 from fastres.recipe import Recipe
+from fastres.utils.files import write_bytes
+from fastres.utils.format import plural, wall_time
+from fastres.utils.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,6 @@ class Exhibits:
     """int64 [N]: their labels."""
     test_probabilities: np.ndarray
     """float32 [N, classes]: what the network makes of them."""
-
-
-def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share of `correct` in `total` (Wilson 1927); z = 1.96 gives 95%.
-
-    It covers the choice of the test images alone. Unlike the normal approximation it stays within 0 to 1 and is not
-    empty where all or none are correct. Without any image it is (0, 1).
-    """
-    if total == 0:
-        return 0.0, 1.0
-    share, square = correct / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    reach = z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
-    # The share lies within by definition; rounding may put it 1e-16 outside where all or none are correct.
-    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 
 def write_report(

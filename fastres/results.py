@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastres.evaluate import Measures
 from fastres.feed import Feed, labels_of, open_feed
-from fastres.files import check_writable, write_bytes
 from fastres.position import Position
 from fastres.recipe import Recipe
+from fastres.utils.files import check_writable, write_bytes
 
 SHOWN = 40
 """Training images that the page shows."""

@@ -11,10 +11,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fastres.data.outside import read_regular
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.report import wilson
+from fastres.utils.statistics import wilson
+from fastres.utils.untrusted import read_regular
 
 _LIMIT = 64 << 20  # bytes of a file that is believed: 100,000 epochs take some 25 MB
 

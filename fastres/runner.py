@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastres.capture import Graphs
 from fastres.data.loaders import Batch, ResidentLoader
+from fastres.engine.cuda_graph import Graphs
 from fastres.feed import Feed
 from fastres.position import Tally
 from fastres.stall import StallMeter

@@ -14,28 +14,18 @@ from torch import Tensor, nn
 
 from fastres import checkpoint
 from fastres.augment import Augment
-from fastres.data.sources import NAMED
+from fastres.engine.device import choose_device
+from fastres.engine.precision import DTYPES
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.files import write_text
-from fastres.methods.teacher import is_recipe, read_teacher
 from fastres.models import build
-from fastres.recipe import Data, Distill, PseudoLabel, Recipe
-from fastres.step import DTYPES
+from fastres.recipe import Recipe
+from fastres.utils.files import write_text
 
 if TYPE_CHECKING:
     from fastres.evaluate import Evaluator
 
 PLAN = "sweep.toml"
 """The recipe of a sweep, in the folder of its runs; its presence says that a folder is one of ours."""
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError for `cuda` without one and for unknown names."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: choose auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device here; `fastres doctor` says more")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
@@ -50,41 +40,6 @@ def create(out: str | Path | None, name: str, recipe: Recipe) -> Path:
         run.rmdir()
         raise
     return run
-
-
-def self_contained(recipe: Recipe) -> Recipe:
-    """The recipe with absolute paths, so that it means the same files wherever it is run from, and with a teacher's
-    recipe inside. Raises UserError where that is none."""
-    data = recipe.data
-    changes: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    if isinstance(recipe.method, Distill):
-        others["method"] = recipe.method.model_copy(update={"teacher": _teacher(recipe.method.teacher, recipe.data)})
-    if isinstance(recipe.method, PseudoLabel):
-        others["method"] = recipe.method.model_copy(update={"unlabelled": _source(recipe.method.unlabelled)})
-    if recipe.transfer is not None:
-        others["transfer"] = recipe.transfer.model_copy(update={"weights": _absolute(recipe.transfer.weights)})
-    changes["source"] = _source(data.source)
-    if data.extra is not None:
-        extra = data.extra.model_copy(update={"labels": _absolute(data.extra.labels)})
-        changes["extra"] = extra.model_copy(update={"source": _source(extra.source)})
-    if data.root is not None:
-        changes["root"] = _absolute(data.root)
-    return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
-
-
-def _teacher(teacher: str | dict[str, Any], data: Data) -> str | dict[str, Any]:
-    if not is_recipe(teacher):
-        return _absolute(str(teacher))
-    return self_contained(read_teacher(teacher, data)).model_dump(exclude_none=True)
-
-
-def _source(source: str) -> str:
-    return str(Path(source).absolute()) if source not in NAMED and Path(source).exists() else source
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 def check_free(out: str | Path | None) -> None:

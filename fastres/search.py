@@ -16,21 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastres import runs, search_workers
+from fastres import runs
+from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.feed import shape_of
-from fastres.files import write_text
-from fastres.methods.teacher import trains_teacher
 from fastres.models import build
-from fastres.reading import Layer, nested, resolve
-from fastres.reading import layers as read_layers
 from fastres.recipe import Range, Recipe, Search
-from fastres.record import duration
+from fastres.recipe.loading import Layer, nested, resolve
+from fastres.recipe.loading import layers as read_layers
+from fastres.recipe.portable import self_contained
+from fastres.recipe.teacher import trains_teacher
 from fastres.runs import PLAN
 from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.sweep import SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
 from fastres.sweep_page import write_results
 from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
+from fastres.utils import workers as search_workers
+from fastres.utils.files import write_text
+from fastres.utils.format import duration
 
 if TYPE_CHECKING:
     import optuna
@@ -276,8 +279,8 @@ def search(
     if workers < 1:
         raise UserError(f"--workers {workers}: give the number of processes, at least 1")
     import_optuna()
-    runs.choose_device(device)
-    recipe = runs.self_contained(plan.recipe)
+    choose_device(device)
+    recipe = self_contained(plan.recipe)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
     with runs.claimed(folder):

@@ -15,20 +15,24 @@ from typing import Any
 
 import torch
 
-from fastres import capture, runs
+from fastres import runs
+from fastres.engine import cuda_graph
+from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import measure, passes
 from fastres.feed import labels_of
-from fastres.files import write_json, write_text
-from fastres.methods.teacher import trains_teacher
 from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
-from fastres.record import duration, environment
-from fastres.significance import Sample
+from fastres.recipe.portable import self_contained
+from fastres.recipe.teacher import trains_teacher
+from fastres.record import environment
 from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
 from fastres.start import Session
 from fastres.step import Phase
+from fastres.utils.files import write_json, write_text
+from fastres.utils.format import duration
+from fastres.utils.statistics import Sample
 
-WARM_UP = capture.WARM_UP + 1
+WARM_UP = cuda_graph.WARM_UP + 1
 """Launches of each kind of step before the first run: the first compiles, a GPU captures the last."""
 
 TIMED = (
@@ -67,8 +71,8 @@ def speedrun(
     """
     recipe.check_single()
     _check(recipe, count, target)
-    recipe = runs.self_contained(recipe)
-    where = runs.choose_device(device)
+    recipe = self_contained(recipe)
+    where = choose_device(device)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     if not goes_on:
         runs.check_free(out)
@@ -90,7 +94,7 @@ def speedrun(
         else:
             folder = runs.new_folder(out, f"{name}-speedrun")
             write_json(folder / PLAN, plan)
-        with runs.claimed(folder), capture.side_stream(where):
+        with runs.claimed(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             write_json(folder / "environment.json", facts)
             rows = session.complete(folder, count)

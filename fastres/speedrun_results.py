@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.files import write_bytes
-from fastres.significance import Sample
+from fastres.utils.files import write_bytes
+from fastres.utils.statistics import Sample
 
 PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from fastres.engine.compile_cache import imports_beside
+from fastres.engine.memory import keep_freed_memory
 from fastres.evaluate import Evaluator
 from fastres.feed import check_statistics, open_feed
-from fastres.kept import imports_beside
-from fastres.memory import keep_freed_memory
 from fastres.methods.dino import DinoNetwork
 from fastres.methods.distill import Distillation
 from fastres.methods.emp_ssl import EmpSslNetwork

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres.compiling import Compiled
+from fastres.engine.compile import Compiled
+from fastres.engine.precision import autocast
 from fastres.methods.self_supervised import Pretraining
 from fastres.methods.transfer import frozen_norms, rate_factors
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
 from fastres.recipe import Dino, Muon, Recipe, SelfSupervised
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Phase(NamedTuple):
@@ -292,8 +291,3 @@ class Step:
 def backbone_of(network: nn.Module) -> nn.Module:
     """What is evaluated and kept of what is trained: of a pretraining the backbone."""
     return network.backbone if isinstance(network, Pretraining) else network
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Autocast to `precision` on `device`; off for fp32."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

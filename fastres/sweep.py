@@ -16,18 +16,20 @@ from typing import Any
 import torch
 
 from fastres import runs
+from fastres.engine.device import choose_device
 from fastres.errors import Diverged, Interrupted, UserError
 from fastres.feed import shape_of
-from fastres.files import write_json, write_text
 from fastres.models import build, layers
-from fastres.reading import Layer, dotted, nested, resolve
-from fastres.reading import layers as read_layers
 from fastres.recipe import Recipe
-from fastres.record import duration
+from fastres.recipe.loading import Layer, dotted, nested, resolve
+from fastres.recipe.loading import layers as read_layers
+from fastres.recipe.portable import self_contained
 from fastres.runs import PLAN
 from fastres.sweep_page import write_results
 from fastres.sweep_results import DIVERGED, SUMMARY, labels, read_row, summarise
 from fastres.training import OnEpoch, resume, train
+from fastres.utils.files import write_json, write_text
+from fastres.utils.format import duration
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def sweep(
     kept as diverged, and the others go on. Raises UserError for what the user can put right, Interrupted after Ctrl-C
     or SIGTERM, when everything can be resumed.
     """
-    runs.choose_device(device)
+    choose_device(device)
     work = [work_of(point) for point in plan.points]
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
@@ -196,7 +198,7 @@ def work_of(point: SweepPoint) -> float:
 
 def check_folder(run: Path, point: SweepPoint) -> None:
     """Raise UserError where `run` is begun and not this point's."""
-    if (run / "recipe.toml").is_file() and runs.read_recipe(run) != runs.self_contained(point.recipe):
+    if (run / "recipe.toml").is_file() and runs.read_recipe(run) != self_contained(point.recipe):
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
 
 

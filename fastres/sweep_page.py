@@ -12,7 +12,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fastres.figures import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
-from fastres.files import write_bytes, write_json, write_text
 from fastres.page import details, document, picture
 from fastres.page import table as html_table
 from fastres.recipe import Recipe
@@ -30,6 +29,7 @@ from fastres.sweep_results import (
     shown,
     table,
 )
+from fastres.utils.files import write_bytes, write_json, write_text
 
 SPACED = 12
 """Up to so many different values of a key stand evenly spaced on its axis; more of them on a scale."""

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.report import wilson
-from fastres.significance import Sample
+from fastres.utils.statistics import Sample, wilson
 
 SUMMARY, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
 

@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.files import write_text
-from fastres.methods.teacher import FOLDER as TEACHER
 from fastres.recipe import Recipe, Record
+from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.runs import PLAN
+from fastres.utils.files import write_text
 
 FOLDER = "wandb"
 ID = "id"

@@ -14,25 +14,27 @@ import torch
 from torch import Tensor
 
 from fastres import checkpoint, runs
-from fastres.capture import side_stream
+from fastres.engine.cuda_graph import side_stream
+from fastres.engine.device import choose_device
+from fastres.engine.memory import Beginning
 from fastres.errors import Diverged, Interrupted, UserError
 from fastres.evaluate import Measures, measure, passes
 from fastres.feed import labels_of
-from fastres.files import write_json
-from fastres.interrupt import Interrupt
-from fastres.machine import computes_bf16
-from fastres.memory import Beginning
 from fastres.methods.probe import fit_classifier
-from fastres.methods.teacher import FOLDER as TEACHER
-from fastres.methods.teacher import read_teacher, trains_teacher
 from fastres.models import Network
 from fastres.position import Position
 from fastres.recipe import Distill, Eval, PseudoLabel, Recipe, SelfSupervised, Supervised
+from fastres.recipe.portable import self_contained
+from fastres.recipe.teacher import FOLDER as TEACHER
+from fastres.recipe.teacher import read_teacher, trains_teacher
 from fastres.record import Progress, Recorder, environment, summary_writer
 from fastres.results import draw_page, input_stall, peak_memory, summarise
 from fastres.start import Session
 from fastres.step import Phase
 from fastres.tracking import Tracker, check_tracker
+from fastres.utils.files import write_json
+from fastres.utils.machine import computes_bf16
+from fastres.utils.signals import Interrupt
 
 OnEpoch = Callable[[list[dict[str, Any]]], str | None]
 """Hears the rows of metrics.jsonl so far, and may say why to stop."""
@@ -72,7 +74,7 @@ def train(
     SIGINT or SIGTERM, when a checkpoint has been saved.
     """
     recipe.check_single()
-    recipe = runs.self_contained(recipe)
+    recipe = self_contained(recipe)
     runs.check_free(out)
     if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
         return _runs_in(recipe, out, device, quiet, beginning, on_epoch, recipe.record.name or name)
@@ -215,7 +217,7 @@ class _Run(Session):
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
         check_tracker(recipe.record)
-        super().__init__(recipe, runs.choose_device(device), quiet=quiet, teacher=teacher)
+        super().__init__(recipe, choose_device(device), quiet=quiet, teacher=teacher)
         self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
         self.at = Position()

@@ -34,7 +34,7 @@ from fastres.reproduce.verdicts import (
     limits_of,
     mean_and_sd,
 )
-from fastres.significance import quantile
+from fastres.utils.statistics import quantile
 from tests.pages import Page
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -19,7 +19,7 @@ from fastres import compare_figures, compare_page, figures
 from fastres.compare import Comparison, compare, differences, facts, flatten, pareto_front, ranges
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.report import wilson
+from fastres.utils.statistics import wilson
 
 SUMMARY: dict[str, Any] = {
     "stopped": "completed",

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastres.errors import UserError, disk_errors_are_the_users, disk_fault, out_of_gpu_memory
-from fastres.files import atomic_file, check_writable, write_json, write_text
-from fastres.terminal import printable
+from fastres.utils.files import atomic_file, check_writable, write_json, write_text
+from fastres.utils.terminal import printable
 
 
 def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import kept
-from fastres.compiling import Compiled
+from fastres.engine import compile_cache
+from fastres.engine.compile import Compiled
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
 SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "record.report=false"]
@@ -29,35 +29,35 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_folder_is_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = kept.root()
+    place = compile_cache.root()
     assert place == home / "fastres" / "compiled"
     assert place.stat().st_mode & 0o777 == 0o700
-    kept.settle()
+    compile_cache.settle()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(place / "inductor")
-    assert kept.root() == place, "what `settle` sets is no choice of the user's"
+    assert compile_cache.root() == place, "what `settle` sets is no choice of the user's"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "chosen"))
-    kept.settle()
-    assert kept.root() == home / "chosen" / "fastres"
+    compile_cache.settle()
+    assert compile_cache.root() == home / "chosen" / "fastres"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
 def test_a_folder_that_others_can_fill_is_not_used(home: Path, mode: int) -> None:
-    place = kept.root()
+    place = compile_cache.root()
     place.chmod(mode)
-    with pytest.raises(kept.NotKept, match=r"others can write into .*chmod 700"):
-        kept.root()
+    with pytest.raises(compile_cache.NotKept, match=r"others can write into .*chmod 700"):
+        compile_cache.root()
 
 
 def test_a_file_or_another_users_folder_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = kept.root()
+    place = compile_cache.root()
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 12345)
-        with pytest.raises(kept.NotKept, match="belongs to another user"):
-            kept.root()
+        with pytest.raises(compile_cache.NotKept, match="belongs to another user"):
+            compile_cache.root()
     place.rmdir()
     place.write_text("")
-    with pytest.raises(kept.NotKept, match="not a folder"):
-        kept.root()
+    with pytest.raises(compile_cache.NotKept, match="not a folder"):
+        compile_cache.root()
 
 
 def test_the_key_tells_apart_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_the_key_tells_apart_what_code_depends_on(monkeypatch: pytest.MonkeyPatc
     images = torch.zeros(2, 3, 8, 8)
 
     def key(*arguments: torch.Tensor, about: str = "fp32") -> str:
-        return kept.key_of(network.forward, arguments or (images,), network, about)
+        return compile_cache.key_of(network.forward, arguments or (images,), network, about)
 
     first = key()
     assert key() == first
@@ -82,7 +82,7 @@ def test_the_key_tells_apart_what_code_depends_on(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     others.append(key())
     monkeypatch.undo()
-    monkeypatch.setattr(kept, "_sources", lambda: "edited")
+    monkeypatch.setattr(compile_cache, "_sources", lambda: "edited")
     others.append(key())
     monkeypatch.undo()
     with torch._inductor.config.patch(max_autotune=True):
@@ -97,29 +97,29 @@ def graph_folder(place: Path) -> Path:
     (folder / "ab").mkdir(parents=True)
     (folder / "graph.bin").write_bytes(b"x" * 1000)
     (folder / "ab" / "library.so").write_bytes(b"y" * 1000)
-    (folder / "manifest.json").write_text(json.dumps({"files": kept._listed(folder)}))
+    (folder / "manifest.json").write_text(json.dumps({"files": compile_cache._listed(folder)}))
     folder.chmod(0o700)
     return folder
 
 
 def test_damage_is_seen_before_anything_is_loaded(tmp_path: Path) -> None:
     folder = graph_folder(tmp_path)
-    assert kept._sound(folder) is not None
+    assert compile_cache._sound(folder) is not None
     for name in ("graph.bin", "ab/library.so", "manifest.json"):
         whole = (folder / name).read_bytes()
         for damaged in (b"", whole[: len(whole) // 2], b"z" + whole[1:]):
             (folder / name).write_bytes(damaged)
-            assert kept._sound(folder) is None
+            assert compile_cache._sound(folder) is None
         (folder / name).unlink()
-        assert kept._sound(folder) is None
+        assert compile_cache._sound(folder) is None
         (folder / name).write_bytes(whole)
     for text in ("[]", "{}", '{"files": 3}', '{"files": {"graph.bin": null}}'):
         (folder / "manifest.json").write_text(text)
-        assert kept._sound(folder) is None
+        assert compile_cache._sound(folder) is None
 
 
 def test_damaged_headers_are_made_anew(tmp_path: Path) -> None:
-    with kept._headers(tmp_path) as headers:
+    with compile_cache._headers(tmp_path) as headers:
         for name in ("good.gch", "bad.gch"):
             (headers / name).write_bytes(b"x" * 1000)
     (headers / "bad.gch").write_bytes(b"x" * 500)
@@ -128,30 +128,30 @@ def test_damaged_headers_are_made_anew(tmp_path: Path) -> None:
     def found() -> set[str]:
         return {path.name for path in headers.iterdir()}
 
-    with kept._headers(tmp_path):
+    with compile_cache._headers(tmp_path):
         assert found() == {"good.gch"}
         (headers / "new.gch").write_bytes(b"x")
-        with kept._headers(tmp_path):
+        with compile_cache._headers(tmp_path):
             assert found() == {"good.gch", "new.gch"}, "another process is at work on it"
     os.truncate(tmp_path / "headers.json", 10)
-    with kept._headers(tmp_path):
+    with compile_cache._headers(tmp_path):
         assert not found()
 
 
 def test_the_graphs_that_were_used_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "LIMIT", 3)
+    monkeypatch.setattr(compile_cache, "LIMIT", 3)
     for number in range(5):
         folder = tmp_path / f"{number:04}"
         folder.mkdir()
         (folder / "manifest.json").write_text("{}")
         os.utime(folder / "manifest.json", (number, number))
-    kept._prune(tmp_path, "0000")
+    compile_cache._prune(tmp_path, "0000")
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["0000", "0003", "0004"]
 
 
 def test_what_cannot_be_kept_is_compiled_all_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the note says why."""
-    kept.root().chmod(0o777)
+    compile_cache.root().chmod(0o777)
     network = nn.Linear(3, 2)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled = Compiled(network.forward, enabled=True, network=network)
@@ -183,7 +183,7 @@ def test_a_second_start_compiles_nothing_and_takes_less_than_five_seconds(home: 
     assert cold["warm_seconds"] is None
 
     def files() -> dict[Path, int]:
-        found = [path for path in kept.root().rglob("*") if path.is_file()]
+        found = [path for path in compile_cache.root().rglob("*") if path.is_file()]
         return {path: path.stat().st_size for path in found if path.suffix != ".lock"}
 
     before = files()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastres.machine import computes_bf16, environment
+from fastres.utils.machine import computes_bf16, environment
 
 
 @pytest.mark.parametrize(

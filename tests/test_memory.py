@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastres.memory import keep_freed_memory
+from fastres.engine.memory import keep_freed_memory
 
 CODE = """
 import resource, sys, torch

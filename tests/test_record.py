@@ -334,7 +334,7 @@ def ask(root: Path, what: str, **variables: str) -> str:
 
 
 def test_the_environment_of_a_bare_machine_is_found_too(tmp_path: Path) -> None:
-    what = "import json; from fastres.machine import environment; print(json.dumps(environment()))"
+    what = "import json; from fastres.utils.machine import environment; print(json.dumps(environment()))"
     facts = json.loads(ask(PACKAGE.parent, what, PATH=str(tmp_path)))  # no git, no nvidia-smi, no HOME
     assert facts["commit"] is None and facts["dirty"] is None
     assert facts["fastres"] == fastres.__version__
@@ -346,7 +346,7 @@ def test_the_commit_is_that_of_the_own_checkout_only(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     for name in ("__init__.py", "_version.py", "machine.py"):
         shutil.copy(PACKAGE / name, package)
-    what = "import fastres.machine; print(*fastres.machine._commit())"
+    what = "import fastres.utils.machine; print(*fastres.utils.machine._commit())"
     path = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
 
     def git(*arguments: str) -> str:

@@ -22,7 +22,8 @@ from PIL import Image
 import fastres
 from fastres import figures
 from fastres.recipe import Recipe
-from fastres.report import Exhibits, wilson, write_report
+from fastres.report import Exhibits, write_report
+from fastres.utils.statistics import wilson
 
 NAMES = ["samples", "class_counts", "augmented", "loss", "accuracy", "learning_rate", "confusion", "worst_mistakes"]
 HOSTILE = (

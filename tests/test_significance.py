@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastres.significance import Sample, central, quantile, tail
+from fastres.utils.statistics import Sample, central, quantile, tail
 
 # Two-sided quantiles as tables of the t distribution print them: degrees, confidence, t.
 TABLE = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres.compiling import Compiled
+from fastres.engine.compile import Compiled
 from fastres.models import Network, build
 from fastres.recipe import Recipe
 from fastres.step import Step

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from fastres import sweep_page, sweep_results
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.significance import Sample
 from fastres.sweep import load
 from fastres.sweep_results import kept_epoch, markdown, read_row, shown, summarise, table
+from fastres.utils.statistics import Sample
 
 
 @pytest.fixture

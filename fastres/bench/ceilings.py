@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastres.bench.timing import GPU, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.machine import facts_to_publish, run_quietly
+from fastres.utils.machine import facts_to_publish, run_quietly
 
 LARGE_BYTES = 2**30
 """A copy of this size misses any cache."""

@@ -10,12 +10,13 @@ from torch import Tensor
 from fastres import start
 from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader
+from fastres.engine.precision import DTYPES
 from fastres.feed import SAMPLED
 from fastres.position import Tally
 from fastres.recipe import Recipe
 from fastres.runner import Launch, Runner
 from fastres.stall import StallMeter
-from fastres.step import DTYPES, Step
+from fastres.step import Step
 
 
 class Ours:

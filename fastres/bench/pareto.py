@@ -22,14 +22,17 @@ from fastres.bench.pareto_page import mark_of
 from fastres.bench.records import CLASSES, RECORDS
 from fastres.compare import front
 from fastres.data import info
-from fastres.data.sources import NAMED, is_cifar10
+from fastres.data.sources import is_cifar10
+from fastres.engine.device import choose_device
 from fastres.errors import UserError
-from fastres.files import write_json
-from fastres.machine import facts_to_publish
 from fastres.pareto_figure import COSTS
 from fastres.recipe import Data, Recipe
+from fastres.recipe.data import NAMED
+from fastres.recipe.portable import self_contained
 from fastres.run_files import Summary, read_json
 from fastres.sweep import SweepPoint, check_folder, complete, work_of
+from fastres.utils.files import write_json
+from fastres.utils.machine import facts_to_publish
 
 PLAN = "plan.json"
 _MEASURED = ("test_accuracy", "test_images", "parameters", "seconds", "images_per_second")
@@ -109,7 +112,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _tested_on(entry: Entry) -> tuple[str, int | None]:
-    data = runs.self_contained(entry.points[0].recipe).data
+    data = self_contained(entry.points[0].recipe).data
     return data.source, data.test_images
 
 
@@ -132,7 +135,7 @@ def pareto(
     diverged. Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when everything can
     be resumed.
     """
-    runs.choose_device(device)
+    choose_device(device)
     entries = plan(paths, seeds, settings)
     points = [point for entry in entries for point in entry.points]
     work = [work_of(point) for point in points]

@@ -5,9 +5,9 @@ from typing import Any
 
 from fastres import figures, pareto_figure
 from fastres.bench.records import Record
-from fastres.files import write_bytes, write_json, write_text
 from fastres.page_parts import Part, Picture, Table, Text, Verbatim, markdown
 from fastres.pareto_figure import Mark
+from fastres.utils.files import write_bytes, write_json, write_text
 
 RESULTS, MARKDOWN, FIGURE = "pareto.json", "pareto.md", "pareto.png"
 _FRONTS = {"seconds": "time", "images_per_second": "speed"}

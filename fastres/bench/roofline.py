@@ -20,8 +20,9 @@ from fastres.bench import norms, roofline_page
 from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matrix_rate, memory_rates
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.capture import side_stream
-from fastres.compiling import missing_compiler
+from fastres.engine.compile import missing_compiler
+from fastres.engine.cuda_graph import side_stream
+from fastres.engine.device import choose_device
 from fastres.errors import UserError
 from fastres.feed import shape_of
 from fastres.recipe import Recipe, SelfSupervised
@@ -79,7 +80,7 @@ def roofline(
 
     Raises UserError for what the user can put right; nothing is left behind then.
     """
-    where = runs.choose_device(device)
+    where = choose_device(device)
     recipe = _load(path, settings)
     folder = runs.new_folder(out, "roofline")
     try:

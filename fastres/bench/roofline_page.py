@@ -11,10 +11,10 @@ from matplotlib.text import Annotation
 
 from fastres import figures
 from fastres.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
-from fastres.files import write_bytes, write_json, write_text
 from fastres.labels import Label, write_beside
-from fastres.page import plural
 from fastres.page_parts import Part, Picture, Table, Text, markdown
+from fastres.utils.files import write_bytes, write_json, write_text
+from fastres.utils.format import plural
 
 RESULTS, MARKDOWN, FIGURE = "roofline.json", "roofline.md", "roofline.png"
 _STYLES = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastres.capture import uncollected
+from fastres.engine.cuda_graph import uncollected
 
 Call = Callable[[], object]
 

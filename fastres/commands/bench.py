@@ -7,7 +7,7 @@ import typer
 
 from fastres.commands.options import Device, Json, Overrides
 from fastres.commands.printing import print_json, print_table
-from fastres.terminal import printable
+from fastres.utils.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, help="Measure recipes against each other, and a step against the machine.")
 

@@ -8,7 +8,7 @@ import typer
 from fastres.commands.options import Json, Root, Size, Source, StoreKind
 from fastres.commands.printing import print_json
 from fastres.errors import UserError
-from fastres.terminal import printable
+from fastres.utils.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, help="Prepare and look at data sets.")
 

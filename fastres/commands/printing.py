@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from fastres.terminal import printable
+from fastres.utils.terminal import printable
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Data: from a source, as the user names it, to a store that loaders read.
 
-sources.py tells what a source is; cifar.py, images.py and shapes10.py read or draw it; outside.py, archives.py and
+sources.py tells what a source is; cifar.py, images.py and shapes10.py read or draw it; untrusted.py, archives.py and
 unpickle.py keep hostile files harmless; store.py writes, opens and checks the store; encoded.py decodes image files,
 and reads those that a store leaves where they are.
 """
@@ -12,10 +12,10 @@ import numpy as np
 
 from fastres.data import beton
 from fastres.data.encoded import EncodedImages
-from fastres.data.outside import encodable
 from fastres.data.sources import Store, data_root, resolve
 from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
 from fastres.errors import UserError
+from fastres.utils.untrusted import encodable
 
 if TYPE_CHECKING:
     from fastres.data.loaders import make_loader

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from fastres.data.outside import open_regular
 from fastres.errors import UserError
+from fastres.utils.untrusted import open_regular
 
 MAX_MEMBERS = 5_000_000
 _HEADERS = 4 << 20  # bytes that the headers of one member may take; long names need 1 KB

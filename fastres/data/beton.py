@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from fastres._version import __version__
 from fastres.data.encoded import decode
 from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
-from fastres.data.progress import progress
 from fastres.data.store import MANIFEST, PARTS, Dataset, Part, building
 from fastres.errors import UserError
-from fastres.files import write_json
+from fastres.utils.files import write_json
+from fastres.utils.progress import progress
 
 FORMAT = 1
 _SMALLEST_PAGE = 1 << 21  # FFCV's
@@ -172,7 +172,7 @@ def _samples(part: Part, side: int) -> Generator[NDArray[np.uint8], None, None]:
     if isinstance(part.images, np.ndarray):
         yield from (np.ascontiguousarray(pixels) for pixels in part.images)
         return
-    from fastres.data.loaders.ahead import ahead
+    from fastres.utils.prefetch import ahead
 
     threads, several = len(os.sched_getaffinity(0)), 64  # a future for each image would cost as much as the image
     groups = (range(row, min(row + several, len(part.images))) for row in range(0, len(part.images), several))

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from fastres.data import archives, unpickle
-from fastres.data.outside import encodable, open_regular
-from fastres.data.progress import progress, say
 from fastres.data.store import Writer
 from fastres.errors import UserError, disk_errors_are_the_users
+from fastres.utils.progress import progress, say
+from fastres.utils.untrusted import encodable, open_regular
 
 SIDE = 32
 

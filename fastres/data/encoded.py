@@ -16,8 +16,8 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from numpy.typing import NDArray
 
-from fastres.data.outside import open_regular, read_exactly
 from fastres.errors import UserError
+from fastres.utils.untrusted import open_regular, read_exactly
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastres.data.store import Dataset, Part
 from fastres.errors import UserError
-from fastres.files import write_bytes
+from fastres.utils.files import write_bytes
 
 Rows = NDArray[np.int64]
 

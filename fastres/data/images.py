@@ -18,10 +18,10 @@ import numpy as np
 
 from fastres.data import archives
 from fastres.data.encoded import MAX_FILE, decode
-from fastres.data.outside import encodable, read_regular
-from fastres.data.progress import progress, say
 from fastres.data.store import PARTS, PixelSums, Writer
 from fastres.errors import UserError
+from fastres.utils.progress import progress, say
+from fastres.utils.untrusted import encodable, read_regular
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
 _PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val"}

@@ -13,12 +13,12 @@ from typing import Literal
 
 from fastres.data import archives, cifar, shapes10
 from fastres.data.images import build_encoded, build_from_images
-from fastres.data.progress import progress
 from fastres.data.store import FORMAT, Writer
 from fastres.errors import UserError
+from fastres.recipe.data import NAMED
+from fastres.utils.progress import progress
 
 Store = Literal["decoded", "encoded"]
-NAMED = ("shapes10", "cifar10", "cifar100")
 DEFAULT_SIZE = 32
 
 

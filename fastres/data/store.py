@@ -22,10 +22,10 @@ import numpy as np
 
 from fastres._version import __version__
 from fastres.data.encoded import EncodedImages
-from fastres.data.outside import encodable
-from fastres.data.progress import say
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.files import sync_folder, write_json
+from fastres.utils.files import sync_folder, write_json
+from fastres.utils.progress import say
+from fastres.utils.untrusted import encodable
 
 FORMAT = 1  # version of the layout; part of every key, so that another version never meets this one's stores
 PARTS = ("train", "test", "unlabelled")

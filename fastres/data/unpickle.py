@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fastres.data.outside import read_regular
 from fastres.errors import UserError
+from fastres.utils.untrusted import read_regular
 
 MAX_BYTES = 2 << 30  # 700,000 images of 32×32; the largest file of CIFAR has 155 MB
 MAX_STEPS = 4_000_000  # CIFAR-100's training file takes 300,000; four million take about three seconds

@@ -19,9 +19,9 @@ from fastres import checkpoint
 from fastres.data import Dataset, open_dataset
 from fastres.data.extra import unlabelled_part, write
 from fastres.errors import Interrupted, UserError
-from fastres.files import write_bytes, write_json
 from fastres.recipe import Extra, PseudoLabel, Recipe, Supervised, Transfer
 from fastres.runs import Kept
+from fastres.utils.files import write_bytes, write_json
 
 Train = Callable[[Recipe, Path], dict[str, Any]]
 """Trains a recipe in a folder, or completes what an earlier process began there; returns its summary."""

@@ -11,6 +11,7 @@ from fastres.augment import Augment
 from fastres.augment.views import Kind, Views
 from fastres.errors import UserError
 from fastres.models import Network
+from fastres.recipe.recipe import Recipe
 
 
 class Pretraining(Network):
@@ -83,7 +84,7 @@ def check_size(backbone: Network, image_size: int, size: int, key: str) -> None:
         )
 
 
-def views_of(options: recipe.Recipe, augment: Augment, images: int) -> Views | None:
+def views_of(options: Recipe, augment: Augment, images: int) -> Views | None:
     """The views that the recipe's method compares, `augment` being its own policy; None for methods with labels."""
     method = options.method
     if isinstance(method, recipe.EmpSsl):

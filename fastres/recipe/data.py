@@ -48,3 +48,6 @@ class Data(Table):
     """Use only the first so many test images."""
     extra: Extra | None = None
     """Images to train on besides; never validated or tested on. They need `loader = "resident"`."""
+
+
+NAMED = ("shapes10", "cifar10", "cifar100")

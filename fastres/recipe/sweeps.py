@@ -53,7 +53,7 @@ class Range(Table):
         return self
 
 
-# Pydantic names the branch of a union in its errors; reading.py knows these names from keys. Two are of a teacher.
+# Pydantic names the branch of a union in its errors; loading.py knows these names from keys. Two are of a teacher.
 TAGS: dict[str, type[Table] | None] = {"<range>": Range, "<choices>": None, "<path>": None, "<recipe>": None}
 Parameter = Annotated[
     Annotated[Range, Tag("<range>")] | Annotated[list[Any], Field(min_length=2), Tag("<choices>")],

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from fastres.page import plural
 from fastres.reproduce.plan import Plan
+from fastres.utils.format import plural
 
 
 def claims(plan: Plan) -> tuple[list[str], list[list[str]]]:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres import figures
-from fastres.data.outside import read_regular
-from fastres.files import write_bytes, write_json, write_text
-from fastres.page import Link, plural, wall_time
+from fastres.page import Link
 from fastres.page_parts import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
 from fastres.record import environment
 from fastres.reproduce.claims import BEST
@@ -32,6 +30,9 @@ from fastres.reproduce.verdicts import (
     shown,
 )
 from fastres.run_files import Run
+from fastres.utils.files import write_bytes, write_json, write_text
+from fastres.utils.format import plural, wall_time
+from fastres.utils.untrusted import read_regular
 
 RESULTS, MARKDOWN, PAGE = "reproduce.json", "report.md", "report.html"
 _HOLDOUT = Need("report/validation.toml", "split=holdout")

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastres import runs, sweep
+from fastres import sweep
 from fastres.data import info, shapes10
 from fastres.data.order import split
 from fastres.data.sources import is_cifar10
 from fastres.errors import UserError
 from fastres.models import build, count_parameters, layers
 from fastres.recipe import PseudoLabel, Recipe
+from fastres.recipe.portable import self_contained
 from fastres.reproduce.claims import BEST, choose
 from fastres.reproduce.scaling import scaled, trained_images
 from fastres.reproduce.verdicts import Claim, Measured, Need
@@ -111,7 +112,7 @@ def make(
     for need in (need for claim in claims for need in claim.needs):
         if need not in loaded:
             loaded[need] = _load(recipes, need, overrides)
-    data = runs.self_contained(next(iter(loaded.values()))).data
+    data = self_contained(next(iter(loaded.values()))).data
     train_images, test_images, classes, size, known = _counts(data)
     about = (data.source, tuple(settings), train_images, test_images, is_cifar10(data.source), known)
     planned = Plan(tuple(names), claims, tuple(range(seeds)), scale, *about, (), {}, {})
@@ -187,7 +188,7 @@ def _for_run(recipe: Recipe, seed: int, out: Path, *, record: bool) -> Recipe:
         changes["method"] = recipe.method.model_copy(update={"unlabelled": str((out / UNLABELLED).absolute())})
     if not record:  # figures and page take longer than a short training
         changes["record"] = recipe.record.model_copy(update={"report": False})
-    return runs.self_contained(recipe.model_copy(update=changes))
+    return self_contained(recipe.model_copy(update=changes))
 
 
 def _name(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fastres.significance import Sample
+from fastres.utils.statistics import Sample
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED, UNTESTABLE = "cannot be told", "not testable at this scale"

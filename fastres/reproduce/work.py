@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from fastres import runs, search_workers
+from fastres import runs
 from fastres.data import open_dataset
+from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
-from fastres.files import write_bytes, write_json
 from fastres.recipe import PseudoLabel
-from fastres.record import duration
 from fastres.reproduce import page
 from fastres.reproduce.plan import UNLABELLED, Job, Plan, make
 from fastres.reproduce.results import RUNS, find, read_all, shift_of
@@ -34,6 +33,9 @@ from fastres.run_files import read_run
 from fastres.shift.evaluation import evaluate_shifted
 from fastres.sweep import SweepPoint, check_folder, train_point
 from fastres.sweep_results import DIVERGED
+from fastres.utils import workers as search_workers
+from fastres.utils.files import write_bytes, write_json
+from fastres.utils.format import duration
 
 PLAN = "plan.json"
 
@@ -67,7 +69,7 @@ def reproduce(
     default one on a CPU and four on a GPU. Raises UserError for what the user can put right, Interrupted after Ctrl-C
     or SIGTERM, when everything can be resumed.
     """
-    where = runs.choose_device(device)
+    where = choose_device(device)
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: give the number of processes, at least 1")
     options: dict[str, Any] = {"recipes": recipes, "out": out, "source": source, "seeds": seeds, "scale": scale}

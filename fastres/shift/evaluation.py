@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastres.data.progress import progress, say
 from fastres.errors import UserError
 from fastres.evaluate import Measures, measure, test_set
-from fastres.files import check_writable, write_bytes, write_json
 from fastres.runs import Kept
 from fastres.shift import KINDS, SEED, SEVERITIES, check, check_size, corrupt
 from fastres.shift.values import Pixels
+from fastres.utils.files import check_writable, write_bytes, write_json
+from fastres.utils.progress import progress, say
 
 FILE, FIGURE = "shift.json", Path("figures") / "shift.png"
 FROST = "frost: drawn textures instead of the published generator's photographs"

@@ -19,6 +19,7 @@ from fastres import recipe
 from fastres.augment import Augment, AugmentModule, mix_batch, reference
 from fastres.augment.draws import CUTMIX, MIXUP, NO_MIX, check_mix, draw_mix
 from fastres.errors import UserError
+from fastres.recipe.recipe import Recipe
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MIXES = [
@@ -263,7 +264,7 @@ def test_bad_policies_are_recipe_errors(tmp_path: Path, override: str, expected:
     path = tmp_path / "recipe.toml"
     path.write_text("")
     with pytest.raises(UserError) as error:
-        recipe.Recipe.load(path, [override])
+        Recipe.load(path, [override])
     assert len(str(error.value).splitlines()) <= 2
     for part in expected:
         assert part in str(error.value)
@@ -271,11 +272,9 @@ def test_bad_policies_are_recipe_errors(tmp_path: Path, override: str, expected:
 
 def test_the_reports_policy_is_in_its_recipes() -> None:
     recipes = Path(__file__).parents[2] / "recipes"
-    policy = recipe.Recipe.load(recipes / "report_best.toml").augment
+    policy = Recipe.load(recipes / "report_best.toml").augment
     assert policy.model_copy(update={"mean": None, "std": None}) == REPORT
-    compared = [
-        recipe.Recipe.load(recipes / "augment" / f"{name}.toml") for name in ("none", "shift", "report", "mixed")
-    ]
+    compared = [Recipe.load(recipes / "augment" / f"{name}.toml") for name in ("none", "shift", "report", "mixed")]
     none, shift, report, mixed = (each.augment for each in compared)
     assert none == recipe.Augment(translate=0, flip="none") and shift == recipe.Augment()
     assert report == mixed == REPORT

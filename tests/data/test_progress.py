@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastres.data import progress
+from fastres.utils import progress
 
 
 def test_lines_tell_what_is_done_and_how_long_the_rest_takes(

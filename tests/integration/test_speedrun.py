@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres import checkpoint, kept, speedrun
+from fastres import checkpoint, speedrun
+from fastres.engine import compile_cache
 from fastres.evaluate import Evaluator
 from fastres.recipe import Recipe
 from fastres.speedrun_results import FIGURE, PLAN, ROWS, SUMMARY, describe
@@ -41,17 +42,17 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def same_as_train(recipe: Path, settings: list[str], place: Path, seeds: tuple[int, ...] = (3, 4, 5)) -> None:
     """Runs with the seeds 3, 4 and 5 end with the weights and the accuracy of trainings with those of `seeds`."""
-    kept: list[dict[str, Tensor]] = []
+    compile_cache: list[dict[str, Tensor]] = []
     original = Evaluator.logits
 
     def watched(self: Evaluator, *arguments: Any) -> Tensor:
-        kept.append({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+        compile_cache.append({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
         return original(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "logits", watched)
         speedrun.speedrun(Recipe.load(recipe, [*settings, "train.seed=3"]), 3, out=place / "runs", quiet=True)
-    assert len(kept) == 4, "the warm-up and three runs"
+    assert len(compile_cache) == 4, "the warm-up and three runs"
     rows = rows_of(place / "runs")
     assert [row["seed"] for row in rows] == [3, 4, 5]
     for seed in seeds:
@@ -59,7 +60,7 @@ def same_as_train(recipe: Path, settings: list[str], place: Path, seeds: tuple[i
         assert rows[seed - 3]["test_accuracy"] == result.test_accuracy
         assert rows[seed - 3]["test_loss"] == result.summary["test_loss"]
         expected, _ = checkpoint.load_weights(result.run / checkpoint.FINAL)
-        weights = kept[seed - 2]
+        weights = compile_cache[seed - 2]
         assert expected.keys() == weights.keys()
         assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
@@ -77,7 +78,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
     seen: list[tuple[int, int]] = []
     asked: list[str] = []
-    original, obtain = speedrun._Series._run, kept.obtain
+    original, obtain = speedrun._Series._run, compile_cache.obtain
 
     def counted(function: Any, *arguments: Any) -> Any:
         asked.append(function.__qualname__)
@@ -93,7 +94,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
         return row
 
     monkeypatch.setattr(speedrun._Series, "_run", watched)
-    monkeypatch.setattr(kept, "obtain", counted)
+    monkeypatch.setattr(compile_cache, "obtain", counted)
     settings = [*WHOLE, *KINDS["muon"], "train.compile=true", "train.ema=0.9", "model.dropout=0.1"]
     same_as_train(tiny, settings, tmp_path, seeds=(5,))
     assert all(row["compiled"] for row in rows_of(tmp_path / "runs"))

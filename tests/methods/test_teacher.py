@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastres.recipe.portable import self_contained
 from test_distill import recipe
 
-from fastres import checkpoint, runs, train
+from fastres import checkpoint, train
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import evaluate
-from fastres.methods.teacher import read_teacher
 from fastres.recipe import Data, Distill, Recipe
+from fastres.recipe.teacher import read_teacher
 from fastres.search import load as load_search
 from fastres.speedrun import speedrun
 from fastres.step import Step
@@ -130,9 +131,9 @@ def test_whose_data_it_is_trained_on(tmp_path: Path, teacher: Path) -> None:
 
 
 def test_what_changes_nothing_in_the_teacher_changes_no_hash(teacher: Path) -> None:
-    first = runs.self_contained(student(teacher))
+    first = self_contained(student(teacher))
     assert isinstance(first.method, Distill) and isinstance(first.method.teacher, dict)
-    assert runs.self_contained(first) == first
+    assert self_contained(first) == first
 
     def changed(table: str, **values: Any) -> str:
         assert isinstance(first.method, Distill) and isinstance(first.method.teacher, dict)

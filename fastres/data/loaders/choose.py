@@ -21,7 +21,7 @@ from fastres.data.loaders.base import Loader
 from fastres.data.loaders.resident import ResidentLoader, on_device
 from fastres.data.store import Dataset, Part
 from fastres.errors import UserError
-from fastres.machine import usable_memory
+from fastres.utils.machine import usable_memory
 
 KINDS = ("resident", "ffcv", "dali", "torch")
 MEMORY_SHARE = 0.5

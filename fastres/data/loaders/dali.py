@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastres.data.encoded import load_decoders
-from fastres.data.loaders.ahead import ahead
 from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.errors import UserError
+from fastres.utils.prefetch import ahead
 
 _QUEUE = 3  # batches that DALI has begun: one that is taken and two that are under way while the consumer works
 _READ_AHEAD = 2  # batches of bytes that wait for DALI, beyond the one that it copies

@@ -29,10 +29,10 @@ from torch import Tensor
 from fastres.data.beton import Beton
 from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
 from fastres.data.loaders import ffcv_decode
-from fastres.data.loaders.ahead import ahead
 from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.errors import UserError
+from fastres.utils.prefetch import ahead
 
 
 class BetonPixels:

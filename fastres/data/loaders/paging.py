@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastres.machine import usable_memory
+from fastres.utils.machine import usable_memory
 
 CACHE_SHARE = 0.5
 """The part of memory that the page cache is taken to have for one file."""

@@ -31,7 +31,7 @@ from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.loaders.resident import on_device
 from fastres.errors import UserError
-from fastres.interrupt import signals_wait
+from fastres.utils.signals import signals_wait
 
 _AHEAD = 2  # batches under way for each worker
 

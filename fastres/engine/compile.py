@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fastres.interrupt import signals_wait
+from fastres.utils.signals import signals_wait
 
 if TYPE_CHECKING:
-    from fastres.kept import Graph
+    from fastres.engine.compile_cache import Graph
 
 
 def missing_compiler() -> str | None:
@@ -29,7 +29,7 @@ class Compiled:
     the function runs eagerly from then on and `note` says why.
 
     On a CPU a function that names what it reads, `network` and by `about` all else, has its graphs kept between runs
-    (see kept.py). Where that is impossible they are compiled in each run, and `note` says why.
+    (see compile_cache.py). Where that is impossible they are compiled in each run, and `note` says why.
     """
 
     def __init__(
@@ -92,15 +92,17 @@ class Compiled:
         return self._eager(*arguments)
 
     def _kept(self, arguments: tuple[torch.Tensor, ...]) -> "Graph | None":
-        """The graph for `arguments` from kept.py; None, and `note` says why, where there is none."""
+        """The graph for `arguments` from compile_cache.py; None, and `note` says why, where there is none."""
         if not self._keeps or self._network is None:
             return None
-        from fastres import kept
+        from fastres.engine import compile_cache
 
         try:
-            graph = kept.obtain(self._eager, arguments, self._network, self._about)
+            graph = compile_cache.obtain(self._eager, arguments, self._network, self._about)
         except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
-            reason = str(error) if isinstance(error, kept.NotKept) else f"{type(error).__name__}: {_short(error)}"
+            reason = (
+                str(error) if isinstance(error, compile_cache.NotKept) else f"{type(error).__name__}: {_short(error)}"
+            )
             self.note, self._keeps = f"not kept for the next start: {reason}", False
             return None
         self._first, self.note = self._first or graph, self.note or graph.note
@@ -108,9 +110,9 @@ class Compiled:
 
     def _plain(self) -> Callable[..., Any]:
         if self._traced is None:
-            from fastres import kept
+            from fastres.engine import compile_cache
 
-            kept.settle()
+            compile_cache.settle()
             self._traced = torch.compile(self._eager, dynamic=False, fullgraph=True)
         return self._traced
 

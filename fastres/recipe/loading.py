@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastres.errors import UserError
-from fastres.recipe import PRESETS
+from fastres.recipe.networks import PRESETS
 from fastres.recipe.sweeps import TAGS
 
 Origins = dict[tuple[str, ...], str]

@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from fastres._version import __version__
-from fastres.files import write_bytes, write_json
-from fastres.machine import variables
+from fastres.utils.files import write_bytes, write_json
+from fastres.utils.machine import variables
 
 LIMIT = 32
 """Graphs that are kept; those that were not used for the longest time go first. One takes 3 to 10 MB."""
@@ -245,7 +245,7 @@ def _stable(value: Any) -> str:
 def _sources() -> str:
     """Hash of the package's sources, `kernels` among them: any may have been traced into the graph."""
     found = hashlib.sha256(__version__.encode())
-    for folder, inner, names in os.walk(Path(__file__).parent, followlinks=True):
+    for folder, inner, names in os.walk(Path(__file__).parents[1], followlinks=True):
         inner[:] = sorted(name for name in inner if name != "__pycache__")
         for name in sorted(names):
             if name.endswith(".py"):

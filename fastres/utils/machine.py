@@ -80,7 +80,7 @@ def nvidia_gpus() -> list[dict[str, str]]:
 
 def _commit() -> tuple[str | None, bool | None]:
     """Commit of the checkout that this package runs from, and whether its code differs from it."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     git = ["git", "--no-optional-locks", "-C", str(root)]
     top = run_quietly([*git, "rev-parse", "--show-toplevel"])
     # A virtual environment may lie inside some other project's checkout: its commit says nothing about fastres.

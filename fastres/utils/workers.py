@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from fastres.errors import Interrupted, UserError, out_of_gpu_memory
-from fastres.interrupt import signals_wait
+from fastres.utils.signals import signals_wait
 
 
 class Works(Protocol):

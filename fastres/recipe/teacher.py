@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.reading import Layer, layers, resolve
 from fastres.recipe import Data, Distill, Recipe
+from fastres.recipe.loading import Layer, layers, resolve
 
 FOLDER = "teacher"
 """Where in the student's run directory the teacher's is."""

@@ -71,3 +71,18 @@ class Sample:
         if not self.sd:
             return None
         return tail((self.mean - target) / (self.sd / math.sqrt(self.count)), self.count - 1)
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share of `correct` in `total` (Wilson 1927); z = 1.96 gives 95%.
+
+    It covers the choice of the test images alone. Unlike the normal approximation it stays within 0 to 1 and is not
+    empty where all or none are correct. Without any image it is (0, 1).
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share, square = correct / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    reach = z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
+    # The share lies within by definition; rounding may put it 1e-16 outside where all or none are correct.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))

@@ -1,0 +1,1 @@
+"""How PyTorch runs a step: compilation and its cache, CUDA graphs, precision, memory, device."""

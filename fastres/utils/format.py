@@ -1,0 +1,23 @@
+"""Counts and durations as people read them."""
+
+
+def plural(count: int, one: str, many: str) -> str:
+    """`count` with the word that fits it."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def wall_time(value: float | None) -> str:
+    """Seconds as text, above ten minutes in hours and minutes; a dash for None."""
+    if value is None:
+        return "–"
+    if value < 600:
+        return f"{value:.1f} s"
+    hours, rest = divmod(round(value / 60), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
