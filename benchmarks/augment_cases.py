@@ -205,7 +205,7 @@ def ours(case: Case, images: Tensor, warps: int | None = None) -> Callable[[Tens
 def torchvisions(case: Case, images: Tensor) -> Callable[[Tensor], object]:
     """The same operations by torchvision's v2, on uint8 tensors of the whole batch."""
     if images.device.type != "cuda":
-        from fastres.data.torchvision_cpu import import_torchvision
+        from fastres.data.compat.torchvision import import_torchvision
 
         import_torchvision()
     from torchvision.transforms import v2

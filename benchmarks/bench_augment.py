@@ -30,7 +30,7 @@ from fastres import recipe
 from fastres.augment import Augment
 from fastres.bench.timing import seconds
 from fastres.data import open_dataset
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.engine.memory import keep_freed_memory
 
 import_torchvision()
@@ -318,7 +318,7 @@ began = time.perf_counter()
 batch = augment.unmixed(images, rows, 0)
 """
 TORCHVISION_STARTS = """
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 import_torchvision()
 from torchvision.transforms import v2
 steps = [v2.RandomCrop(32, 4, padding_mode="reflect"), v2.RandomHorizontalFlip()]

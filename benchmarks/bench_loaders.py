@@ -26,7 +26,7 @@ from fastres.augment import Augment
 from fastres.bench.timing import seconds
 from fastres.data import Dataset, open_dataset
 from fastres.data.loaders import Batch, Loader, choose, make_loader
-from fastres.data.store import open_store
+from fastres.data.store.decoded import open_store
 from fastres.engine.memory import keep_freed_memory
 
 BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
@@ -123,8 +123,8 @@ def bare_gather(dataset: Dataset) -> Epoch:
 
 def bare_ffcv(dataset: Dataset) -> Epoch:
     """FFCV as its documentation uses it, with its own shuffling."""
-    from fastres.data import beton
-    from fastres.data.ffcv_import import import_ffcv
+    from fastres.data.compat.ffcv import import_ffcv
+    from fastres.data.store import beton
 
     import_ffcv()
     threads = torch.get_num_threads()
@@ -166,7 +166,7 @@ def tensors(dataset: Dataset) -> Epoch:
 
 def image_folder(folder: Path) -> Epoch:
     """DataLoader over torchvision's ImageFolder, decoding with Pillow."""
-    from fastres.data.torchvision_cpu import import_torchvision
+    from fastres.data.compat.torchvision import import_torchvision
 
     import_torchvision()
     from torchvision.datasets import ImageFolder
@@ -249,7 +249,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     total = LARGE // 1000 if request.config.getoption("--dry") else LARGE
     store = synthetic_store(tmp_path_factory.mktemp("streaming"), total)
     if "ffcv" in KINDS:
-        from fastres.data import beton
+        from fastres.data.store import beton
 
         beton.prepare(open_store(store, "synthetic"), quiet=True)
     return store

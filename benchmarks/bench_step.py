@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from fastres.engine.precision import DTYPES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import Side, Versus, matrix_product
 from benchmarks.sameness import distance, flat, near
 from fastres.engine.memory import keep_freed_memory
-from fastres.models import build, convolution, layers
+from fastres.engine.precision import DTYPES
+from fastres.layers import convolution
+from fastres.models import build, layers
 from fastres.recipe import Recipe
 from fastres.step import Step
 

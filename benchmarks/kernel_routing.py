@@ -1,4 +1,4 @@
-"""Time every form and tile that `fastres.kernels.routing` may choose, and write the table that it chooses by.
+"""Time every form and tile that `kernels/batch_norm/routing.py` may choose, and write the table that it chooses by.
 
 Each candidate is launched as the layers launch it, on buffers that together exceed the second-level cache three times
 where the tensors are large, and on the same buffers where they are small: at the sizes where a form could profit from
@@ -18,7 +18,8 @@ from benchmarks.kernel_cases import BATCHES, STAGES, Case, problem
 from fastres.bench.ceilings import cache_bytes
 from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
-from fastres.kernels import Norm, routing
+from fastres.kernels import Norm
+from fastres.kernels.batch_norm import routing
 from fastres.utils.files import write_json
 
 EFFORT = replace(GPU, rounds=7)
@@ -58,7 +59,7 @@ def time_route(route: Route, device: torch.device, effort: Effort = EFFORT) -> d
 
     `rule_is_times_as_slow`: what the rule's choice would cost against the fastest.
     """
-    from fastres.kernels.launch import multiprocessors
+    from fastres.kernels.batch_norm.launch import multiprocessors
 
     asked = route.problem(multiprocessors(device))
     fitting = {
@@ -102,8 +103,8 @@ def entry(asked: routing.Problem, choice: routing.Choice) -> dict[str, Any]:
 
 
 def write_table(path: Path, device_name: str, **found: Any) -> None:
-    """Write what was found (`entries`, `symmetric_rows`) into a table that `fastres.kernels.routing` reads, keeping
-    what it has besides, and make this process use it."""
+    """Write what was found (`entries`, `symmetric_rows`) into a table that `routing` reads, keeping what it has
+    besides, and make this process use it."""
     table = json.loads((path if path.is_file() else routing.TABLE).read_text())
     write_json(path, {**table, "measured_on": device_name, **found})
     routing.use_table(path)
@@ -117,7 +118,7 @@ def _label(choice: routing.Choice) -> str:
 
 def _launchers(route: Route, device: torch.device, seed: int) -> Callable[[routing.Plan], object]:
     """One set of buffers, and the launch of a plan on them."""
-    from fastres.kernels import launch
+    from fastres.kernels.batch_norm import launch
 
     given = problem(route.case, device, seed)
     norm, other_norm = _detached(given.norm), None if given.other_norm is None else _detached(given.other_norm)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.step_rivals import PlainResNet
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.models import Network
 from fastres.optim import factor
 from fastres.recipe import AdamW, Augment, Recipe, Sgd

@@ -8,11 +8,11 @@ from benchmarks.readme import Quote, Results
 README, BENCHMARKS = "README.md", "benchmarks/README.md"
 
 WITHOUT_RESULT = (
-    (BENCHMARKS, "by up to 5 in 65% of the values", "counted once, as fastres/data/loaders/ffcv_decode.py says"),
+    (BENCHMARKS, "by up to 5 in 65% of the values", "counted once, as fastres/data/store/ffcv_decode.py says"),
     (
         BENCHMARKS,
         "260 GFLOP/s for the weight gradient of 512 → 512 on 4×4",
-        "9.66 GFLOP in 37.2 ms, by the table in fastres/models/convolution.py",
+        "9.66 GFLOP in 37.2 ms, by the table in fastres/layers/convolution.py",
     ),
 )
 """Document, phrase and origin of figures that no file in results/ has."""

@@ -28,7 +28,7 @@ def synthetic_store(root: Path, total: int) -> Path:
     """A decoded store of random images, `total` bytes of them, each with its position in its first eight bytes."""
     import numpy as np
 
-    from fastres.data.store import Writer, building, write_manifest
+    from fastres.data.store.decoded import Writer, building, write_manifest
 
     count = total // (SIDE * SIDE * 3)
     path = root / "stores" / f"synthetic-{count}"
@@ -114,7 +114,7 @@ def go_through(store: Path, kind: str, epochs: int) -> dict[str, Any]:
     import numpy as np
 
     from fastres.data.loaders import make_loader
-    from fastres.data.store import open_store
+    from fastres.data.store.decoded import open_store
     from fastres.engine.memory import keep_freed_memory
 
     keep_freed_memory()

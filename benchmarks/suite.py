@@ -83,7 +83,7 @@ class Suite:
 
     def needs_kernels(self) -> None:
         """Raise Skipped where Triton's kernels cannot be launched: in a dry run they need the interpreter."""
-        from fastres.kernels.launch import INTERPRETED
+        from fastres.kernels.batch_norm.launch import INTERPRETED
 
         if self.dry and not INTERPRETED:
             raise Skipped("launches kernels: needs a GPU, or for a dry run TRITON_INTERPRET=1")

@@ -139,8 +139,8 @@ def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]
     elsewhere = "set FASTRES_DATA, or data.root in the recipe, to another folder"
     try:
         from fastres.data import data_root
-        from fastres.data.beton import is_beton
-        from fastres.data.store import open_store
+        from fastres.data.store.beton import is_beton
+        from fastres.data.store.decoded import open_store
 
         place = data_root(root)
         facts["root"] = str(place)

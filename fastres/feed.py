@@ -15,10 +15,10 @@ from fastres.augment import Augment
 from fastres.augment.draws import check_mix
 from fastres.augment.views import Views
 from fastres.data import Dataset, info, open_dataset
-from fastres.data.extra import Extra, digest, read
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
+from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
 from fastres.methods.self_supervised import views_of

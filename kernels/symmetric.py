@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastres.kernels.ahead import machine_code
-from fastres.kernels.routing import OPTIONS
+from fastres.kernels.aot import machine_code
+from fastres.kernels.batch_norm.routing import OPTIONS
 
 TILES = {"small": (32, 64, 4), "large": (64, 64, 4)}
 """Side of a tile of the result, columns of X at a time, warps. The small one where the large one would leave most of a
@@ -107,7 +107,7 @@ def representative() -> list[Configuration]:
 
 
 def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target: see `ahead.machine_code`."""
+    """Compile for a target: see `aot.machine_code`."""
     block, depth, warps = TILES[configuration.tile]
     constants: dict[str, Any] = {"BLOCK": block, "DEPTH": depth, **({} if configuration.adds else {"c": None})}
     types = {"alpha": "fp32", "beta": "fp32", "rows": "i32", "columns": "i32"}

@@ -212,7 +212,7 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
         "import json, sys\n"
         f"sys.path.insert(0, {str(SUITE.parents[1])!r})\n"
         "from benchmarks import gpu_suite\n"
-        "from fastres.kernels import routing\n"
+        "from fastres.kernels.batch_norm import routing\n"
         f"status = gpu_suite.main(['--device', 'cpu', '--sections', 'routing', '--json', {str(target)!r}])\n"
         "plan = routing.plan(routing.Problem('backward', 'dual', 2, 48, 16, 132))\n"
         "print(json.dumps([status, plan.form, plan.sums.rows, plan.sums.columns]))\n"

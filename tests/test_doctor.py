@@ -99,7 +99,8 @@ def test_stores_are_listed_with_their_size(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("needs_ffcv")
 def test_betons_are_listed_and_damaged_ones_found(tmp_path: Path) -> None:
-    from fastres.data import beton, open_dataset
+    from fastres.data import open_dataset
+    from fastres.data.store import beton
 
     folder = beton.prepare(open_dataset("shapes10", root=tmp_path, quiet=True), quiet=True).folder
     facts = doctor.examine(tmp_path)

@@ -9,7 +9,7 @@ from fastres.engine.memory import keep_freed_memory
 
 CODE = """
 import resource, sys, torch
-from fastres.memory import keep_freed_memory
+from fastres.engine.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def step():

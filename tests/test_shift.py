@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastres import shift
-from fastres.data import shapes10
+from fastres.data.sources import shapes10
 from fastres.errors import UserError
 from fastres.shift import KINDS, SEVERITIES, corrupt
 from fastres.shift.blur import disk

@@ -1,5 +1,6 @@
 """Augmentation: a recipe's policy applied to batches of a store, or in a loop of your own."""
 
-from fastres.augment.policy import Augment, AugmentModule, Mixed, mix_batch
+from fastres.augment.pipeline import Augment, AugmentModule, mix_batch
+from fastres.augment.spec import Mixed
 
 __all__ = ["Augment", "AugmentModule", "Mixed", "mix_batch"]

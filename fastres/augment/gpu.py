@@ -7,8 +7,7 @@ a CUDA graph, and replays follow what is written there. Tables are made at the f
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +15,14 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastres import recipe
 from fastres.augment import draws
 from fastres.augment.resample import TAPS, taps
+from fastres.augment.spec import AugmentSpec
 from fastres.augment.tables import LEVELS, BoxTables, mix_tables, normal_table
-from fastres.kernels.augment import OPTIONS, direct_kernel, measure_kernel, tile_kernel
-from fastres.kernels.augment_draws import MIX_TABLES, TABLE_ROWS, Policy
-from fastres.kernels.mix import BLOCK, mix_kernel
-
-if TYPE_CHECKING:
-    from fastres import recipe
-    from fastres.augment.policy import Augment
+from fastres.kernels.augment.draws import MIX_TABLES, TABLE_ROWS, Policy
+from fastres.kernels.augment.kernel import OPTIONS, direct_kernel, measure_kernel, tile_kernel
+from fastres.kernels.augment.mix import BLOCK, mix_kernel
 
 WHOLE_PIXELS = 4096
 """Most pixels, sides rounded up to powers of two, that one program keeps in registers."""
@@ -50,7 +47,7 @@ class Launch:
 
 
 def augment_batch(
-    augment: "Augment",
+    augment: AugmentSpec,
     images: Tensor,
     rows: Tensor | None,
     indices: Tensor,
@@ -133,7 +130,7 @@ def launch(policy: Policy) -> Launch:
     return Launch(policy, "tile", max(1, TILE // columns), columns, 8, measures)
 
 
-def kernel_policy(policy: "recipe.Augment", mix: "recipe.Mix", plan: draws.Plan, channels_last: bool = True) -> Policy:
+def kernel_policy(policy: recipe.Augment, mix: recipe.Mix, plan: draws.Plan, channels_last: bool = True) -> Policy:
     """What the kernel is compiled for."""
     red, green, blue = policy.fill or (0, 0, 0)
     return Policy(
@@ -158,7 +155,7 @@ def kernel_policy(policy: "recipe.Augment", mix: "recipe.Mix", plan: draws.Plan,
     )
 
 
-def _mixing(mix: "recipe.Mix") -> dict[str, Any]:
+def _mixing(mix: recipe.Mix) -> dict[str, Any]:
     """The fields of a kernel's Policy that say how a batch is mixed."""
     return {
         "mixup": mix.mixup_alpha is not None,
@@ -192,20 +189,16 @@ class _Prepared:
     """int64 [1]: `reseed` changes it under captured launches."""
 
 
-_KEPT: "WeakKeyDictionary[Augment, dict[tuple[draws.Size, torch.device, bool], _Prepared]]" = WeakKeyDictionary()
-
-
-def reseed(augment: "Augment") -> None:
+def reseed(augment: AugmentSpec) -> None:
     """Let what was prepared for `augment`, captured launches included, draw by the seed that it has now."""
-    for prepared in _KEPT.get(augment, {}).values():
+    for prepared in augment.prepared.values():
         prepared.seed.fill_(augment.seed)
 
 
-def _prepared(augment: "Augment", size: draws.Size, device: torch.device, mixes: bool) -> _Prepared:
+def _prepared(augment: AugmentSpec, size: draws.Size, device: torch.device, mixes: bool) -> _Prepared:
     """Made once, and kept as long as the `Augment` lives."""
-    kept = _KEPT.setdefault(augment, {})
     key = (size, device, mixes)
-    if key not in kept:
+    if key not in augment.prepared:
         plan = augment.plan(size)
         policy = kernel_policy(augment.policy, augment.mix, plan, augment.channels_last)
         if not mixes:
@@ -217,14 +210,15 @@ def _prepared(augment: "Augment", size: draws.Size, device: torch.device, mixes:
             down, across = (torch.from_numpy(tap_table(side, interpolation)).to(device) for side in size)
         tables, factors = (torch.from_numpy(each).to(device) for each in (level_tables(plan, augment.mix), constants))
         seed = torch.tensor([augment.seed], device=device)
-        kept[key] = _Prepared(launch(policy), tables, factors, across, down, seed)
-    return kept[key]
+        augment.prepared[key] = _Prepared(launch(policy), tables, factors, across, down, seed)
+    prepared: _Prepared = augment.prepared[key]
+    return prepared
 
 
 def mix_batch(
     batch: Tensor,
     labels: Tensor,
-    mix: "recipe.Mix",
+    mix: recipe.Mix,
     *,
     seed: int = 0,
     epoch: int | Tensor = 0,
@@ -264,7 +258,7 @@ def _mix_tables(mixup_alpha: float | None, cutmix_alpha: float | None, device: t
     return torch.from_numpy(rows).to(device)
 
 
-def level_tables(plan: draws.Plan, mix: "recipe.Mix") -> NDArray[np.float32]:
+def level_tables(plan: draws.Plan, mix: recipe.Mix) -> NDArray[np.float32]:
     """The kernel's `tables`, fp32 [9, 4096]: see augment_draws.TABLE_ROWS."""
     mixing = _mix_rows(mix.mixup_alpha, mix.cutmix_alpha)
     return np.concatenate([_box_rows(plan.crop), _box_rows(plan.erase), mixing, normal_table()[None]])

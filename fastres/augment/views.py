@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastres.augment.policy import Augment
+from fastres.augment.pipeline import Augment
 
 
 class Kind(NamedTuple):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastres.bench.timing import Call
-from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act, reference
-from fastres.kernels.functional import track
+from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
+from fastres.kernels.batch_norm import reference
+from fastres.kernels.batch_norm.functional import track
 
 PASSES = ("forward", "backward", "forward+backward", "eval")
 """A training step's forward and backward, alone and together, and the forward of evaluation."""

@@ -22,7 +22,7 @@ from fastres.bench.pareto_page import mark_of
 from fastres.bench.records import CLASSES, RECORDS
 from fastres.compare import front
 from fastres.data import info
-from fastres.data.sources import is_cifar10
+from fastres.data.sources.resolve import is_cifar10
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
 from fastres.pareto_figure import COSTS

@@ -16,8 +16,8 @@ from fastres.bench.counts import Convolution, layers_of, norm_operations, total,
 from fastres.bench.ours import Ours, random_feed
 from fastres.bench.timing import Call
 from fastres.engine.precision import DTYPES
+from fastres.layers.convolution import HAS_AMX
 from fastres.models import build
-from fastres.models.convolution import HAS_AMX
 from fastres.optim import build_optimizer
 from fastres.recipe import Muon, Recipe
 from fastres.start import draw, place

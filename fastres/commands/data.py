@@ -31,7 +31,7 @@ def prepare(
 
     dataset = build_store(source, store=store, image_size=image_size, root=root)
     if format_ == "beton":
-        from fastres.data import beton
+        from fastres.data.store import beton
 
         beton.prepare(dataset)
     facts = describe_store(source, store=store, image_size=image_size, root=root)

@@ -1,8 +1,7 @@
 """Data: from a source, as the user names it, to a store that loaders read.
 
-sources.py tells what a source is; cifar.py, images.py and shapes10.py read or draw it; untrusted.py, archives.py and
-unpickle.py keep hostile files harmless; store.py writes, opens and checks the store; encoded.py decodes image files,
-and reads those that a store leaves where they are.
+sources/ tells what a source is and reads or draws it, hostile files through untrusted/; store/ writes, opens and checks
+stores; order.py is the order of an epoch, loaders/ yield its batches; compat/ imports packages that need help.
 """
 
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastres.data import beton
-from fastres.data.encoded import EncodedImages
-from fastres.data.sources import Store, data_root, resolve
-from fastres.data.store import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
+from fastres.data.sources.resolve import Store, data_root, resolve
+from fastres.data.store import beton
+from fastres.data.store.decoded import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
+from fastres.data.store.encoded import EncodedImages
 from fastres.errors import UserError
 from fastres.utils.untrusted import encodable
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastres import checkpoint
 from fastres.data import Dataset, open_dataset
-from fastres.data.extra import unlabelled_part, write
+from fastres.data.store.extra import unlabelled_part, write
 from fastres.errors import Interrupted, UserError
 from fastres.recipe import Extra, PseudoLabel, Recipe, Supervised, Transfer
 from fastres.runs import Kept

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
+from fastres.layers.convolution import Conv2d
 from fastres.layers.patterns import is_plain
-from fastres.models.convolution import Conv2d
 from fastres.models.network import Network, configure_norms, start_as_identity
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
-from fastres.models.convolution import Conv2d
+from fastres.layers.convolution import Conv2d
 from fastres.models.network import Network, configure_norms, start_as_identity
 
 PATCH = 2

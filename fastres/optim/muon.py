@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.kernels.routing import symmetric_pays
-from fastres.models.convolution import HAS_AMX
+from fastres.kernels.batch_norm.routing import symmetric_pays
+from fastres.layers.convolution import HAS_AMX
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b and c of X ← aX + b(XXᵀ)X + c(XXᵀ)²X, of the same article: chosen for the steepest start at 0

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastres import sweep
-from fastres.data import info, shapes10
+from fastres.data import info
 from fastres.data.order import split
-from fastres.data.sources import is_cifar10
+from fastres.data.sources import shapes10
+from fastres.data.sources.resolve import is_cifar10
 from fastres.errors import UserError
 from fastres.models import build, count_parameters, layers
 from fastres.recipe import PseudoLabel, Recipe

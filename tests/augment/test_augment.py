@@ -171,7 +171,7 @@ def test_a_new_process_starts_fast_and_may_fork() -> None:
 
 
 def test_a_read_only_package_compiles_into_numbas_folder(tmp_path: Path) -> None:
-    code = "import fastres.augment.cpu_draws as d, sys; d._uniform(1); print(d._uniform._cache.cache_path)"
+    code = "import fastres.augment.cpu.draws as d, sys; d._uniform(1); print(d._uniform._cache.cache_path)"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=100)
     assert result.stdout.startswith(str(tmp_path)), result.stderr

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policies import EVERYTHING, REPORT, SEEDS, SIZES, policies
 
 from fastres import recipe
-from fastres.augment.cpu_draws import COLUMNS, draw_range, noise_range, pack, rows
+from fastres.augment.cpu.draws import COLUMNS, draw_range, noise_range, pack, rows
 from fastres.augment.draws import (
     COLOUR,
     CROP,

@@ -10,10 +10,10 @@ from policies import EVERYTHING, MEAN, REPORT, SIZES, STD, noise_images
 
 from fastres import recipe
 from fastres.augment import Augment, reference
-from fastres.augment.cpu_pixels import _hue
+from fastres.augment.cpu.pixels import _hue
 from fastres.augment.draws import UNIT, Draws, draw, plan
 from fastres.augment.resample import TAPS, taps
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 
 import_torchvision()
 from torchvision.transforms import InterpolationMode  # noqa: E402

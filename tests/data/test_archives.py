@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastres.data import open_dataset
-from fastres.data.archives import members
+from fastres.data.untrusted.archives import members
 from fastres.errors import UserError
 
 

@@ -17,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastres.data import Dataset, beton, ffcv_import, shapes10
-from fastres.data.beton import Betons, beton_folder, open_beton, prepare, verify
+from fastres.data import Dataset
+from fastres.data.compat import ffcv
+from fastres.data.sources import shapes10
+from fastres.data.store import beton
+from fastres.data.store.beton import Betons, beton_folder, open_beton, prepare, verify
 from fastres.errors import UserError
 
 needs_ffcv = pytest.mark.usefixtures("needs_ffcv")
@@ -206,7 +209,7 @@ def test_a_flipped_pixel_is_found_by_verify(dataset: Dataset) -> None:
 def test_writing_that_ends_early_leaves_nothing(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    allocator = ffcv_import.import_ffcv().memory_allocator.MemoryAllocator
+    allocator = ffcv.import_ffcv().memory_allocator.MemoryAllocator
     before = set(Path("/proc/self/fd").iterdir())
 
     def fail(self: object) -> None:
@@ -243,7 +246,7 @@ import os, numba, torch
 torch.set_num_threads(2)
 threads = len(os.listdir("/proc/self/task"))
 before = dict(os.environ), numba.typed.Dict, numba.set_num_threads
-from fastres.data.ffcv_import import import_ffcv
+from fastres.data.compat.ffcv import import_ffcv
 ffcv = import_ffcv()
 assert torch.get_num_threads() == 2
 assert (dict(os.environ), numba.typed.Dict, numba.set_num_threads) == before
@@ -297,7 +300,7 @@ def test_stock_ffcv_reads_it(kind: str, request: pytest.FixtureRequest, tmp_path
 def test_without_ffcv_the_lines_that_install_it_are_named(
     decoded: Dataset, monkeypatch: pytest.MonkeyPatch, programs: bool, expected: str
 ) -> None:
-    ffcv_import.import_ffcv.cache_clear()
+    ffcv.import_ffcv.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: name if programs else None)
     monkeypatch.setattr(subprocess, "run", lambda *command, **_: subprocess.CompletedProcess(command, 0))

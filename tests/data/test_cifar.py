@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastres.data import open_dataset
-from fastres.data.cifar import KINDS
+from fastres.data.sources.cifar import KINDS
 from fastres.errors import UserError
 
 CLASSES = {"cifar10": 10, "cifar100": 100}

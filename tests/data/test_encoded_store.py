@@ -279,7 +279,7 @@ def test_a_file_of_a_folder_changes(what: str, tmp_path: Path, write_folder: Cal
 
 def verify_store_of(source: Path) -> list[str]:
     """As `verify`, but of the store as it was prepared, whatever the folder's own times say."""
-    from fastres.data.store import verify_store
+    from fastres.data.store.decoded import verify_store
 
     (store,) = (source.parent / "root/stores").glob("[!.]*-encoded")
     return verify_store(store)

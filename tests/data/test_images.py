@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastres.data import open_dataset
-from fastres.data.images import decode, plan
+from fastres.data.sources.images import decode, plan
 from fastres.errors import UserError
 
 Files = dict[str, bytes]

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from fastres.data import shapes10
+from fastres.data.sources import shapes10
 
 PINNED = "6f509f82ef73cd72"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastres.data import data_root, info, open_dataset, prepare, verify
-from fastres.data.store import Dataset
+from fastres.data.store.decoded import Dataset
 from fastres.errors import UserError
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastres.data import unpickle
+from fastres.data.untrusted import unpickle
 from fastres.errors import UserError
 
 # What Python 2 and NumPy 1 wrote for {'data': array([[1, 2], [3, 4]], uint8), 'labels': [6, 9]}, protocol 2 and 0.
@@ -122,7 +122,7 @@ def plain(value: object, depth: int = 3) -> bool:
         parts = [*value.values()] if isinstance(value, dict) else value
         return all(plain(part, depth - 1) for part in parts)
     allowed = (dict, list, tuple, str, bytes, bytearray, int, float, bool, type(None), np.ndarray)
-    return isinstance(value, allowed) or type(value).__module__ == "fastres.data.unpickle"
+    return isinstance(value, allowed) or type(value).__module__ == "fastres.data.untrusted.unpickle"
 
 
 SEEDS = [PYTHON2, PYTHON2_PROTOCOL0] + [

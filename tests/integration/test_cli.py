@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_one_line(small_disk: Path) -> No
         from pathlib import Path
         from fastres.errors import UserError
         from fastres.record import Recorder
-        from fastres.terminal import quiet_thread
+        from fastres.utils.terminal import quiet_thread
         threading.excepthook = quiet_thread
         place = Path(sys.argv[1])
         recorder = Recorder(place, tensorboard=True)

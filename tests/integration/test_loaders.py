@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from fastres.data import open_dataset, shapes10
+from fastres.data import open_dataset
 from fastres.data.loaders import choose
+from fastres.data.sources import shapes10
 
 
 def kinds() -> list[str]:

@@ -97,7 +97,8 @@ def check_wheel(wheel: Path, tmp_path: Path) -> None:
     assert "fastres/py.typed" in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"fastres"}
-    code = "import fastres.kernels.routing, fastres.kernels as k, fastres.cli; k.routing._table(); print(k.__file__)"
+    code = "import fastres.kernels as k, fastres.cli; from fastres.kernels.batch_norm import routing; "
+    code += "routing._table(); print(k.__file__)"
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))  # _table reads a file beside the code
     assert done.stdout.strip() == str(tmp_path / "site" / "fastres" / "kernels" / "__init__.py"), done.stderr
 

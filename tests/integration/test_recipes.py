@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastres.data import shapes10
+from fastres.data.sources import shapes10
 from fastres.models import build, count_parameters
 from fastres.recipe import Recipe
 from fastres.sweep import load

@@ -10,9 +10,9 @@ from triton import knobs
 if knobs.runtime.interpret:
     pytest.skip("machine code needs Triton's compiler: TRITON_INTERPRET is set", allow_module_level=True)
 
-from fastres.kernels import augment_compile as ahead
-from fastres.kernels import compile as machine
-from fastres.kernels.augment_compile import Configuration
+from fastres.bench import machine_code as machine
+from fastres.bench import machine_code_augment as ahead
+from fastres.bench.machine_code_augment import Configuration
 
 SHIFT = Configuration("direct_kernel", "bf16", "shift", False, (32, 32))
 MIXED_SHIFT = Configuration("direct_kernel", "bf16", "shift", True, (32, 32))

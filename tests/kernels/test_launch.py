@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.kernels import Norm, launch
+from fastres.kernels import Norm
+from fastres.kernels.batch_norm import launch
 
 KERNELS = (
     "statistics_kernel",

@@ -10,9 +10,9 @@ import pytest
 import triton
 from triton import knobs
 
-from fastres.kernels import compile as ahead
-from fastres.kernels.compile import Configuration, build, configurations, representative, resources
-from fastres.kernels.routing import Tile
+from fastres.bench import machine_code as ahead
+from fastres.bench.machine_code import Configuration, build, configurations, representative, resources
+from fastres.kernels.batch_norm.routing import Tile
 
 if knobs.runtime.interpret:
     pytest.skip("machine code needs Triton's compiler: TRITON_INTERPRET is set", allow_module_level=True)
@@ -133,7 +133,7 @@ class TestCommandLine:
             ahead.main(["--target", target])
         assert caught.value.code == 2
         shown = capsys.readouterr().err
-        assert shown.startswith("usage: python -m fastres.kernels.compile")
+        assert shown.startswith("usage: python -m fastres.bench.machine_code")
         assert f"unknown target {target}: name compute capabilities from 8.0, of cuda:80, " in shown
 
     @pytest.mark.parametrize("jobs", ["0", "-1", "x"])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastres.kernels import routing
-from fastres.kernels.routing import Choice, Plan, Problem, Tile, candidates, plan, rule, split
+from fastres.kernels.batch_norm import routing
+from fastres.kernels.batch_norm.routing import Choice, Plan, Problem, Tile, candidates, plan, rule, split
 
 H200 = 132  # multiprocessors
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d, dual, norm_act, norm_of
 

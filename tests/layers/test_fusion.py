@@ -11,7 +11,7 @@ import torch
 from fusion_nets import Forms, assert_close_to_fp64, results, shaken, small_timm
 from torch import nn
 
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.layers import fuse, fused_sites, unfuse
 
 import_torchvision()

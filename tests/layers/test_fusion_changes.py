@@ -10,7 +10,7 @@ from fusion_nets import shaken, small_timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.layers import fuse, fused_sites, unfuse
 
 import_torchvision()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.layers import fuse, fused_sites
 
 import_torchvision()

@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fastres import train
-from fastres.data import open_dataset, shapes10
+from fastres.data import open_dataset
+from fastres.data.sources import shapes10
 from fastres.recipe import Recipe
 from fastres.runs import Kept
 from fastres.training import RunResult

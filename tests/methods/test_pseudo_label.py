@@ -15,8 +15,9 @@ from test_distill import recipe
 from torch.nn import functional as F
 
 from fastres import checkpoint, train
-from fastres.data import open_dataset, shapes10
-from fastres.data.extra import read, write
+from fastres.data import open_dataset
+from fastres.data.sources import shapes10
+from fastres.data.store.extra import read, write
 from fastres.errors import Interrupted, UserError
 from fastres.evaluate import evaluate
 from fastres.feed import open_feed

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fastres import checkpoint
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
 from fastres.methods.transfer import frozen_norms, rate_factors, read_weights, start_from
 from fastres.models import Network, build

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fastres.models import convolution
-from fastres.models.convolution import Conv2d, ProductConvolution
+from fastres.layers import convolution
+from fastres.layers.convolution import Conv2d, ProductConvolution
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastres.data.torchvision_cpu import import_torchvision
+from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
 from fastres.layers import fuse, fused_sites
 from fastres.models import ResNet, build, count_parameters, layers

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastres.data.loaders.base import Loader
 from fastres.data.loaders.resident import ResidentLoader, on_device
-from fastres.data.store import Dataset, Part
+from fastres.data.store.decoded import Dataset, Part
 from fastres.errors import UserError
 from fastres.utils.machine import usable_memory
 
@@ -117,7 +117,7 @@ def open_pixels(
     if kind == "resident":
         return {name: on_device(part.images, device) for name, part in parts.items()}
     if kind == "ffcv":
-        from fastres.data import beton
+        from fastres.data.store import beton
 
         return dict(beton.prepare(dataset, quiet=quiet).parts)
     return {name: part.images for name, part in parts.items()}

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastres.data.encoded import load_decoders
 from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
+from fastres.data.store.encoded import load_decoders
 from fastres.errors import UserError
 from fastres.utils.prefetch import ahead
 

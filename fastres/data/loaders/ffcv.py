@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastres.data.beton import Beton
-from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
-from fastres.data.loaders import ffcv_decode
+from fastres.data.compat.ffcv import changing, import_ffcv, replaced, turbojpeg
 from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
+from fastres.data.store import ffcv_decode
+from fastres.data.store.beton import Beton
 from fastres.errors import UserError
 from fastres.utils.prefetch import ahead
 

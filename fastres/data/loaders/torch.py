@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
-from fastres.data.encoded import EncodedImages, load_decoders
 from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.loaders.resident import on_device
+from fastres.data.store.encoded import EncodedImages, load_decoders
 from fastres.errors import UserError
 from fastres.utils.signals import signals_wait
 

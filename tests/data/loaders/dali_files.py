@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastres.data.encoded import decode
 from fastres.data.loaders.dali import DaliLoader
+from fastres.data.store.encoded import decode
 from fastres.errors import UserError
 
 SIDE = 32

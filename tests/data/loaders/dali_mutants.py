@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 from dali_files import KINDS, SIDE, Files, everything, over
 
-from fastres.data.encoded import decode
+from fastres.data.store.encoded import decode
 from fastres.errors import UserError
 
 

@@ -23,10 +23,10 @@ import torch
 from dali_files import KINDS, SIDE, Files, everything, over, packed, photo
 
 from fastres.data import Dataset, open_dataset
-from fastres.data.encoded import decode
 from fastres.data.loaders import dali as module
 from fastres.data.loaders.dali import DaliLoader, _same_in_dali
 from fastres.data.order import epoch_rows
+from fastres.data.store.encoded import decode
 from fastres.errors import UserError
 
 installed = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None

@@ -20,10 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastres.data import Dataset, open_dataset, shapes10
-from fastres.data.beton import open_beton, prepare
+from fastres.data import Dataset, open_dataset
 from fastres.data.loaders import Loader, ResidentLoader, on_device
 from fastres.data.loaders.ffcv import BetonPixels
+from fastres.data.sources import shapes10
+from fastres.data.store.beton import open_beton, prepare
 from fastres.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -330,7 +331,7 @@ def test_loaders_of_one_beton_share_its_file(dataset: Dataset) -> None:
 
 
 def test_ffcvs_threads_and_torchs_stay_as_they_were(dataset: Dataset) -> None:
-    from fastres.data.ffcv_import import import_ffcv
+    from fastres.data.compat.ffcv import import_ffcv
 
     compiler = import_ffcv().pipeline.compiler.Compiler
 
@@ -347,9 +348,9 @@ def test_ffcvs_threads_and_torchs_stay_as_they_were(dataset: Dataset) -> None:
 CONSTRUCT = """
 import sys, numpy as np
 from pathlib import Path
-from fastres.data.beton import open_beton
+from fastres.data.store.beton import open_beton
 from fastres.data.loaders.ffcv import FfcvLoader
-from fastres.data.store import open_store
+from fastres.data.store.decoded import open_store
 dataset = open_store(Path(sys.argv[1]), "drawings")
 loader = FfcvLoader(open_beton(dataset).parts["train"], dataset.train.labels, np.arange(150), 16, seed=0, workers=4)
 print(len(list(loader.batches())))

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import fastres
-from fastres.data import Dataset, shapes10
+from fastres.data import Dataset
 from fastres.data.loaders import Batch, choose, make_loader
 from fastres.data.order import epoch_rows
+from fastres.data.sources import shapes10
 
 TRAIN, TEST, CLASSES = 203, 31, 5  # no multiple of any batch size or number of ranks below
 KINDS = [

@@ -23,8 +23,8 @@ def test_two_gigabytes_in_less_than_one(kind: str, store: Path) -> None:
     if not choose.installed(kind):
         pytest.skip(f"{kind} is not installed: pip install 'fastres[{kind}]'")
     if kind == "ffcv":
-        from fastres.data import beton
-        from fastres.data.store import open_store
+        from fastres.data.store import beton
+        from fastres.data.store.decoded import open_store
 
         beton.prepare(open_store(store, "synthetic"), quiet=True)
     free = run(store, kind, epochs=2)

@@ -18,7 +18,7 @@ SCRIPT = """
 import os, signal, sys, time
 import numpy as np
 from fastres.data.loaders.torch import TorchLoader
-from fastres.interrupt import Interrupt
+from fastres.utils.signals import Interrupt
 
 pixels = np.load(sys.argv[1], mmap_mode="r")
 loader = TorchLoader(pixels, np.zeros(97, np.int64), np.arange(97), 1, workers=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastres import recipe
 from fastres.augment import Augment, draws, reference
 from fastres.augment.gpu import augment_batch
-from fastres.kernels import launch
+from fastres.kernels.batch_norm import launch
 
 if not launch.INTERPRETED and not torch.cuda.is_available():
     pytest.skip("kernels run on a CUDA device or, with TRITON_INTERPRET=1 set, on a CPU", allow_module_level=True)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act, launch
-from fastres.kernels.routing import Plan, Tile
+from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
+from fastres.kernels.batch_norm import launch
+from fastres.kernels.batch_norm.routing import Plan, Tile
 
 if not launch.INTERPRETED and not torch.cuda.is_available():
     pytest.skip("kernels run on a CUDA device or, with TRITON_INTERPRET=1 set, on a CPU", allow_module_level=True)

@@ -12,10 +12,10 @@ from augment_cases import DEVICE, EVERYTHING, MIX, PLAIN, REPORT
 from fastres import recipe
 from fastres.augment import draws, gpu, reference
 from fastres.augment.philox import philox_4x32
-from fastres.kernels import launch
-from fastres.kernels.augment import OPTIONS
-from fastres.kernels.augment_colour import turn_hue
-from fastres.kernels.augment_draws import draw_cutout, draw_erase, draw_geometry, draw_mixing, draw_sample, words
+from fastres.kernels.augment.colour import turn_hue
+from fastres.kernels.augment.draws import draw_cutout, draw_erase, draw_geometry, draw_mixing, draw_sample, words
+from fastres.kernels.augment.kernel import OPTIONS
+from fastres.kernels.batch_norm import launch
 
 COMPILER: dict[str, Any] = {} if launch.INTERPRETED else OPTIONS
 INDICES = torch.cat([torch.arange(20), torch.tensor([2**31 - 1, 2**31, 2**32 - 1])]).to(DEVICE)

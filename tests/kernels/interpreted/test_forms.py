@@ -8,8 +8,8 @@ import torch
 from covering import covering
 from norm_cases import ACTIVATIONS, DEVICE, DTYPES, FORMS, SECONDS, Case, assert_same, by_kernels, check, draw, plan_of
 
-from fastres.kernels import launch
-from fastres.kernels.routing import MERGE_SPLITS, Plan, Tile
+from fastres.kernels.batch_norm import launch
+from fastres.kernels.batch_norm.routing import MERGE_SPLITS, Plan, Tile
 
 OPTIONS: dict[str, Any] = {
     "form": FORMS,

@@ -22,7 +22,8 @@ from norm_cases import (
 )
 from torch.autograd import forward_ad
 
-from fastres.kernels import Norm, launch
+from fastres.kernels import Norm
+from fastres.kernels.batch_norm import launch
 
 CASE = Case("add", "relu", shape=(3, 6, 3, 4))
 

@@ -8,7 +8,8 @@ import torch
 from norm_cases import DEVICE, SECONDS, Case, by_kernels, call, channels_last, clone, draw, plan_of
 from torch import Tensor, nn
 
-from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act, launch, ops
+from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
+from fastres.kernels.batch_norm import launch, ops
 
 SHAPE = (2, 16, 3, 3)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from norm_cases import ACTIVATIONS, DTYPES, SECONDS, Case, Inputs, by_function, check, compare, draw
 from torch import Tensor
 
-from fastres.kernels.routing import Problem, candidates, split
+from fastres.kernels.batch_norm.routing import Problem, candidates, split
 
 LAYOUTS = ("channels-last", "NCHW", "sliced")
 

@@ -5,7 +5,7 @@ import torch
 from norm_cases import DEVICE
 from torch import Tensor
 
-from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.batch_norm.launch import INTERPRETED
 from fastres.kernels.symmetric import TILES, symmetric_product
 from fastres.optim.muon import COEFFICIENTS
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastres.data.store import Dataset, Part
+from fastres.data.store.decoded import Dataset, Part
 from fastres.errors import UserError
 from fastres.utils.files import write_bytes
 

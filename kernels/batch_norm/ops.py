@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastres.kernels import launch
-from fastres.kernels.functional import Norm
+from fastres.kernels.batch_norm import launch
+from fastres.kernels.batch_norm.types import Norm
 
 RUNNING = ("x_running_mean", "x_running_var", "x_batches", "z_running_mean", "z_running_var", "z_batches")
 

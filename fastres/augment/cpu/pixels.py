@@ -2,7 +2,7 @@
 
 A sample's pixels stay in the first-level cache from the read to the write. fastmath is off everywhere: the operations
 are bit for bit those of the reference. Loops over a sample run over flat memory, without branches inside, so that LLVM
-turns them into vector instructions. As in cpu_draws.py, all that is called stands in this file.
+turns them into vector instructions. As in draws.py, all that is called stands in this file.
 """
 
 from typing import Any

@@ -13,10 +13,10 @@ import torch
 import triton
 from torch import Tensor
 
-from fastres.kernels.functional import Norm
-from fastres.kernels.resident import resident_backward_kernel, resident_forward_kernel
-from fastres.kernels.routing import MERGE_SPLITS, OPTIONS, Plan, Problem, Tile, plan
-from fastres.kernels.two_pass import apply_kernel, gradient_kernel, reduce_kernel, statistics_kernel
+from fastres.kernels.batch_norm.resident import resident_backward_kernel, resident_forward_kernel
+from fastres.kernels.batch_norm.routing import MERGE_SPLITS, OPTIONS, Plan, Problem, Tile, plan
+from fastres.kernels.batch_norm.two_pass import apply_kernel, gradient_kernel, reduce_kernel, statistics_kernel
+from fastres.kernels.batch_norm.types import Norm
 
 P = ParamSpec("P")
 T = TypeVar("T")

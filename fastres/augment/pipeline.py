@@ -1,12 +1,9 @@
 """From uint8 rows of a store to the batch that the network sees.
 
-`Augment` is the interface. On the CPU the work is Numba's (cpu.py), on a GPU Triton's (gpu.py); both do what
+`Augment` is the interface. On the CPU the work is Numba's (cpu/), on a GPU Triton's (gpu.py); both do what
 reference.py does, with the draws of draws.py, so that an image's augmentation depends on (seed, epoch, dataset index)
 alone and a batch's mixing on (seed, epoch, step).
 """
-
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,73 +11,11 @@ from torch import Tensor, nn
 
 from fastres import recipe
 from fastres.augment import draws
-from fastres.augment.draws import Draws, Mixing, Plan, Size
-
-Compiled = TypeVar("Compiled")
+from fastres.augment.spec import AugmentSpec, Mixed
 
 
-class Mixed(NamedTuple):
-    """A batch for training: the loss is weight·loss(labels) + (1 - weight)·loss(partners)."""
-
-    images: Tensor
-    """[B, 3, H, W], normalised."""
-    labels: Tensor
-    """int64 [B]: the images' own."""
-    partners: Tensor
-    """int64 [B]: those of the images that were mixed in."""
-    weight: Tensor
-    """float32 [1]: the share of the images' own; 1 where nothing was mixed."""
-
-
-class Augment:
-    """The policy of a recipe's `augment` table, and the mixing of its `mix` table.
-
-    Args:
-        policy: which operations, how strong.
-        mean, std: three numbers each, units of 1 = white; used where the policy has none of its own.
-        mix: how `mixed` mixes; by default not at all.
-        seed: first half of the Philox key.
-        dtype: of the batches that come out: float32, bfloat16 or float16.
-        channels_last: whether their memory is laid out as N, H, W, C.
-    """
-
-    def __init__(
-        self,
-        policy: recipe.Augment,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
-        *,
-        mix: recipe.Mix | None = None,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = True,
-    ) -> None:
-        self.policy, self.mix, self.seed = policy, mix or recipe.Mix(), seed
-        self.dtype, self.channels_last = dtype, channels_last
-        self.mean = torch.tensor(policy.mean or tuple(mean), dtype=torch.float64)
-        # A channel without any variation (a black set) would be divided by 0; 1 leaves it at 0 after centring.
-        spread = torch.tensor(policy.std or tuple(std), dtype=torch.float64)
-        self.std = torch.where(spread > 0, spread, torch.ones_like(spread))
-        mean64, std64 = self.mean.numpy(), self.std.numpy()
-        scale, offset = (1 / (255 * std64)).astype(np.float32), (-mean64 / std64).astype(np.float32)
-        erased = mean64 if policy.erasing is None or policy.erasing.value is None else np.array(policy.erasing.value)
-        self.finish = np.stack(
-            [
-                scale,
-                offset,
-                offset,
-                np.float32(255) * scale + offset,
-                np.zeros(3, dtype=np.float32),
-                ((erased - mean64) / std64).astype(np.float32),
-            ]
-        )
-        """float32 [6, 3]: scale and offset, which normalise a pixel; black, white, the colours of cutout and of
-        erasing, normalised."""
-        self.noise_scale = (policy.noise / std64).astype(np.float32)
-        """float32 [3]: deviation of the noise, normalised."""
-        self._factors: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._plans: dict[Size, Plan] = {}
-        self._compiled: dict[tuple[Size, Any], Any] = {}
+class Augment(AugmentSpec):
+    """The policy of a recipe's `augment` table, and the mixing of its `mix` table; arguments as for `AugmentSpec`."""
 
     def __call__(
         self,
@@ -131,7 +66,7 @@ class Augment:
             from fastres.augment import gpu
 
             return gpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
-        from fastres.augment import cpu
+        from fastres.augment.cpu import launch as cpu
 
         number = None if step is None else int(step)
         return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
@@ -158,26 +93,6 @@ class Augment:
         scale, offset = self._factors[pixels.device]
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
-
-    def draw_mix(self, epoch: int, step: int, size: tuple[int, ...]) -> Mixing:
-        """How the batch of `step`, counted within `epoch`, is mixed; images of `size` (H, W)."""
-        return draws.draw_mix(self.mix, self.seed, epoch, step, (size[0], size[1]))
-
-    def draw(self, indices: Tensor, epoch: int, size: tuple[int, ...]) -> Draws:
-        """What happens to each sample, in images of `size` (H, W). Raises UserError where the policy does not fit."""
-        return draws.draw(self.plan((size[0], size[1])), self.seed, epoch, indices.cpu().numpy())
-
-    def plan(self, size: Size) -> Plan:
-        """The policy's constants for images of `size` (H, W). Raises UserError where they do not fit."""
-        if size not in self._plans:
-            self._plans[size] = draws.plan(self.policy, size)
-        return self._plans[size]
-
-    def compiled(self, size: Size, build: Callable[[recipe.Augment, Plan], Compiled]) -> Compiled:
-        """`build(policy, plan)` of that size, built once: what a device needs in a form of its own."""
-        if (size, build) not in self._compiled:
-            self._compiled[size, build] = build(self.policy, self.plan(size))
-        return self._compiled[size, build]
 
     def restore(self, batch: Tensor) -> Tensor:
         """Undo the normalisation, to look at a batch: [B, 3, H, W] → float32 [B, H, W, 3] in 0 … 1."""

@@ -18,8 +18,8 @@ When mixing, a program makes its partner's image too, with the partner's own dra
 import triton
 import triton.language as tl
 
-from fastres.kernels.augment_colour import greatest, jitter, least, luma, mean_grey, sequence_of, stretch
-from fastres.kernels.augment_draws import (
+from fastres.kernels.augment.colour import greatest, jitter, least, luma, mean_grey, sequence_of, stretch
+from fastres.kernels.augment.draws import (
     LEVELS,
     MIXUP,
     NOISE,
@@ -32,7 +32,7 @@ from fastres.kernels.augment_draws import (
     level,
     words,
 )
-from fastres.kernels.augment_geometry import placed, source_of
+from fastres.kernels.augment.geometry import placed, source_of
 
 OPTIONS = {"enable_fp_fusion": False}
 """For the compiler: products and sums are rounded one by one, as on the CPU."""

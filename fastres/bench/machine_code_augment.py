@@ -7,8 +7,9 @@ from typing import Any
 from fastres import recipe
 from fastres.augment import draws
 from fastres.augment.gpu import Launch, kernel_policy, launch
-from fastres.kernels import augment, mix
-from fastres.kernels.ahead import machine_code
+from fastres.kernels.aot import machine_code
+from fastres.kernels.augment import kernel as augment
+from fastres.kernels.augment import mix
 
 SHIFT = recipe.Augment(translate=4, flip="random")
 REPORT = recipe.Augment(

@@ -12,7 +12,7 @@ between their uses, which the interpreter, knowing no registers, leaves out.
 import triton
 import triton.language as tl
 
-from fastres.kernels.device import (
+from fastres.kernels.batch_norm.device import (
     activate,
     behind_activation,
     channel_terms,
@@ -28,7 +28,7 @@ from fastres.kernels.device import (
     unpack,
     wait_for_all,
 )
-from fastres.kernels.two_pass import merge_sums
+from fastres.kernels.batch_norm.two_pass import merge_sums
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""CutMix and MixUp of a float batch with its neighbours in one kernel: what augment.py does in passing, for any batch.
+"""CutMix and MixUp of a float batch with its neighbours in one kernel: what kernel.py does in passing, for any batch.
 
 Each value of the result is read once for CutMix, from the sample or from its partner, and twice for MixUp.
 """
@@ -6,8 +6,8 @@ Each value of the result is read once for CutMix, from the sample or from its pa
 import triton
 import triton.language as tl
 
-from fastres.kernels.augment import begin_mixing, in_box, read
-from fastres.kernels.augment_draws import MIXUP
+from fastres.kernels.augment.draws import MIXUP
+from fastres.kernels.augment.kernel import begin_mixing, in_box, read
 
 BLOCK = 2048
 """Values of a program: four warps, 16 bytes a thread and load in 16-bit types, twice."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fastres.data import archives, unpickle
-from fastres.data.store import Writer
+from fastres.data.store.decoded import Writer
+from fastres.data.untrusted import archives, unpickle
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.utils.progress import progress, say
 from fastres.utils.untrusted import encodable, open_regular
@@ -105,7 +105,7 @@ def check_md5(path: Path, kind: Kind | None = None) -> None:
 
 
 def _official(kind: Kind) -> Any:
-    from fastres.data.torchvision_cpu import import_torchvision
+    from fastres.data.compat.torchvision import import_torchvision
 
     return getattr(import_torchvision().datasets, {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}[kind.name])
 

@@ -1,8 +1,8 @@
 """The compiled half of the FFCV loader: the samples of a batch, from a mapped beton to an array of their own.
 
 Each call is one thread's work and releases the interpreter's lock; nothing here is `parallel`, because Numba's
-`workqueue` ends a process in which two threads run parallel code. Compiled code is kept on disk (see augment/cpu.py),
-which compares this file only: everything that a compiled function calls stands here.
+`workqueue` ends a process in which two threads run parallel code. Compiled code is kept on disk (see
+augment/cpu/launch.py), which compares this file only: everything that a compiled function calls stands here.
 
 JPEG samples are decoded by libturbojpeg, the library that FFCV is linked with, without its own `imdecode`: that one
 keeps two handles, 10 KB, of each thread that ever decoded, and its fast, inexact transform differs from

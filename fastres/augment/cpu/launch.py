@@ -1,4 +1,4 @@
-"""Augmentation on the CPU: a batch, divided among threads of our own, through the compiled code of cpu_pixels.py.
+"""Augmentation on the CPU: a batch, divided among threads of our own, through the compiled code of pixels.py.
 
 The compiled functions release the interpreter's lock, and a pool of plain threads runs them. Numba's own threads would
 come with one of its threading layers, a choice for the whole process that a library should not make for its user:
@@ -12,7 +12,7 @@ Compiled code is kept on disk beside these files or, where that folder is read-o
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastres import recipe
-from fastres.augment.cpu_draws import COLUMNS, draw_range, noise_range, pack
-from fastres.augment.cpu_pixels import BF16, FP16, FP32, REFLECT, ZERO, augment_range
+from fastres.augment.cpu.draws import COLUMNS, draw_range, noise_range, pack
+from fastres.augment.cpu.pixels import BF16, FP16, FP32, REFLECT, ZERO, augment_range
 from fastres.augment.draws import NO_MIX, UNMIXED, Mixing, Plan, Size
 from fastres.augment.resample import taps
+from fastres.augment.spec import AugmentSpec
 from fastres.augment.tables import normal_table
-
-if TYPE_CHECKING:
-    from fastres.augment.policy import Augment
 
 KINDS = {torch.float32: FP32, torch.bfloat16: BF16, torch.float16: FP16}
 
@@ -37,7 +35,7 @@ pixel (cheap), the report's policy 7 ns."""
 
 
 def augment_batch(
-    augment: "Augment",
+    augment: AugmentSpec,
     images: Tensor,
     rows: Tensor | None,
     indices: Tensor,
@@ -97,7 +95,7 @@ class _Work:
 
     def __init__(
         self,
-        augment: "Augment",
+        augment: AugmentSpec,
         size: Size,
         images: NDArray[np.uint8],
         chosen: NDArray[np.int64],

@@ -12,7 +12,7 @@ relu) or "dual" (another tensor with a BatchNorm of its own).
 import triton
 import triton.language as tl
 
-from fastres.kernels.device import (
+from fastres.kernels.batch_norm.device import (
     activate,
     behind_activation,
     channel_terms,

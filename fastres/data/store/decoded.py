@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastres._version import __version__
-from fastres.data.encoded import EncodedImages
+from fastres.data.store.encoded import EncodedImages
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.utils.files import sync_folder, write_json
 from fastres.utils.progress import say

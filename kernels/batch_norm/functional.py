@@ -5,30 +5,14 @@ on a CUDA device. `torch`: plain PyTorch, for everything else. On a CPU that is 
 `torch.compile` fuses it with its neighbours: an opaque one would double the forward time there.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-ACTIVATIONS = ("none", "relu", "silu", "gelu")
-"""What may follow the normalisation; gelu is the exact form with erf, as `torch.nn.GELU()`."""
-
-BACKENDS = ("auto", "triton", "torch")
-
-
-class Norm(NamedTuple):
-    """One BatchNorm's tensors, each of shape [C], and its constants."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None = None
-    """int64 scalar that a training step increments."""
-    momentum: float = 0.1
-    eps: float = 1e-5
+from fastres.kernels.batch_norm.types import ACTIVATIONS, BACKENDS, Norm
 
 
 def batch_norm_act(
@@ -160,7 +144,7 @@ def _obstacle(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | Non
 
 def _interpreter() -> bool:
     try:
-        from fastres.kernels.launch import INTERPRETED
+        from fastres.kernels.batch_norm.launch import INTERPRETED
     except ImportError:  # Triton has no build for this machine
         return False
     return INTERPRETED
@@ -169,7 +153,7 @@ def _interpreter() -> bool:
 def _kernels(
     x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool, activation: str, fork: bool
 ) -> Any:
-    from fastres.kernels.ops import BatchNormAct, without_gradient
+    from fastres.kernels.batch_norm.ops import BatchNormAct, without_gradient
 
     if training:
         _demand_several(x)
@@ -208,7 +192,7 @@ def _batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
 
 def _fusible(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, activation: str) -> Tensor:
     """The same, written out for TorchInductor: see `reference`."""
-    from fastres.kernels.reference import BatchNormAct
+    from fastres.kernels.batch_norm.reference import BatchNormAct
 
     count = x.numel() // x.shape[1]
     _demand_several(x)

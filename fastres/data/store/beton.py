@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastres._version import __version__
-from fastres.data.encoded import decode
-from fastres.data.ffcv_import import changing, import_ffcv, replaced, turbojpeg
-from fastres.data.store import MANIFEST, PARTS, Dataset, Part, building
+from fastres.data.compat.ffcv import changing, import_ffcv, replaced, turbojpeg
+from fastres.data.store.decoded import MANIFEST, PARTS, Dataset, Part, building
+from fastres.data.store.encoded import decode
 from fastres.errors import UserError
 from fastres.utils.files import write_json
 from fastres.utils.progress import progress
@@ -199,7 +199,7 @@ def _shortest(images: Any, side: int, rows: range) -> list[NDArray[np.uint8]]:
 
 def _decode_jpeg(data: NDArray[np.uint8], side: int) -> NDArray[np.uint8] | None:
     """uint8 [side, side, 3] as the loader will decode it, or None where its decoder refuses."""
-    from fastres.data.loaders.ffcv_decode import decode_rows
+    from fastres.data.store.ffcv_decode import decode_rows
 
     one = np.zeros(1, np.int64)
     out = np.zeros((1, side * side * 3), np.uint8)
@@ -209,7 +209,7 @@ def _decode_jpeg(data: NDArray[np.uint8], side: int) -> NDArray[np.uint8] | None
 
 
 def _checksum(data: NDArray[np.uint8]) -> np.uint64:
-    from fastres.data.loaders.ffcv_decode import bind, checksum
+    from fastres.data.store.ffcv_decode import bind, checksum
 
     bind(turbojpeg())
     flat = data.reshape(-1)

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fastres.data import archives, cifar, shapes10
-from fastres.data.images import build_encoded, build_from_images
-from fastres.data.store import FORMAT, Writer
+from fastres.data.sources import cifar, shapes10
+from fastres.data.sources.images import build_encoded, build_from_images
+from fastres.data.store.decoded import FORMAT, Writer
+from fastres.data.untrusted import archives
 from fastres.errors import UserError
 from fastres.recipe.data import NAMED
 from fastres.utils.progress import progress

@@ -16,9 +16,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fastres.data import archives
-from fastres.data.encoded import MAX_FILE, decode
-from fastres.data.store import PARTS, PixelSums, Writer
+from fastres.data.store.decoded import PARTS, PixelSums, Writer
+from fastres.data.store.encoded import MAX_FILE, decode
+from fastres.data.untrusted import archives
 from fastres.errors import UserError
 from fastres.utils.progress import progress, say
 from fastres.utils.untrusted import encodable, read_regular

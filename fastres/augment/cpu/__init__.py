@@ -1,0 +1,1 @@
+"""Augmentation on a CPU: one pass, compiled by Numba."""

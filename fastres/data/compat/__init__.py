@@ -1,0 +1,1 @@
+"""Imports of packages that need help."""

@@ -1,0 +1,1 @@
+"""Stores: what loaders read, decoded or as image files, with or without a beton."""
