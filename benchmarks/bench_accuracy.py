@@ -14,13 +14,13 @@ import torch
 from benchmarks import plain
 from benchmarks.harness import DEVICE, Side, Versus, note, wait
 from benchmarks.sameness import near
-from fastres import start
 from fastres.bench.ours import Ours
 from fastres.engine.memory import keep_freed_memory
-from fastres.evaluate import Evaluator
-from fastres.feed import Feed, labels_of, open_feed
+from fastres.evaluation.evaluator import Evaluator
 from fastres.models import Network
 from fastres.recipe import Recipe
+from fastres.training import session
+from fastres.training.data import Feed, labels_of, open_feed
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 TARGET = 0.7
@@ -43,7 +43,7 @@ class Run(ABC):
 
     def drawn(self) -> Network:
         """The network of this turn's seed."""
-        return start.draw(self.recipe, len(self.feed.dataset.classes), self.feed.dataset.image_size, self.seed)
+        return session.draw(self.recipe, len(self.feed.dataset.classes), self.feed.dataset.image_size, self.seed)
 
     @abstractmethod
     def prepare(self) -> None:

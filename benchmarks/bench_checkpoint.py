@@ -15,10 +15,10 @@ from torch import nn
 
 from benchmarks.harness import Ceiling, Side, Versus
 from benchmarks.sameness import identical
-from fastres import checkpoint
 from fastres.models import build
 from fastres.recipe import Recipe
-from fastres.step import Step
+from fastres.runs import checkpoint
+from fastres.training.step import Step
 from fastres.utils.files import sync_folder
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fastres.engine.precision import DTYPES
 
 from benchmarks.epoch_parts import bars, parts
 from benchmarks.epoch_variants import DEFAULTS, PlainTraining, Training, Variant, changed
@@ -19,7 +18,8 @@ from benchmarks.harness import DEVICE, FIGURES, Ceiling, Side, Versus, matrix_pr
 from benchmarks.sameness import near
 from benchmarks.summary import with_parts
 from fastres.engine.memory import keep_freed_memory
-from fastres.figures import png
+from fastres.engine.precision import DTYPES
+from fastres.report.style import png
 from fastres.utils.files import write_bytes
 
 PROFILED = 20

@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastres.engine.precision import DTYPES
 
 from benchmarks import plain
 from benchmarks.harness import DEVICE, Side, Versus, matrix_product
 from benchmarks.sameness import near
-from fastres import start
 from fastres.engine.memory import keep_freed_memory
-from fastres.evaluate import Evaluator, passes
-from fastres.feed import open_feed
+from fastres.engine.precision import DTYPES
+from fastres.evaluation.evaluator import Evaluator
+from fastres.evaluation.metrics import passes
 from fastres.models import Network, layers
 from fastres.recipe import Eval, Recipe
+from fastres.training import session
+from fastres.training.data import open_feed
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 IMAGES = 500
@@ -44,10 +45,10 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
     precision = recipe.train.precision
     feed = open_feed(recipe, DEVICE, quiet=True)
     images = plain.normalised(feed.test_images, feed.augment.mean.tolist(), feed.augment.std.tolist())
-    network = seen(start.draw(recipe, len(feed.dataset.classes), 32, seed=0), images[:256])
+    network = seen(session.draw(recipe, len(feed.dataset.classes), 32, seed=0), images[:256])
     rival = plain.stock(network, recipe).to(DEVICE)
     evaluator = Evaluator(
-        start.place(network, recipe, DEVICE), feed.augment, precision, DEVICE, compile=recipe.train.compile
+        session.place(network, recipe, DEVICE), feed.augment, precision, DEVICE, compile=recipe.train.compile
     )
     multiply_adds = sum(layer.multiply_adds for layer in layers(network, 32))
 

@@ -16,7 +16,7 @@ from fastres.engine.precision import DTYPES
 from fastres.layers import convolution
 from fastres.models import build, layers
 from fastres.recipe import Recipe
-from fastres.step import Step
+from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 CPU = torch.device("cpu")

@@ -23,8 +23,8 @@ from benchmarks.harness import wait
 from benchmarks.summary import PARTS, number
 from fastres.bench.ours import Ours
 from fastres.data.loaders import Batch
-from fastres.figures import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
-from fastres.runner import Runner
+from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
+from fastres.training.epoch import Runner
 
 EPOCH = 1
 """The one that is trained on, again and again: nothing that a schedule changes comes between two turns."""

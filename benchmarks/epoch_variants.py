@@ -18,13 +18,13 @@ from benchmarks.augment_cases import by_reference
 from benchmarks.epoch_parts import EPOCH, LEAD
 from benchmarks.harness import DEVICE, Side, wait
 from benchmarks.sameness import flat
-from fastres import start
 from fastres.bench.ours import Ours
 from fastres.bench.timing import seconds
 from fastres.data.loaders import choose
-from fastres.feed import open_feed
 from fastres.models import layers
 from fastres.recipe import Augment, Mix, Recipe
+from fastres.training import session
+from fastres.training.data import open_feed
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 NETWORKS = {"report": [], "ResNet-18": ["model.blocks=[2,2,2,2]", "model.max_parameters=20000000"]}
@@ -101,7 +101,7 @@ class Training:
         self.recipe = variant.recipe(source, root, dry)
         self.feed = open_feed(self.recipe, DEVICE, quiet=True)
         classes, side = len(self.feed.dataset.classes), self.feed.dataset.image_size
-        self.drawn = start.draw(self.recipe, classes, side, self.recipe.train.seed)
+        self.drawn = session.draw(self.recipe, classes, side, self.recipe.train.seed)
         self.operations = 6 * sum(layer.multiply_adds for layer in layers(self.drawn, side))
         """Of an image: forward, gradients of inputs and of weights, at two for each multiply-add."""
         self.first: nn.Module = self.drawn if variant.fused else plain.stock(self.drawn, self.recipe)

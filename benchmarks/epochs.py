@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from fastres.bench.ours import Ours
-from fastres.evaluate import Evaluator
-from fastres.feed import open_feed
+from fastres.evaluation.evaluator import Evaluator
 from fastres.recipe import Recipe
+from fastres.training.data import open_feed
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = ("report_best", "speed/94")

@@ -37,7 +37,7 @@ def parts(recipe: Any) -> dict[str, Part]:
     """The parts of an epoch of `recipe`, ready to be timed: compiled, and run twice."""
     import torch
 
-    from fastres.start import Session
+    from fastres.training.session import Session
 
     session = Session(recipe, torch.device("cpu"), quiet=True)
     feed, step, size = session.feed, session.step, recipe.train.batch_size

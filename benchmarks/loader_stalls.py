@@ -13,18 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastres.engine.precision import DTYPES
 
-from fastres import start
 from fastres.augment import Augment
 from fastres.data import open_dataset
 from fastres.data.loaders import choose, make_loader
 from fastres.engine.cuda_graph import side_stream
-from fastres.position import Tally
+from fastres.engine.precision import DTYPES
 from fastres.recipe import Recipe
-from fastres.runner import Runner
-from fastres.stall import StallMeter
-from fastres.step import Step
+from fastres.training import session
+from fastres.training.epoch import Runner
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "report_best.toml"
 _DRY = ["model.channels=[4,4,4,4]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]
@@ -38,9 +37,9 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
     dataset = open_dataset(source, root=root, quiet=True)
     assert dataset.train is not None
     rows = np.arange(64 if dry else len(dataset.train.images))
-    network = start.draw(recipe, len(dataset.classes), dataset.image_size, seed=0)
+    network = session.draw(recipe, len(dataset.classes), dataset.image_size, seed=0)
     batch = recipe.train.batch_size
-    step = Step(start.place(network, recipe, device), recipe, len(rows) // batch, device)
+    step = Step(session.place(network, recipe, device), recipe, len(rows) // batch, device)
     augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
     for kind in choose.KINDS:
         if not choose.installed(kind):

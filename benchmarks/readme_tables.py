@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import ablations, epoch_parts
 from benchmarks.readme import Results
 from benchmarks.summary import PARTS, with_parts
-from fastres import figures
 from fastres.bench import pareto_page, roofline_page
-from fastres.page_parts import markdown_table
+from fastres.report import run_figures
+from fastres.report.document import markdown_table
+from fastres.report.style import png
 
 PARETO, ROOFLINE = "pareto/pareto.json", "roofline/roofline.json"
 """What `fastres bench pareto` and `roofline` write, with `--out` here."""
@@ -124,7 +125,7 @@ def loaders(results: Results) -> str:
     lines = []
     for name, key in named.items():
         columns = [(plain, "images/s"), (plain, "first epoch"), (moved, "images/s"), (files, "images/s")]
-        rates = [figures.get(f"{key} {what}") for figures, what in columns]
+        rates = [run_figures.get(f"{key} {what}") for run_figures, what in columns]
         cells = ["" if rate is None else rounded(rate) for rate in rates]
         if key == "resident":
             cells[3] = "–"  # its images are decoded when it opens
@@ -251,13 +252,13 @@ def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
     """Files in results/ that are made of others there: their names and contents."""
     run = results("report_best-5-epochs/lr-0.1-one-cycle.json")
     summary = run["summary"]
-    loss = figures.loss(run["epochs"], best=summary["best"], leak=summary["split"] == "report")
-    yield "report_best-5-epochs/loss.png", figures.png(loss)
+    loss = run_figures.loss(run["epochs"], best=summary["best"], leak=summary["split"] == "report")
+    yield "report_best-5-epochs/loss.png", png(loss)
     rows = results("ablations-94-cpu.json")["rows"]
     yield "ablations-94-cpu.png", ablations.figure(rows)
     yield "ablations-94-cpu.md", ablations.table(rows, times=False).encode()
     epochs = with_parts(results(SUITES)["figures"])
-    yield SUITES.replace(".json", "-epoch.png"), figures.png(epoch_parts.bars(epochs))
+    yield SUITES.replace(".json", "-epoch.png"), png(epoch_parts.bars(epochs))
     for name, draw in ((PARETO, pareto_page.picture), (ROOFLINE, roofline_page.picture)):
         if (results.folder / name).is_file():  # what `fastres bench` wrote
             yield name.replace(".json", ".png"), draw(results(name))

@@ -19,7 +19,7 @@ _PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from fastres.recipe import Recipe
-from fastres.training import train
+from fastres.training.run import train
 train(Recipe.load(sys.argv[2]), out=sys.argv[3], device=sys.argv[4], quiet=True)
 """
 

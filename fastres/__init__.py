@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fastres import augment, data, kernels, layers, models, optim
     from fastres.errors import UserError
     from fastres.recipe import Recipe
-    from fastres.training import RunResult, resume, train
+    from fastres.training.loop import RunResult
+    from fastres.training.run import resume, train
 
 __all__ = [
     "Recipe",
@@ -31,10 +32,10 @@ __all__ = [
 
 _HOMES = {
     "Recipe": "fastres.recipe",
-    "RunResult": "fastres.training",
+    "RunResult": "fastres.training.loop",
     "UserError": "fastres.errors",
-    "resume": "fastres.training",
-    "train": "fastres.training",
+    "resume": "fastres.training.run",
+    "train": "fastres.training.run",
 }
 
 

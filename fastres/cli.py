@@ -91,7 +91,7 @@ def train(
     if resume is not None and (set_ or out is not None):
         raise UserError("--resume goes on with the run's own recipe in its own folder: leave out --set and --out")
     with Beginning() as beginning:  # Python's own start, with Typer 0.1 s, came before
-        from fastres import training
+        from fastres.training import run as training
 
         if resume is not None:
             result = training.resume(resume, device=device, quiet=quiet, beginning=beginning)
@@ -207,17 +207,17 @@ def evaluate(
     """Test a finished run: overall, by class, confusion, calibration, on shifted test sets."""
     from dataclasses import asdict
 
-    from fastres.runs import read_recipe
+    from fastres.runs.directory import read_recipe
 
     shifted: dict[str, Any] | None = None
     if shift or shift_kinds is not None or shift_severities is not None:
-        from fastres.shift import evaluation
+        from fastres.evaluation import corrupted
 
-        kinds = evaluation.choose_kinds(shift_kinds)
-        severities = evaluation.choose_severities(shift_severities)
-        classes, measured, shifted = evaluation.evaluate_shifted(run, kinds=kinds, severities=severities, device=device)
+        kinds = corrupted.choose_kinds(shift_kinds)
+        severities = corrupted.choose_severities(shift_severities)
+        classes, measured, shifted = corrupted.evaluate_shifted(run, kinds=kinds, severities=severities, device=device)
     else:
-        from fastres.evaluate import evaluate as measure_run
+        from fastres.evaluation.predict import evaluate as measure_run
 
         classes, measured = measure_run(run, device=device)
     tta = read_recipe(Path(run)).eval.tta
@@ -231,8 +231,8 @@ def evaluate(
     _print_measures(classes, measured.class_accuracy, measured.confusion)
     if shifted is not None:
         print()
-        print_table(*evaluation.rows(shifted), left=1)
-        print(evaluation.describe(shifted))
+        print_table(*corrupted.rows(shifted), left=1)
+        print(corrupted.describe(shifted))
 
 
 @app.command()
@@ -244,7 +244,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write the predicted class of each image to a CSV file with the header ID,Labels."""
-    from fastres.evaluate import predict as write_predictions
+    from fastres.evaluation.predict import predict as write_predictions
 
     count = write_predictions(run, source, out, device=device)
     if as_json:
@@ -351,13 +351,13 @@ def show(
     """Print the resolved recipe and the network's layers with shapes, parameters and multiply-adds."""
     from dataclasses import asdict
 
-    from fastres.feed import shape_of
     from fastres.models import build, count_parameters, layers
     from fastres.recipe import Recipe
+    from fastres.training.data import shape_of
 
     loaded = Recipe.load(recipe, set_)
     if augment is not None:
-        from fastres.results import draw_augmented
+        from fastres.training.page import draw_augmented
 
         shown = draw_augmented(loaded, augment)
         if as_json:

@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from fastres.errors import UserError
-from fastres.run_files import Run, find_runs, read_run
+from fastres.report.pareto import front, placed
+from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
 
 # Where a run was written and how often it was saved: nothing that its numbers depend on.
@@ -127,44 +128,6 @@ def differences(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if not key.startswith(_APART))
     values = {key: [recipe.get(key) for recipe in recipes] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
-
-
-class Sampled(Protocol):
-    """Several seeds of one thing."""
-
-    def sample(self, key: str) -> Sample | None:
-        """Mean and spread over the seeds; None where no run has it."""
-        ...
-
-
-AnySampled = TypeVar("AnySampled", bound=Sampled)
-
-
-def placed(things: Sequence[AnySampled], key: str) -> list[tuple[AnySampled, Sample, Sample]]:
-    """Each of `things` with its sample of `key` and of the test accuracy, where it has both."""
-    found = [(thing, thing.sample(key), thing.sample("test_accuracy")) for thing in things]
-    return [(thing, cost, gain) for thing, cost, gain in found if cost is not None and gain is not None]
-
-
-def front(things: Sequence[AnySampled], key: str) -> list[AnySampled]:
-    """Those on the Pareto front of mean test accuracy against the mean of `key`: `seconds`, of which fewer are better,
-    or `images_per_second`, of which more are; the cheapest comes first."""
-    sign = {"seconds": 1, "images_per_second": -1}[key]
-    known = placed(things, key)
-    return [known[index][0] for index in pareto_front([(sign * cost.mean, gain.mean) for _, cost, gain in known])]
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, gain) that no other point dominates, by rising cost.
-
-    A point dominates another if it costs no more and gains no less, and is better in one of the two; equal points do
-    not dominate each other. One sweep over the sorted points (Kung, Luccio and Preparata 1975, section 2).
-    """
-    front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
-        if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
-            front.append(index)
-    return front
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastres import pareto_figure
 from fastres.compare import DataSet, Setting
-from fastres.figures import LEAKY, SMALL, TEXT, WIDTH, curve, dress, epoch_axis, short
-from fastres.pareto_figure import COLOURS, Mark, colour
+from fastres.report import pareto as pareto_figure
+from fastres.report.pareto import COLOURS, Mark, colour
+from fastres.report.style import LEAKY, SMALL, TEXT, WIDTH, curve, dress, epoch_axis, short
 
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MOST = len(COLOURS) * len(_LINES)

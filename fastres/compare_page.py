@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastres import compare_figures, figures
+from fastres import compare_figures
 from fastres.compare import Comparison, ranges
-from fastres.page import details, document, picture, table
-from fastres.pareto_figure import COSTS
-from fastres.run_files import Run
+from fastres.report.html import details, document, picture, table
+from fastres.report.pareto import COSTS
+from fastres.report.style import png
+from fastres.runs.reader import Run
 from fastres.utils.files import write_bytes
 from fastres.utils.format import plural
 from fastres.utils.statistics import Sample
@@ -62,9 +63,9 @@ def render(comparison: Comparison, console: Console | None = None) -> None:
 def write_page(comparison: Comparison, out: Path | None = None) -> Path:
     """Draw `figures/*.png` into the new folder `out`, by default runs/compare-<time>, and write `compare.html` with
     them inside; returns the folder. Raises UserError where it cannot be written; nothing is left behind then."""
-    from fastres.runs import new_folder  # brings torch along: after all that can be wrong with the runs
+    from fastres.runs.directory import new_folder  # brings torch along: after all that can be wrong with the runs
 
-    drawn = [(name, figures.png(figure), caption) for name, figure, caption in _figures(comparison)]
+    drawn = [(name, png(figure), caption) for name, figure, caption in _figures(comparison)]
     folder = new_folder(out, "compare")
     try:
         for name, data, _ in drawn:

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastres import runs
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
-from fastres.feed import shape_of
 from fastres.models import build
 from fastres.recipe import Range, Recipe, Search
 from fastres.recipe.loading import Layer, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import trains_teacher
-from fastres.runs import PLAN
+from fastres.runs import directory
+from fastres.runs.directory import PLAN
 from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.sweep import SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
 from fastres.sweep_page import write_results
 from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
+from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
@@ -282,8 +282,8 @@ def search(
     choose_device(device)
     recipe = self_contained(plan.recipe)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
-    folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
-    with runs.claimed(folder):
+    folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
+    with directory.claimed(folder):
         if goes_on:
             _check_plan(folder, recipe)
         write_text(folder / PLAN, recipe.to_toml())

@@ -15,21 +15,21 @@ from typing import Any
 
 import torch
 
-from fastres import runs
 from fastres.engine import cuda_graph
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import measure, passes
-from fastres.feed import labels_of
+from fastres.evaluation.metrics import measure, passes
 from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import trains_teacher
-from fastres.record import environment
+from fastres.runs import directory
 from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
-from fastres.start import Session
-from fastres.step import Phase
+from fastres.training.data import labels_of
+from fastres.training.session import Session
+from fastres.training.step import Phase
 from fastres.utils.files import write_json, write_text
 from fastres.utils.format import duration
+from fastres.utils.machine import environment
 from fastres.utils.statistics import Sample
 
 WARM_UP = cuda_graph.WARM_UP + 1
@@ -75,7 +75,7 @@ def speedrun(
     where = choose_device(device)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     if not goes_on:
-        runs.check_free(out)
+        directory.check_free(out)
     elif (Path(str(out)) / SUMMARY).is_file():
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
     session = _Series(recipe, where, quiet)
@@ -92,9 +92,9 @@ def speedrun(
             folder = Path(str(out))
             check_plan(folder, plan)
         else:
-            folder = runs.new_folder(out, f"{name}-speedrun")
+            folder = directory.new_folder(out, f"{name}-speedrun")
             write_json(folder / PLAN, plan)
-        with runs.claimed(folder), cuda_graph.side_stream(where):
+        with directory.claimed(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             write_json(folder / "environment.json", facts)
             rows = session.complete(folder, count)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.report.style import png
 from fastres.utils.files import write_bytes
 from fastres.utils.statistics import Sample
 
@@ -96,7 +97,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 def draw(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     """Draw speedrun.png."""
-    from fastres import figures
+    from fastres.report import run_figures
 
-    figure = figures.speedrun(rows, summary)
-    write_bytes(folder / FIGURE, figures.png(figure))
+    figure = run_figures.speedrun(rows, summary)
+    write_bytes(folder / FIGURE, png(figure))

@@ -15,19 +15,20 @@ from typing import Any
 
 import torch
 
-from fastres import runs
 from fastres.engine.device import choose_device
 from fastres.errors import Diverged, Interrupted, UserError
-from fastres.feed import shape_of
 from fastres.models import build, layers
 from fastres.recipe import Recipe
 from fastres.recipe.loading import Layer, dotted, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.recipe.portable import self_contained
-from fastres.runs import PLAN
+from fastres.runs import directory
+from fastres.runs.directory import PLAN
 from fastres.sweep_page import write_results
 from fastres.sweep_results import DIVERGED, SUMMARY, labels, read_row, summarise
-from fastres.training import OnEpoch, resume, train
+from fastres.training.data import shape_of
+from fastres.training.loop import OnEpoch
+from fastres.training.run import resume, train
 from fastres.utils.files import write_json, write_text
 from fastres.utils.format import duration
 
@@ -173,8 +174,8 @@ def sweep(
     choose_device(device)
     work = [work_of(point) for point in plan.points]
     goes_on = out is not None and (Path(out) / PLAN).is_file()
-    folder = Path(str(out)) if goes_on else runs.new_folder(out, f"{name}-sweep")
-    with runs.claimed(folder):
+    folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
+    with directory.claimed(folder):
         for point in plan.points:
             check_folder(folder / point.name, point)
         write_text(folder / PLAN, plan.recipe.to_toml())
@@ -198,7 +199,7 @@ def work_of(point: SweepPoint) -> float:
 
 def check_folder(run: Path, point: SweepPoint) -> None:
     """Raise UserError where `run` is begun and not this point's."""
-    if (run / "recipe.toml").is_file() and runs.read_recipe(run) != self_contained(point.recipe):
+    if (run / "recipe.toml").is_file() and directory.read_recipe(run) != self_contained(point.recipe):
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
 
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fastres.figures import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
-from fastres.page import details, document, picture
-from fastres.page import table as html_table
 from fastres.recipe import Recipe
+from fastres.report.html import details, document, picture
+from fastres.report.html import table as html_table
+from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
 from fastres.sweep_results import (
     FIGURE,
     PAGE,

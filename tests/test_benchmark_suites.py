@@ -29,13 +29,13 @@ from benchmarks import (  # noqa: E402
     plain,
 )
 from benchmarks.harness import Same, Side  # noqa: E402
-from fastres import checkpoint  # noqa: E402
 from fastres.augment import Augment  # noqa: E402
 from fastres.bench.timing import Ratio  # noqa: E402
 from fastres.data import Dataset, open_dataset  # noqa: E402
 from fastres.data.loaders import ResidentLoader  # noqa: E402
-from fastres.evaluate import Evaluator  # noqa: E402
-from fastres.step import Step  # noqa: E402
+from fastres.evaluation.evaluator import Evaluator  # noqa: E402
+from fastres.runs import checkpoint  # noqa: E402
+from fastres.training.step import Step  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import checkpoint
 from fastres.errors import UserError
+from fastres.runs import checkpoint
 
 
 class Attack:

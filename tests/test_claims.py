@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastres import figures
 from fastres.data.order import split
 from fastres.errors import UserError
-from fastres.page_parts import Heading, Picture, Table, Text, Verbatim, html, markdown
 from fastres.recipe import Recipe
+from fastres.report.document import Heading, Picture, Table, Text, Verbatim, html, markdown
+from fastres.report.style import png
 from fastres.reproduce import page, quantities
 from fastres.reproduce.claims import BEST, CLAIMS, choose
 from fastres.reproduce.figures import leak
@@ -305,7 +305,7 @@ def test_recipes_that_are_missing(tmp_path: Path) -> None:
 
 def test_both_pages_say_the_same_and_escape_what_they_are_given() -> None:
     odd = "<b>|a\nb"
-    picture = figures.png(leak([{"epoch": 1, "train_loss": 2.0, "val_loss": 1.0}], [{"epoch": 1, "val_loss": 3.0}]))
+    picture = png(leak([{"epoch": 1, "train_loss": 2.0, "val_loss": 1.0}], [{"epoch": 1, "val_loss": 3.0}]))
     parts = [
         Text(odd, warning=True),
         Heading("Part"),

@@ -15,10 +15,12 @@ from pages import Page
 from PIL import Image
 from rich.console import Console
 
-from fastres import compare_figures, compare_page, figures
-from fastres.compare import Comparison, compare, differences, facts, flatten, pareto_front, ranges
+from fastres import compare_figures, compare_page
+from fastres.compare import Comparison, compare, differences, facts, flatten, ranges
 from fastres.errors import UserError
 from fastres.recipe import Recipe
+from fastres.report.pareto import pareto_front
+from fastres.report.style import png
 from fastres.utils.statistics import wilson
 
 SUMMARY: dict[str, Any] = {
@@ -352,7 +354,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         (path / "recipe.toml").write_text((paths[0] / "recipe.toml").read_text())
     comparison = compare(paths)
     figure = compare_figures.pareto(comparison.data_sets[0], comparison.settings)
-    figures.png(figure)
+    png(figure)
     assert len(figure.legends[0].get_texts()) == len(names)
 
 

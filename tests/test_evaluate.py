@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastres import recipe
 from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader, on_device
-from fastres.evaluate import SHIFTED, Evaluator, measure, passes, view
+from fastres.evaluation.evaluator import SHIFTED, Evaluator, view
+from fastres.evaluation.metrics import measure, passes
 from fastres.models import build
 
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 import fastres
 from fastres.errors import UserError
-from fastres.record import Pace, Progress, Recorder, environment
+from fastres.runs.recorder import Recorder
+from fastres.training.progress import Pace, Progress
+from fastres.utils.machine import environment
 
 PACKAGE = Path(fastres.__file__).parent
 
@@ -74,7 +76,7 @@ def test_a_kill_in_the_middle_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     # Rows of 100 kB make a write long enough to be hit.
     script = (
-        "import sys; from pathlib import Path; from fastres.record import Recorder\n"
+        "import sys; from pathlib import Path; from fastres.runs.recorder import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1]))\n"
         "for epoch in range(1, 10**6): recorder.log({'epoch': epoch, 'pad': 'x' * 100_000}); recorder.rows[:-9] = []"
     )
@@ -273,7 +275,7 @@ def test_a_step_costs_under_20_microseconds() -> None:
 
 def test_on_a_terminal_the_bar_moves_and_lines_stay() -> None:
     script = (
-        "import time; from fastres.record import Progress\n"
+        "import time; from fastres.training.progress import Progress\n"
         "with Progress(epochs=2, steps_per_epoch=20_000, batch_size=8) as progress:\n"
         "    started = time.perf_counter()\n"
         "    for step in range(1, 20_001): progress.step(step, 8, 0.5, 0.75)\n"

@@ -20,9 +20,10 @@ from pages import Page
 from PIL import Image
 
 import fastres
-from fastres import figures
 from fastres.recipe import Recipe
-from fastres.report import Exhibits, write_report
+from fastres.report import run_figures
+from fastres.report.run_page import Exhibits, write_report
+from fastres.report.style import png, short, sure
 from fastres.utils.statistics import wilson
 
 NAMES = ["samples", "class_counts", "augmented", "loss", "accuracy", "learning_rate", "confusion", "worst_mistakes"]
@@ -105,7 +106,7 @@ def write(run: Path, shown: Exhibits, rows: list[dict[str, Any]], **changes: Any
 
 def drawn(figure: Figure) -> Image.Image:
     """The figure as a file would hold it; the size on the page is 1120 pixels wide."""
-    image = Image.open(io.BytesIO(figures.png(figure)))
+    image = Image.open(io.BytesIO(png(figure)))
     image.load()
     # One pixel may be lost where 7 inches of 160 pixels are rounded.
     assert abs(image.width - 1120) <= 1 and 100 <= image.height <= 3000
@@ -249,7 +250,7 @@ def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
 def test_drawing_touches_nothing_global() -> None:
     # Reading rcParams["backend"] imports pyplot by itself.
     what = (
-        "import sys, matplotlib as m, fastres.figures as f\n"
+        "import sys, matplotlib as m, fastres.report.run_figures as f\n"
         "read = lambda: {key: m.rcParams[key] for key in m.rcParams if key != 'backend'}\n"
         "before = read(); f.png(f.loss([{'epoch': 1, 'train_loss': 1.0}]))\n"
         "assert read() == before and 'matplotlib.pyplot' not in sys.modules"
@@ -271,7 +272,7 @@ def visible_ticks(figure: Figure) -> list[float]:
 
 
 def test_the_loss_is_the_reports_figure_4() -> None:
-    figure = figures.loss(metrics(7), best={"metric": "val_loss", "epoch": 5, "value": 0.5})
+    figure = run_figures.loss(metrics(7), best={"metric": "val_loss", "epoch": 5, "value": 0.5})
     drawn(figure)
     axes = figure.axes[0]
     train, val, mark = axes.get_lines()
@@ -290,7 +291,7 @@ def test_the_loss_is_the_reports_figure_4() -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 9, 50, 200])
 def test_epochs_are_whole_numbers_from_one(epochs: int) -> None:
-    for figure in (figures.loss(metrics(epochs)), figures.learning_rate(metrics(epochs))):
+    for figure in (run_figures.loss(metrics(epochs)), run_figures.learning_rate(metrics(epochs))):
         FigureCanvasAgg(figure).draw()
         ticks = visible_ticks(figure)
         assert ticks and all(tick == round(tick) and tick >= 1 for tick in ticks)
@@ -300,29 +301,38 @@ def test_epochs_are_whole_numbers_from_one(epochs: int) -> None:
 def test_a_leak_has_its_own_name_in_the_figures() -> None:
     rows = metrics(2)
     for figure in (
-        figures.loss(rows, leak=True),
-        figures.accuracy(rows, leak=True),
-        figures.class_counts(np.array([0, 1]), np.array([1]), ("a", "b"), leak=True),
+        run_figures.loss(rows, leak=True),
+        run_figures.accuracy(rows, leak=True),
+        run_figures.class_counts(np.array([0, 1]), np.array([1]), ("a", "b"), leak=True),
     ):
         assert any("leaky validation" in name for name in legend(figure)) and "validation" not in legend(figure)
-    assert "trained on" in legend(figures.loss(rows, leak=True))[1]
+    assert "trained on" in legend(run_figures.loss(rows, leak=True))[1]
 
 
 def test_a_single_epoch_can_be_seen() -> None:
-    for figure in (figures.loss(metrics(1)), figures.accuracy(metrics(1)), figures.learning_rate(metrics(1))):
+    for figure in (
+        run_figures.loss(metrics(1)),
+        run_figures.accuracy(metrics(1)),
+        run_figures.learning_rate(metrics(1)),
+    ):
         assert all(line.get_marker() == "o" and line.get_markersize() > 0 for line in figure.axes[0].get_lines())
 
 
 def test_figures_without_any_number_are_empty_but_there() -> None:
     rows = [{"epoch": 1, "lr": None, "train_loss": None, "train_accuracy": None}]
-    for figure in (figures.loss(rows), figures.accuracy(rows), figures.learning_rate(rows), figures.loss([])):
+    for figure in (
+        run_figures.loss(rows),
+        run_figures.accuracy(rows),
+        run_figures.learning_rate(rows),
+        run_figures.loss([]),
+    ):
         drawn(figure)
         assert figure.axes[0].get_xlabel() == "epoch"
 
 
 def test_accuracy_is_in_percent_and_shows_the_data() -> None:
     rows = [{"epoch": epoch, "train_accuracy": 0.9 + epoch / 100} for epoch in range(1, 6)]
-    figure = figures.accuracy(rows, test_accuracy=0.93)
+    figure = run_figures.accuracy(rows, test_accuracy=0.93)
     low, high = figure.axes[0].get_ylim()
     assert 88 <= low <= 91 and 95 <= high <= 97  # the data run from 91 to 95
     assert figure.axes[0].get_ylabel() == "accuracy (%)"
@@ -330,21 +340,21 @@ def test_accuracy_is_in_percent_and_shows_the_data() -> None:
 
 
 def test_class_counts_are_written_out() -> None:
-    figure = figures.class_counts(np.array([0, 0, 1]), np.array([1, 1, 1, 1]), ("cat", "$dog$"))
+    figure = run_figures.class_counts(np.array([0, 0, 1]), np.array([1, 1, 1, 1]), ("cat", "$dog$"))
     drawn(figure)
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [2, 1, 0, 4]
     assert [text.get_text() for text in axes.texts] == ["2", "1", "0", "4"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "$dog$"]
     assert legend(figure) == ["training", "validation"]
-    many = figures.class_counts(np.arange(100), None, tuple(map(str, range(100))))
+    many = run_figures.class_counts(np.arange(100), None, tuple(map(str, range(100))))
     assert drawn(many).height < 800 and len(many.axes[0].patches) == 100 and not many.axes[0].texts
 
 
 def test_the_confusion_matrix_is_normalised_by_row() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1])
     predicted = np.array([0, 0, 0, 1, 1, 1])
-    figure = figures.confusion(labels, predicted, ("cat", "dog", "never seen"))
+    figure = run_figures.confusion(labels, predicted, ("cat", "dog", "never seen"))
     drawn(figure)
     axes = figure.axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[75, 25, 0], [0, 100, 0], [0, 0, 0]])
@@ -357,7 +367,7 @@ def test_the_confusion_matrix_is_normalised_by_row() -> None:
 @pytest.mark.parametrize(("number", "texts"), [(10, 10), (20, 20), (21, 0), (100, 0)])
 def test_the_confusion_matrix_has_numbers_while_they_fit(number: int, texts: int) -> None:
     labels = np.arange(number)
-    figure = figures.confusion(labels, labels, tuple(f"class {label}" for label in labels))
+    figure = run_figures.confusion(labels, labels, tuple(f"class {label}" for label in labels))
     drawn(figure)
     assert len(figure.axes[0].texts) == texts
 
@@ -365,7 +375,7 @@ def test_the_confusion_matrix_has_numbers_while_they_fit(number: int, texts: int
 def test_names_in_cells_do_not_overlap() -> None:
     names = ("automobile", "airplane", "aquarium_fish", "pickup_truck", "sweet_pepper", "palm_tree", "cat", "dog")
     images = np.zeros((8, 32, 32, 3), np.uint8)
-    figure = figures.samples(images, np.arange(8), names)
+    figure = run_figures.samples(images, np.arange(8), names)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     boxes = [text.get_window_extent() for text in figure.texts]
@@ -376,7 +386,7 @@ def test_names_in_cells_do_not_overlap() -> None:
 
 def test_the_worst_mistakes_come_first_and_say_what_they_are() -> None:
     shown = exhibits(("cat", "dog", "bird"), test=60, wrong=20)
-    figure = figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
+    figure = run_figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
     drawn(figure)
     captions = [text.get_text() for text in figure.texts]
     assert len(captions) == len(figure.axes) == 15
@@ -388,14 +398,14 @@ def test_the_worst_mistakes_come_first_and_say_what_they_are() -> None:
 
 def test_without_a_mistake_the_figure_says_so() -> None:
     shown = exhibits(("cat", "dog"), wrong=0)
-    figure = figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
+    figure = run_figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
     drawn(figure)
     assert [text.get_text() for text in figure.texts] == ["No test image was given a wrong class."]
 
 
 def test_augmented_images_stand_below_their_originals() -> None:
     shown = exhibits(("cat", "dog"), side=4)
-    figure = figures.augmented(shown.samples, shown.augmented, shown.sample_labels, shown.classes)
+    figure = run_figures.augmented(shown.samples, shown.augmented, shown.sample_labels, shown.classes)
     drawn(figure)
     assert len(figure.axes) == 32  # sixteen pairs
     before, after = figure.axes[:2]
@@ -407,7 +417,7 @@ def test_augmented_images_stand_below_their_originals() -> None:
 
 @given(st.text(max_size=60), st.integers(1, 30))
 def test_short_names_fit_and_print(name: str, limit: int) -> None:
-    result = figures.short(name, limit)
+    result = short(name, limit)
     assert len(result) <= limit and all(letter.isprintable() for letter in result)
     if name.isprintable() and len(name) <= limit:
         assert result == name
@@ -415,4 +425,4 @@ def test_short_names_fit_and_print(name: str, limit: int) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(1.0, "100%"), (0.9999, ">99%"), (0.994, "99%"), (0.5, "50%")])
 def test_only_certainty_is_100_percent(value: float, text: str) -> None:
-    assert figures.sure(value) == text
+    assert sure(value) == text

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from update_options import AVERAGES, OPTIMIZERS, SCHEDULES, recipe
 
-from fastres.feed import Feed, open_feed
 from fastres.models import build
-from fastres.position import Tally
 from fastres.recipe import Recipe
-from fastres.runner import Runner
-from fastres.stall import StallMeter
-from fastres.step import Step
+from fastres.training.data import Feed, open_feed
+from fastres.training.epoch import Runner
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

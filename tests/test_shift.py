@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastres import shift
 from fastres.data.sources import shapes10
 from fastres.errors import UserError
-from fastres.shift import KINDS, SEVERITIES, corrupt
-from fastres.shift.blur import disk
-from fastres.shift.draws import Draws, normal_quantiles
-from fastres.shift.frost import SIDE, textures
-from fastres.shift.sampling import gaussian_matrix, mirrored, zoom_matrix
-from fastres.shift.weather import plasma
+from fastres.evaluation.corruptions import registry
+from fastres.evaluation.corruptions.blur import disk
+from fastres.evaluation.corruptions.draws import Draws, normal_quantiles
+from fastres.evaluation.corruptions.frost import SIDE, textures
+from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES, corrupt
+from fastres.evaluation.corruptions.sampling import gaussian_matrix, mirrored, zoom_matrix
+from fastres.evaluation.corruptions.weather import plasma
 
 WITHOUT_CHANCE = ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
 KEEP_ONE_COLOUR = (
@@ -70,7 +70,7 @@ def test_an_image_becomes_the_same_in_any_batch_and_order(
         alone = [corrupt(images[one : one + 1], kind, severity, np.array([one]))[0] for one in range(20)]
         assert np.array_equal(alone, together)
         with monkeypatch.context() as patch:
-            patch.setattr(shift, "_CHUNK", 3 * 32 * 32)
+            patch.setattr(registry, "_CHUNK", 3 * 32 * 32)
             assert np.array_equal(corrupt(images, kind, severity), together)
     assert np.array_equal(images, before), "the images that came in are as they were"
 

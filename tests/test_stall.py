@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastres.data.loaders import Batch
-from fastres.stall import StallMeter
+from fastres.training.metrics import StallMeter
 
 
 def slow(count: int, seconds: float) -> Iterator[Batch]:

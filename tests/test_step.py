@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastres.engine.compile import Compiled
 from fastres.models import Network, build
 from fastres.recipe import Recipe
-from fastres.step import Step
+from fastres.training.step import Step
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,12 @@ import pytest
 
 pytest.importorskip("wandb", reason="wandb is not installed: pip install 'fastres[wandb]'")
 
-from fastres import tracking, training
 from fastres.errors import UserError
 from fastres.recipe import Recipe
+from fastres.runs import tracking
 from fastres.sweep import load, sweep
-from fastres.training import resume, train
+from fastres.training import run as training
+from fastres.training.run import resume, train
 
 TINY: dict[str, Any] = {
     "data": {"train_images": 64, "test_images": 40, "split": "none"},
@@ -236,7 +237,7 @@ def unknowing() -> dict[str, str]:
 
 
 def test_nobody_imports_it_unasked() -> None:
-    script = "import sys, fastres.training, fastres.cli; sys.exit('wandb' in sys.modules)"
+    script = "import sys, fastres.training.run, fastres.cli; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 

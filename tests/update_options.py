@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastres.models import build
 from fastres.recipe import Recipe
-from fastres.step import Step
+from fastres.training.step import Step
 
 STEPS_PER_EPOCH = 4
 EPOCHS = 2.5

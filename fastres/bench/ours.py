@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres import start
 from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader
 from fastres.engine.precision import DTYPES
-from fastres.feed import SAMPLED
-from fastres.position import Tally
 from fastres.recipe import Recipe
-from fastres.runner import Launch, Runner
-from fastres.stall import StallMeter
-from fastres.step import Step
+from fastres.training import session
+from fastres.training.data import SAMPLED
+from fastres.training.epoch import Launch, Runner
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.step import Step
 
 
 class Ours:
@@ -34,10 +33,10 @@ class Ours:
     ) -> None:
         self.recipe, self.feed, self.device = recipe, feed, device
         if network is None:
-            network = start.draw(recipe, classes, image_size, recipe.train.seed)
+            network = session.draw(recipe, classes, image_size, recipe.train.seed)
             if network.initial_images:
                 network.initialise(feed.sample(network.initial_images))
-        self.step = Step(start.place(network, recipe, device), recipe, len(feed.train), device)
+        self.step = Step(session.place(network, recipe, device), recipe, len(feed.train), device)
         self.tally, self.stall = Tally(device), StallMeter(device)
         self.runner = Runner(self.step, feed, self.tally, self.stall)
 

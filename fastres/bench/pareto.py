@@ -16,20 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastres import runs
 from fastres.bench import pareto_page
 from fastres.bench.pareto_page import mark_of
 from fastres.bench.records import CLASSES, RECORDS
-from fastres.compare import front
 from fastres.data import info
 from fastres.data.sources.resolve import is_cifar10
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
-from fastres.pareto_figure import COSTS
 from fastres.recipe import Data, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
-from fastres.run_files import Summary, read_json
+from fastres.report.pareto import COSTS, front
+from fastres.runs import directory
+from fastres.runs.reader import Summary, read_json
 from fastres.sweep import SweepPoint, check_folder, complete, work_of
 from fastres.utils.files import write_json
 from fastres.utils.machine import facts_to_publish
@@ -139,8 +138,8 @@ def pareto(
     entries = plan(paths, seeds, settings)
     points = [point for entry in entries for point in entry.points]
     work = [work_of(point) for point in points]
-    folder = out if out is not None and (out / PLAN).is_file() else runs.new_folder(out, "pareto")
-    with runs.claimed(folder):
+    folder = out if out is not None and (out / PLAN).is_file() else directory.new_folder(out, "pareto")
+    with directory.claimed(folder):
         for point in points:
             check_folder(folder / point.name, point)
         about = {"recipes": [str(path) for path in paths], "runs": seeds, "set": list(settings)}

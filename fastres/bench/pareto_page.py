@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fastres import figures, pareto_figure
-from fastres.bench.records import Record
-from fastres.page_parts import Part, Picture, Table, Text, Verbatim, markdown
-from fastres.pareto_figure import Mark
+from fastres.report import pareto
+from fastres.report.document import Part, Picture, Table, Text, Verbatim, markdown
+from fastres.report.pareto import Mark, Record
+from fastres.report.style import png, short
 from fastres.utils.files import write_bytes, write_json, write_text
 
 RESULTS, MARKDOWN, FIGURE = "pareto.json", "pareto.md", "pareto.png"
@@ -55,7 +55,7 @@ def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def mark_of(entry: dict[str, Any], place: int) -> Mark:
     """A recipe's point in the figure."""
     done = [run for run in entry["runs"] if run["state"] == "complete"]
-    name = figures.short(entry["name"], 30)
+    name = short(entry["name"], 30)
     return Mark(entry["name"], name if len(done) == 1 else f"{name} ({len(done)} seeds)", place, done)
 
 
@@ -68,7 +68,7 @@ def picture(facts: dict[str, Any]) -> bytes:
     """The figure, a PNG."""
     marks = [mark_of(entry, place) for place, entry in enumerate(facts["entries"])]
     records = [Record(**record) for record in facts["records"]]
-    return figures.png(pareto_figure.pareto([mark for mark in marks if mark.runs], records))
+    return png(pareto.pareto([mark for mark in marks if mark.runs], records))
 
 
 def caption(facts: dict[str, Any]) -> str:

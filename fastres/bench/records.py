@@ -4,25 +4,10 @@ Their seconds are those of a single GPU by the authors' own clocks, most of whic
 the data out. None of them publishes a training rate, so that none has a place on an axis of images a second.
 """
 
-from typing import NamedTuple
+from fastres.report.pareto import Record
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Of CIFAR-10, in its order, which is the alphabet's."""
-
-
-class Record(NamedTuple):
-    """One published result on CIFAR-10's original pixels."""
-
-    name: str
-    accuracy: float
-    """Mean test accuracy, as a share."""
-    seconds: float
-    """Of one run."""
-    device: str
-    runs: int | None
-    """How many the mean is of; None where that is not said."""
-    source: str
-    """URL of the publication."""
 
 
 _AIRBENCH = "https://github.com/KellerJordan/cifar10-airbench"

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch._functorch.config
 
-from fastres import runs
 from fastres.bench import norms, roofline_page
 from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matrix_rate, memory_rates
 from fastres.bench.step_parts import Part, StepParts
@@ -24,9 +23,10 @@ from fastres.engine.compile import missing_compiler
 from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
-from fastres.feed import shape_of
 from fastres.recipe import Recipe, SelfSupervised
-from fastres.start import prepare_process
+from fastres.runs import directory
+from fastres.training.data import shape_of
+from fastres.training.session import prepare_process
 
 ROOM = 1.1
 """How far above its roof a point may lie without a word: ceilings and points drift apart by some percent on a machine
@@ -82,7 +82,7 @@ def roofline(
     """
     where = choose_device(device)
     recipe = _load(path, settings)
-    folder = runs.new_folder(out, "roofline")
+    folder = directory.new_folder(out, "roofline")
     try:
         facts = measure_step(recipe, where, scale or scale_for(where))
         about = {"recipe": "the defaults" if path is None else path.name, "set": list(settings)}

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from fastres import figures
-from fastres.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
-from fastres.labels import Label, write_beside
-from fastres.page_parts import Part, Picture, Table, Text, markdown
+from fastres.report.document import Part, Picture, Table, Text, markdown
+from fastres.report.labels import Label, write_beside
+from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, WIDTH, dress, png
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural
 
@@ -119,7 +118,7 @@ def caption() -> str:
 
 def picture(facts: dict[str, Any]) -> bytes:
     """The figure, a PNG."""
-    return figures.png(figure(facts))
+    return png(figure(facts))
 
 
 def figure(facts: dict[str, Any]) -> Figure:

@@ -20,7 +20,7 @@ from fastres.layers.convolution import HAS_AMX
 from fastres.models import build
 from fastres.optim import build_optimizer
 from fastres.recipe import Muon, Recipe
-from fastres.start import draw, place
+from fastres.training.session import draw, place
 
 PASSES = ("forward", "backward")
 

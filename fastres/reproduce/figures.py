@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fastres.figures import BLACK, BLUE, LEAKY, RED, TEXT, WIDTH, curve, dress, epoch_axis
+from fastres.report.style import BLACK, BLUE, LEAKY, RED, TEXT, WIDTH, curve, dress, epoch_axis
 
 
 def leak(code: Sequence[dict[str, Any]], honest: Sequence[dict[str, Any]]) -> Figure:

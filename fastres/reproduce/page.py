@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastres import figures
-from fastres.page import Link
-from fastres.page_parts import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
-from fastres.record import environment
+from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
+from fastres.report.html import Link
+from fastres.report.style import png
 from fastres.reproduce.claims import BEST
 from fastres.reproduce.figures import leak
 from fastres.reproduce.plan import Job, Plan
@@ -29,9 +28,10 @@ from fastres.reproduce.verdicts import (
     mean_and_sd,
     shown,
 )
-from fastres.run_files import Run
+from fastres.runs.reader import Run
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural, wall_time
+from fastres.utils.machine import environment
 from fastres.utils.untrusted import read_regular
 
 RESULTS, MARKDOWN, PAGE = "reproduce.json", "report.md", "report.html"
@@ -257,7 +257,7 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
             "The leak: the validation loss of the code's split (red, dashed) beside the training loss (blue), and that "
             "of a split whose validation images are never trained on (black)."
         )
-        found.append(Picture("leak", figures.png(leak(*rows)), about))
+        found.append(Picture("leak", png(leak(*rows)), about))
     return found
 
 

@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from fastres import runs
 from fastres.data import open_dataset
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
+from fastres.evaluation.corrupted import evaluate_shifted
 from fastres.recipe import PseudoLabel
 from fastres.reproduce import page
 from fastres.reproduce.plan import UNLABELLED, Job, Plan, make
 from fastres.reproduce.results import RUNS, find, read_all, shift_of
 from fastres.reproduce.verdicts import Finding
-from fastres.run_files import read_run
-from fastres.shift.evaluation import evaluate_shifted
+from fastres.runs import directory
+from fastres.runs.reader import read_run
 from fastres.sweep import SweepPoint, check_folder, train_point
 from fastres.sweep_results import DIVERGED
 from fastres.utils import workers as search_workers
@@ -78,8 +78,8 @@ def reproduce(
         data = plan.jobs[0].recipe.data
         open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
         plan = make(names, **options, settings=settings)
-    folder = out if (out / PLAN).is_file() else runs.new_folder(out, "reproduce")
-    with runs.claimed(folder):
+    folder = out if (out / PLAN).is_file() else directory.new_folder(out, "reproduce")
+    with directory.claimed(folder):
         count = workers or (4 if where.type == "cuda" else 1)
         most = max(count, _check_plan(folder, plan))
         write_json(folder / PLAN, {**_begun(plan), "workers": most})
@@ -148,7 +148,7 @@ def _point(run: Path, job: Job) -> SweepPoint:
     """The run as one of a sweep. What was begun with or without a page is completed that way."""
     recipe = job.recipe
     if (run / "recipe.toml").is_file():
-        recipe = recipe.model_copy(update={"record": runs.read_recipe(run).record})
+        recipe = recipe.model_copy(update={"record": directory.read_recipe(run).record})
     return SweepPoint(job.name, "", {}, recipe)
 
 

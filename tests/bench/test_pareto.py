@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from fastres import pareto_figure
 from fastres.bench import pareto_page
 from fastres.bench.pareto import pixels_of, plan
 from fastres.bench.records import CLASSES, RECORDS
 from fastres.errors import UserError
 from fastres.recipe import Recipe
+from fastres.report import pareto
 
 TINY = """
 [data]
@@ -182,7 +182,7 @@ def test_nothing_is_drawn_where_nothing_was_finished(tmp_path: Path) -> None:
 def test_records_are_on_the_panel_of_times_with_letters() -> None:
     told = facts()
     marks = [pareto_page.mark_of(entry, place) for place, entry in enumerate(told["entries"][:3])]
-    figure = pareto_figure.pareto(marks, RECORDS)
+    figure = pareto.pareto(marks, RECORDS)
     FigureCanvasAgg(figure).draw()
     speed, time = figure.axes
     assert (speed.get_xscale(), time.get_xscale()) == ("linear", "log"), "2 s to 900 s"

@@ -15,8 +15,8 @@ from fastres.bench.roofline import TINY, above, attainable, measure_step, point
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, Timing
 from fastres.errors import UserError
-from fastres.page_parts import markdown_table
 from fastres.recipe import Recipe
+from fastres.report.document import markdown_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

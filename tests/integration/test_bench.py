@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from fastres import checkpoint, sweep
+from fastres import sweep
 from fastres.bench import roofline
 from fastres.recipe import Recipe
-from fastres.training import train
+from fastres.runs import checkpoint
+from fastres.training.run import train
 
 NAMES = ["tiny,seed=0", "tiny,seed=1", "wild,seed=0", "wild,seed=1"]
 

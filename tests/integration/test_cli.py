@@ -208,7 +208,7 @@ def test_a_recipe_behind_links_in_a_circle_is_one_line(fastres: Any, tmp_path: P
 def test_a_file_in_tensorboards_place_is_one_line(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     assert fastres("train", tiny, "--out", tmp_path / "run", "--set", "record.tensorboard=true", "--quiet")[0] == 0
     from fastres.errors import UserError
-    from fastres.record import Recorder
+    from fastres.runs.recorder import Recorder
 
     (tmp_path / "tensorboard").write_text("")
     with pytest.raises(UserError, match="tensorboard: a file stands where a folder is needed"):
@@ -236,7 +236,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_one_line(small_disk: Path) -> No
         import os, sys, threading
         from pathlib import Path
         from fastres.errors import UserError
-        from fastres.record import Recorder
+        from fastres.runs.recorder import Recorder
         from fastres.utils.terminal import quiet_thread
         threading.excepthook = quiet_thread
         place = Path(sys.argv[1])
@@ -351,6 +351,6 @@ def test_ids_are_the_names_of_the_files(fastres: Any, trained: Path, tmp_path: P
     ],
 )
 def test_the_bytes_of_a_cell(name: object, cell: bytes) -> None:
-    from fastres.evaluate import _cell
+    from fastres.evaluation.predict import _cell
 
     assert _cell(name) == cell

@@ -250,11 +250,11 @@ def test_a_full_disk_while_training(fastres: Any, tiny: Path, small_disk: Path) 
 
 
 def test_a_run_that_another_process_trains(fastres: Any, tiny: Path, tmp_path: Path) -> None:
-    from fastres import runs
+    from fastres.runs import directory
 
     assert fastres("train", tiny, "--out", tmp_path / "run", "--quiet")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
-    with runs.claimed(tmp_path / "run"):
+    with directory.claimed(tmp_path / "run"):
         code, _, err = fastres("train", "--resume", tmp_path / "run")
     assert code == 2
     assert "another process is training" in err

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fastres import checkpoint
 from fastres.errors import UserError
+from fastres.runs import checkpoint
 
 COMMAND = [sys.executable, "-m", "fastres"]
 STEPS = 6  # an epoch of the tiny recipe: five whole batches and a partial one

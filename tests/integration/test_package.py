@@ -42,7 +42,7 @@ def test_the_parts_are_reached_from_the_package(tmp_path: Path) -> None:
     code = (
         "import fastres\n"
         "assert callable(fastres.train) and callable(fastres.resume) and callable(fastres.data.open_dataset)\n"
-        "import fastres.training\n"
+        "import fastres.training.run\n"
         "assert callable(fastres.train), 'a submodule must not hide the function'\n"
         "for name in fastres.__all__: getattr(fastres, name)\n"
         "try: fastres.nothing\n"

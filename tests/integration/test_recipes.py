@@ -11,7 +11,7 @@ from fastres.data.sources import shapes10
 from fastres.models import build, count_parameters
 from fastres.recipe import Recipe
 from fastres.sweep import load
-from fastres.training import train
+from fastres.training.run import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.toml"))

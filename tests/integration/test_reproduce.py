@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastres import checkpoint
 from fastres.recipe import Recipe
-from fastres.training import train
+from fastres.runs import checkpoint
+from fastres.training.run import train
 from tests.pages import Page
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -15,11 +15,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from fastres import checkpoint, search, study
+from fastres import search, study
 from fastres.errors import UserError
 from fastres.recipe import Recipe, Search
+from fastres.runs import checkpoint
 from fastres.sweep_results import kept_epoch
-from fastres.training import train
+from fastres.training.run import train
 
 SEARCH = """
 [sweep.search]

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fastres.data import open_dataset
-from fastres.runs import Kept
-from fastres.shift import KINDS, SEVERITIES, corrupt
-from fastres.shift.evaluation import FIGURE, FILE
+from fastres.evaluation.corrupted import FIGURE, FILE
+from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES, corrupt
+from fastres.evaluation.trained import Kept
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastres import checkpoint
 from fastres.data import open_dataset
-from fastres.evaluate import Evaluator
-from fastres.feed import open_feed
+from fastres.evaluation.evaluator import Evaluator
 from fastres.models.speednet import whitening_filters
 from fastres.recipe import Recipe
-from fastres.step import Step
+from fastres.runs import checkpoint
+from fastres.training.data import open_feed
+from fastres.training.step import Step
 
 SPEEDNET = ["model.name=speednet", "model.widths=[8, 8]", "model.whiten_images=50", "optimizer.nesterov=true"]
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres import checkpoint, speedrun
+from fastres import speedrun
 from fastres.engine import compile_cache
-from fastres.evaluate import Evaluator
+from fastres.evaluation.evaluator import Evaluator
 from fastres.recipe import Recipe
+from fastres.runs import checkpoint
 from fastres.speedrun_results import FIGURE, PLAN, ROWS, SUMMARY, describe
-from fastres.training import train
+from fastres.training.run import train
 
 WHOLE = ["data.split=none"]  # 200 images: six batches of 32 and one of 8
 SPEEDNET = ["model.name=speednet", "model.widths=[4, 8]", "model.whiten_images=50", "eval.tta=translate"]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from fastres import checkpoint, sweep
+from fastres import sweep
 from fastres.recipe import Recipe
-from fastres.training import train
+from fastres.runs import checkpoint
+from fastres.training.run import train
 
 SWEEP = """
 [sweep.grid]

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import fastres as library
-from fastres import checkpoint
-from fastres.feed import open_feed
 from fastres.recipe import Recipe
+from fastres.runs import checkpoint
+from fastres.training.data import open_feed
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -154,7 +154,7 @@ def test_predictions_of_a_pickle_without_labels(fastres: Any, tiny: Path, tmp_pa
         header, *lines = csv.reader(file)
     assert header == ["ID", "Labels"]
     assert [int(line[0]) for line in lines] == ids.tolist()
-    from fastres.runs import Kept
+    from fastres.evaluation.trained import Kept
 
     assert [int(line[1]) for line in lines] == Kept.load(run).logits(images).argmax(1).tolist()
 

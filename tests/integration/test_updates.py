@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from fastres import checkpoint
 from fastres.errors import Interrupted
-from fastres.position import Position
 from fastres.recipe import Recipe
-from fastres.training import resume, train
+from fastres.runs import checkpoint
+from fastres.training.run import resume, train
+from fastres.training.state import Position
 
 SETTINGS = [
     "optimizer.name=muon",
@@ -80,7 +80,7 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(
     recipe = Recipe.load(tiny, SETTINGS)
     straight = train(recipe, out=tmp_path / "straight", quiet=True).run
 
-    from fastres.step import Step
+    from fastres.training.step import Step
 
     original, run = Step.__call__, tmp_path / "run"
 

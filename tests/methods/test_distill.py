@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres import checkpoint, train
+from fastres import train
 from fastres.errors import UserError
-from fastres.feed import Feed, open_feed
-from fastres.methods.distill import Distillation
+from fastres.evaluation.trained import Kept
 from fastres.models import build
 from fastres.recipe import Distill, Recipe
-from fastres.runs import Kept
-from fastres.step import Step
-from fastres.training import RunResult, resume
+from fastres.runs import checkpoint
+from fastres.training.data import Feed, open_feed
+from fastres.training.loop import Run, RunResult
+from fastres.training.methods.distillation import Distillation
+from fastres.training.run import resume
+from fastres.training.step import Step
 
 CPU = torch.device("cpu")
 COMMON: dict[str, Any] = {
@@ -129,7 +131,6 @@ def test_teachers_that_do_not_fit(teacher: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_wants_the_same_teacher(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And ends with the bits of an undisturbed one."""
-    from fastres import training
 
     own = tmp_path / "teacher"
     (own / "checkpoints").mkdir(parents=True)
@@ -145,7 +146,7 @@ def test_a_resumed_run_wants_the_same_teacher(teacher: Path, tmp_path: Path, mon
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Run, "_finish", stop)
+        patch.setattr(Run, "_finish", stop)
         with pytest.raises(Stopped):
             train(options.model_copy(update={}), out=tmp_path / "run", device="cpu", quiet=True)
     kept = (own / checkpoint.FINAL).read_bytes()

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from fastres import train
 from fastres.data import open_dataset
 from fastres.data.sources import shapes10
+from fastres.evaluation.trained import Kept
 from fastres.recipe import Recipe
-from fastres.runs import Kept
-from fastres.training import RunResult
+from fastres.training.loop import RunResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

@@ -14,19 +14,20 @@ from hypothesis import strategies as st
 from test_distill import recipe
 from torch.nn import functional as F
 
-from fastres import checkpoint, train
+from fastres import train
 from fastres.data import open_dataset
 from fastres.data.sources import shapes10
 from fastres.data.store.extra import read, write
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import evaluate
-from fastres.feed import open_feed
-from fastres.methods.pseudo_label import choose
+from fastres.evaluation.predict import evaluate
+from fastres.evaluation.trained import Kept
 from fastres.models import build
 from fastres.recipe import Recipe
-from fastres.runs import Kept
-from fastres.step import Step
-from fastres.training import resume
+from fastres.runs import checkpoint
+from fastres.training.data import open_feed
+from fastres.training.methods.pseudo_label import choose
+from fastres.training.run import resume
+from fastres.training.step import Step
 
 CPU = torch.device("cpu")
 COUNT = 300

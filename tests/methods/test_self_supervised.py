@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres import checkpoint, train
+from fastres import train
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import evaluate
-from fastres.feed import Feed, open_feed
-from fastres.methods.dino import DinoNetwork, cross_entropies
-from fastres.methods.emp_ssl import EmpSslNetwork, coding_rate
-from fastres.methods.probe import linear_probe, nearest_neighbours
+from fastres.evaluation.predict import evaluate
 from fastres.models import build
 from fastres.optim import Ema
-from fastres.position import Tally
 from fastres.recipe import Dino, EmpSsl, Recipe
-from fastres.runner import Runner
+from fastres.runs import checkpoint
 from fastres.speedrun import speedrun
-from fastres.stall import StallMeter
-from fastres.step import Step
-from fastres.training import resume
+from fastres.training.data import Feed, open_feed
+from fastres.training.epoch import Runner
+from fastres.training.methods.dino import DinoNetwork, cross_entropies
+from fastres.training.methods.emp_ssl import EmpSslNetwork, coding_rate
+from fastres.training.methods.probe import linear_probe, nearest_neighbours
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.run import resume
+from fastres.training.step import Step
 
 CPU = torch.device("cpu")
 COMMON: dict[str, Any] = {

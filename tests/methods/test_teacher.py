@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastres.recipe.portable import self_contained
 from test_distill import recipe
 
-from fastres import checkpoint, train
+from fastres import train
 from fastres.errors import Interrupted, UserError
-from fastres.evaluate import evaluate
+from fastres.evaluation.predict import evaluate
 from fastres.recipe import Data, Distill, Recipe
+from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import read_teacher
+from fastres.runs import checkpoint
 from fastres.search import load as load_search
 from fastres.speedrun import speedrun
-from fastres.step import Step
 from fastres.sweep import load as load_sweep
 from fastres.sweep import sweep
-from fastres.training import resume
+from fastres.training.run import resume
+from fastres.training.step import Step
 
 TEACHER = """
 [model]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import checkpoint
 from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
-from fastres.methods.transfer import frozen_norms, rate_factors, read_weights, start_from
 from fastres.models import Network, build
 from fastres.recipe import Recipe, Transfer
-from fastres.step import Step
+from fastres.runs import checkpoint
+from fastres.training.methods.transfer import frozen_norms, rate_factors, read_weights, start_from
+from fastres.training.step import Step
 
 TINY: dict[str, Any] = {"blocks": [1, 1], "channels": [4, 8], "strides": [2, 2]}
 CPU = torch.device("cpu")

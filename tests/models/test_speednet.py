@@ -12,7 +12,7 @@ from fastres.models import ResNet, Speednet, build, count_parameters, layers
 from fastres.models.speednet import whitening_filters
 from fastres.recipe import Model, Recipe
 from fastres.recipe import Speednet as Table
-from fastres.step import Step
+from fastres.training.step import Step
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Corrupted test images, one file a group of corruptions."""

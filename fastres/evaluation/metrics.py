@@ -1,0 +1,55 @@
+"""Measures of predictions, in fp64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastres.recipe import Eval
+
+
+def passes(options: Eval) -> float:
+    """How many images the network looks at to classify one: what `options.tta` costs."""
+    return {"none": 1, "mirror": 2, "translate": 6, "selective": 2 + 4 * options.tta_share}[options.tta]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How good predictions are."""
+
+    loss: float
+    """Mean cross-entropy, in nats."""
+    accuracy: float
+    """Share of correct predictions."""
+    class_accuracy: list[float | None]
+    """The same for each class; None for a class without images."""
+    confusion: list[list[int]]
+    """confusion[true][predicted] counts images."""
+    expected_calibration_error: float
+    """Mean distance of confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, section 2)."""
+    images: int
+    """How many were measured."""
+
+
+def measure(logits: Tensor, labels: Tensor) -> Measures:
+    """Measures of float logits [N, classes] against int64 labels [N], computed in fp64."""
+    logits = logits.double()
+    classes = logits.shape[1]
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = (predicted == labels).double()
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    counts = confusion.sum(1).tolist()
+    # Bins are (i/15, (i+1)/15]; a confidence is never 0.
+    bins = (confidence * 15).ceil().long().clamp(1, 15) - 1
+    gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, confidence - correct)
+    return Measures(
+        loss=F.cross_entropy(logits, labels).item(),
+        accuracy=correct.mean().item(),
+        class_accuracy=[
+            hits / count if count else None for hits, count in zip(confusion.diag().tolist(), counts, strict=True)
+        ],
+        confusion=confusion.tolist(),
+        expected_calibration_error=(gaps.abs().sum() / len(labels)).item(),
+        images=len(labels),
+    )

@@ -1,0 +1,281 @@
+"""The figures of a run's page: one function a figure, from arrays or rows of metrics.jsonl to a matplotlib Figure.
+
+Figures are built as objects, without pyplot: nothing global changes, and threads may draw at once. All are 7 inches
+wide, so that text of 9 to 10 points stays readable where a page shows them 700 pixels wide. Class names are hostile:
+they are shortened, stripped of what does not print, and never read as TeX.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fastres.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LEAKY,
+    ORANGE,
+    RED,
+    SKY,
+    SMALL,
+    TEXT,
+    WIDTH,
+    _axes,
+    _tiles,
+    curve,
+    dress,
+    epoch_axis,
+    short,
+    sure,
+)
+
+
+def samples(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Up to 32 training images, uint8 [n, H, W, 3], under the names of their classes."""
+    images, labels = images[:32], labels[:32]
+    captions = [short(classes[label], 16) for label in labels]
+    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty="There is no training image to show.")
+
+
+def augmented(images: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Up to 16 images, uint8 [n, H, W, 3], above themselves after augmentation, float32 [n, H, W, 3] in 0 to 1."""
+    images, after = images[:16], after[:16]
+    captions = [short(classes[label], 16) for label in labels[:16]]
+    empty = "There is no training image to show."
+    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty=empty, after=after)
+
+
+def mixed(images: np.ndarray, after: np.ndarray, captions: list[str], columns: int) -> Figure:
+    """Images, uint8 [n, H, W, 3], above what augmentation and mixing make of them, float32 in 0 to 1: a row a batch."""
+    return _tiles(images, captions, columns=columns, empty="There is no training image to show.", after=after)
+
+
+def class_counts(
+    train_labels: np.ndarray, val_labels: np.ndarray | None, classes: tuple[str, ...], *, leak: bool = False
+) -> Figure:
+    """Images of each class, int64 labels [N]: a bar for training and, where there is one, for validation."""
+    parts = [("training", train_labels, BLUE)]
+    if val_labels is not None:
+        parts.append((LEAKY if leak else "validation", val_labels, RED))
+    number = len(classes)
+    named = number <= 30
+    # Names are read on a vertical axis; of 100 classes, numbers on a horizontal one.
+    figure, axes = _axes(max(2.2, 0.34 * number + 0.9) if named else 3.2)
+    thick = 0.8 / len(parts)
+    for place, (name, labels, colour) in enumerate(parts):
+        counts = np.bincount(labels, minlength=number)[:number]
+        at = np.arange(number) + (place - (len(parts) - 1) / 2) * thick
+        hatch = "//" if place else None
+        # An edge in white keeps hatched bars apart from plain ones without colour.
+        style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
+        if named:
+            bars = axes.barh(at, counts, thick, **style)
+            axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=SMALL, padding=3)
+        else:
+            axes.bar(at, counts, thick, **style)
+    if named:
+        axes.set_yticks(range(number), [short(name, 24) for name in classes], parse_math=False)
+        axes.set_ylim(number - 0.4, -0.6)
+        axes.set_xlabel("images", fontsize=TEXT)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    else:
+        axes.set_xlabel("class (label)", fontsize=TEXT)
+        axes.set_ylabel("images", fontsize=TEXT)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlim(-1, number)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    return figure
+
+
+def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+    """The axis of epochs with a mark at the epoch whose weights were chosen, and the legend."""
+    epoch_axis(axes, max((row["epoch"] for row in rows), default=1))
+    if best:
+        label = f"epoch {best['epoch']}, the chosen one"
+        axes.axvline(best["epoch"], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
+    if axes.get_legend_handles_labels()[1]:
+        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+
+
+def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak: bool = False) -> Figure:
+    """Training loss in blue and validation loss in red by epoch: the report's Figure 4.
+
+    `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
+    table of the chosen epoch.
+    """
+    figure, axes = _axes(3.9)
+    name = f"{LEAKY}: mostly images trained on" if leak else "validation"
+    train = curve(axes, rows, "train_loss", color=BLUE, label="training")
+    val = curve(axes, rows, "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=name)
+    test = curve(axes, rows, "test_loss", color=BLACK, linestyle=":", marker="s", label="test")
+    highest = max([0.0, *train, *val, *test])
+    axes.set_ylim(0, highest * 1.06 if highest > 0 else 1)
+    axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=TEXT)
+    _epochs(axes, rows, best)
+    return figure
+
+
+def accuracy(
+    rows: list[dict[str, Any]],
+    *,
+    best: dict[str, Any] | None = None,
+    leak: bool = False,
+    test_accuracy: float | None = None,
+) -> Figure:
+    """Accuracy in percent by epoch; `test_accuracy` (0 to 1) of the final weights is a level line."""
+    figure, axes = _axes(3.9)
+    name = LEAKY if leak else "validation"
+    values = [
+        curve(axes, rows, "train_accuracy", scale=100, color=SKY, label="training"),
+        curve(axes, rows, "val_accuracy", scale=100, color=ORANGE, linestyle=(0, (5, 1.5)), label=name),
+        curve(axes, rows, "test_accuracy", scale=100, color=BLACK, linestyle=":", marker="s", label="test"),
+    ]
+    if test_accuracy is not None:
+        label = f"test at the end, {test_accuracy:.2%}"
+        axes.axhline(100 * test_accuracy, color=GREEN, linewidth=1.5, linestyle="-.", label=label)
+        values.append(np.array([100 * test_accuracy]))
+    seen = np.concatenate(values)
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 100.0)
+    room = max(1.0, 0.06 * (high - low))
+    axes.set_ylim(max(0.0, low - room), min(100.5, high + room))
+    axes.set_ylabel("accuracy (%)", fontsize=TEXT)
+    _epochs(axes, rows, best)
+    return figure
+
+
+def learning_rate(rows: list[dict[str, Any]]) -> Figure:
+    """Learning rate as each row of metrics.jsonl has it, by epoch."""
+    figure, axes = _axes(2.6)
+    values = curve(axes, rows, "lr", color=GREEN)
+    axes.set_ylim(0, float(values.max()) * 1.06 if len(values) and values.max() > 0 else 1)
+    axes.set_ylabel("learning rate", fontsize=TEXT)
+    _epochs(axes, rows, None)
+    return figure
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Of each true class (rows), the share in percent that was given each class (columns); labels are int64 [N].
+
+    Up to 10 classes have percentages and counts in the cells, up to 20 percentages; more have neither names nor
+    numbers. The colour scale follows the square root, so that a share of 1% can be seen beside 95%.
+    """
+    number = len(classes)
+    counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
+    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    named = number <= 20
+    figure, axes = _axes(5.7)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    norm = PowerNorm(0.5, 0, 100)
+    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    bar.set_label("share of the true class (%)", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    if named:
+        names = [short(name, 16) for name in classes]
+        flat = number > 3 or max(map(len, names)) > 10
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if flat else {}
+        axes.set_xticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False, **turned)
+        axes.set_yticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False)
+        axes.tick_params(length=0)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            percent = share[row, column]
+            text = f"{percent:.1f}" if number <= 10 else f"{percent:.0f}"
+            if number <= 10:
+                text += f"\n({counts[row, column]:,})"
+            colour = "white" if norm(percent) > 0.6 else BLACK
+            size = TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.1)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    order = "" if named else " (label)"
+    axes.set_xlabel(f"predicted class{order}", fontsize=TEXT)
+    axes.set_ylabel(f"true class{order}", fontsize=TEXT)
+    return figure
+
+
+def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """The 15 test images, uint8 [N, H, W, 3], that were given a wrong class with the highest probability.
+
+    `probabilities` are float32 [N, classes]; the caption is "true → predicted, probability".
+    """
+    known = np.nan_to_num(probabilities)  # a run that diverged has none
+    predicted = known.argmax(axis=1)
+    certain = known.max(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-certain[wrong], kind="stable")][:15]
+    captions = [
+        f"{short(classes[labels[one]], 20)} →\n{short(classes[predicted[one]], 15)}, {sure(float(certain[one]))}"
+        for one in worst
+    ]
+    return _tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
+
+
+def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+    """Above, the accuracy of each run of a speedrun with mean, interval and target; below, its time. `rows` are those
+    of runs.jsonl, `summary` is speedrun.json."""
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    seeds = [row["seed"] for row in rows]
+    dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
+    mean, target = summary["mean_accuracy"], summary["target"]
+    above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=BLUE, label="a run", **dots)
+    above.axhline(100 * mean, color=BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
+    if summary["interval_low"] is not None:
+        low, high = 100 * summary["interval_low"], 100 * summary["interval_high"]
+        above.axhspan(low, high, color=SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
+    dashed: dict[str, Any] = {"color": ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
+    above.axhline(100 * target, label=f"target, {target:.2%}", **dashed)
+    above.set_ylabel("test accuracy (%)", fontsize=TEXT)
+    below.plot(seeds, [row["seconds"] for row in rows], color=GREEN, **dots)
+    below.axhline(summary["mean_seconds"], color=BLACK, linewidth=1.4, zorder=1)
+    below.set_ylim(0, 1.15 * max(row["seconds"] for row in rows))
+    below.set_ylabel("time of a run (s)", fontsize=TEXT)
+    below.set_xlabel("seed", fontsize=TEXT)
+    below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    for axes in (above, below):
+        dress(axes)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    return figure
+
+
+def shift(summary: dict[str, Any]) -> Figure:
+    """Accuracy in percent of each kind of shift by severity, with means, and the clean accuracy above; `summary` is
+    shift.json."""
+    kinds, severities = list(summary["accuracy"]), summary["severities"]
+    table = np.array([[*summary["accuracy"][kind], summary["mean_by_kind"][kind]] for kind in kinds])
+    means = [*summary["mean_by_severity"], summary["mean_corruption_accuracy"]]
+    share = 100 * np.vstack([table, means])
+    figure, axes = _axes(1.3 + 0.29 * len(share))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    # From chance or so to clean: the accuracies of one run lie close together.
+    low, high = math.floor(share.min() / 10) * 10, 100 * summary["clean_accuracy"]
+    norm = Normalize(low, max(high, share.max(), low + 10))
+    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
+    bar.set_label("test accuracy (%)", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
+    for row, column in np.ndindex(share.shape):
+        colour = "white" if norm(share[row, column]) > 0.6 else BLACK
+        axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=SMALL)
+    # White lines set the means apart.
+    axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
+    axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
+    axes.set_yticks(range(len(share)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=TEXT)
+    axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=TEXT)
+    axes.tick_params(length=0)
+    axes.set_xlabel("severity", fontsize=TEXT)
+    clean, mean = summary["clean_accuracy"], summary["mean_corruption_accuracy"]
+    axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=TEXT)
+    return figure

@@ -1,0 +1,343 @@
+"""One training: epochs, checkpoints, records."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastres.engine.cuda_graph import side_stream
+from fastres.engine.device import choose_device
+from fastres.engine.memory import Beginning
+from fastres.errors import Diverged, Interrupted, UserError
+from fastres.evaluation.metrics import Measures, measure, passes
+from fastres.models import Network
+from fastres.recipe import Eval, Recipe, SelfSupervised
+from fastres.runs import checkpoint
+from fastres.runs.recorder import Recorder, summary_writer
+from fastres.runs.tracking import Tracker, check_tracker
+from fastres.training.data import labels_of
+from fastres.training.methods.probe import fit_classifier
+from fastres.training.page import draw_page
+from fastres.training.progress import Progress
+from fastres.training.session import Session
+from fastres.training.state import Position
+from fastres.training.step import Phase
+from fastres.training.summary import input_stall, peak_memory, summarise
+from fastres.utils.files import write_json
+from fastres.utils.machine import computes_bf16, environment
+from fastres.utils.signals import Interrupt
+
+OnEpoch = Callable[[list[dict[str, Any]]], str | None]
+"""Hears the rows of metrics.jsonl so far, and may say why to stop."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    run: Path
+    """The run directory."""
+    summary: dict[str, Any]
+    """What summary.json holds."""
+
+    @property
+    def test_accuracy(self) -> float:
+        """Share of the test images that the kept network gets right."""
+        return self.summary["test_accuracy"]
+
+
+class Run(Session):
+    """A session and the loop of one run; a class so that each phase is a short method."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str,
+        quiet: bool,
+        beginning: Beginning,
+        on_epoch: OnEpoch | None = None,
+        teacher: Path | None = None,
+    ) -> None:
+        self.on_epoch = on_epoch
+        self.beginning, self.began = beginning, beginning.seconds
+        if recipe.record.tensorboard:
+            summary_writer()  # where it is missing, say so before there is a run directory
+        check_tracker(recipe.record)
+        super().__init__(recipe, choose_device(device), quiet=quiet, teacher=teacher)
+        self.steps = self.step.steps
+        self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
+        self.at = Position()
+        self.uncaptured = False  # whether that has been said
+        self.was_compiled: bool | None = None  # of a resumed run, before the interruption
+        self.met: set[tuple[int, Phase]] = set()  # batch sizes and phases of this process: the first of each compiles
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def execute(self, run: Path, rows: list[dict[str, Any]]) -> RunResult:
+        """Train from the current position to the end; `rows` are those of the finished epochs."""
+        options = self.recipe.train
+        self.run = run
+        self.environment = {**environment(), "device": str(self.device), "threads": torch.get_num_threads()}
+        write_json(run / "environment.json", self.environment)
+        self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
+        self.progress = Progress(
+            epochs=self.steps / len(self.feed.train),
+            steps_per_epoch=len(self.feed.train),
+            batch_size=options.batch_size,
+            first_step=self._steps_done(),
+            quiet=self.quiet,
+        )
+        self.tracker = Tracker(run, self.recipe, rows, self.progress.message)
+        self.saved = time.perf_counter()
+        summary = None
+        try:
+            with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
+                self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
+                self.progress.message(f"loader {self.feed.loading.kind}: {self.feed.loading.why}")
+                if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
+                    self.progress.message(
+                        "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
+                    )
+                if self.step.loss_and_correct.active:
+                    self.progress.message("compiling the step: half a minute the first time, seconds once it is cached")
+                stopped = "completed"
+                while self.at.epoch < self.epochs:
+                    if self._out_of_patience():
+                        stopped = "early stopping"
+                        break
+                    self._epoch()
+                    self._stop_if_asked()
+                    why = self.on_epoch(self.recorder.rows) if self.on_epoch is not None else None
+                    if why is not None:
+                        stopped = why
+                        self.progress.message(f"{why} after epoch {self.at.epoch}")
+                        break
+                summary = self._finish(stopped)
+        finally:
+            self.tracker.close(summary)
+            self.recorder.close()
+            self.feed.close()
+        return RunResult(run, summary)
+
+    def _epoch(self) -> None:
+        at, epoch = self.at, self.at.epoch
+        steps_before = epoch * len(self.feed.train)
+        started = time.perf_counter()
+        left = self.steps - steps_before - at.step  # a last epoch may stop in its middle
+        for done in self.runner.epoch(epoch, at.step, left):
+            kind = (done.images // done.steps, self.step.phase(steps_before + at.step))
+            at.step += done.steps
+            self._show(steps_before + at.step, done.images)
+            now = time.perf_counter()  # from one step's end to the next: waiting for the batch counts
+            at.time_step(done.images, now - started, timed=kind in self.met)
+            started = now
+            if not self.met:
+                self._started()
+            self.met.add(kind)
+            if self.interrupt.requested:
+                self._save()
+                self._stop_if_asked()
+            if now - self.saved >= self.recipe.train.checkpoint_seconds:
+                self._save()
+                started = time.perf_counter()
+        if self.device.type == "cuda" and self.runner.note and not self.uncaptured:
+            self.progress.message(f"steps are launched kernel by kernel: {self.runner.note}")
+            self.uncaptured = True
+        row = self._row()
+        at.next_epoch()
+        self.tally.clear()
+        self._keep_if_best(row)
+        self.recorder.log(row)
+        self.tracker.log(self.recorder.rows[-1])
+        self.progress.epoch(row)
+        self._save()
+
+    def _steps_done(self) -> int:
+        """Steps of the run so far; a last epoch that ended in its middle counts with those it had."""
+        return min(self.at.epoch * len(self.feed.train) + self.at.step, self.steps)
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupt.requested:
+            raise Interrupted(
+                f"{self.interrupt.requested}: saved after step {self._steps_done()}; "
+                f"go on with `fastres train --resume {self.run}`"
+            )
+
+    def _show(self, step: int, images: int) -> None:
+        """On a CPU, where reading costs nothing, show loss and accuracy and look for a non-finite loss after each
+        step."""
+        if self.device.type == "cpu":
+            loss, accuracy = self._read_tally()
+            self.progress.step(step, images, loss, accuracy)
+        else:
+            self.progress.step(step, images)
+
+    def _started(self) -> None:
+        """This process has done its first step."""
+        compiled = self.step.loss_and_correct
+        self.at.started(time.perf_counter() - self.began, compiled)
+        self.beginning.done()
+        if self.recipe.train.compile and compiled.note is not None:
+            self.progress.message(compiled.note if compiled.active else f"running without compilation: {compiled.note}")
+        if self.was_compiled not in (None, compiled.active):
+            before = "compiled" if self.was_compiled else "not compiled"
+            self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
+
+    def _read_tally(self) -> tuple[float, float]:
+        """Mean loss and accuracy of this epoch so far; a non-finite loss ends the run."""
+        loss, accuracy, bad = self.tally.read()
+        if bad:
+            raise self._not_finite("the loss is", bad)
+        return loss, accuracy
+
+    def _not_finite(self, what: str, step: int) -> Diverged:
+        """The error that ends a run whose numbers have left the reals at `step`, counted from 1."""
+        last = self.run / checkpoint.LAST
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
+        return Diverged(
+            f"{what} not finite at step {step} (epoch {(step - 1) // len(self.feed.train) + 1}), learning rate "
+            f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
+            "Lower optimizer.lr or set train.grad_clip, and train again from the start."
+        )
+
+    def _row(self) -> dict[str, Any]:
+        """The finished epoch's line of metrics.jsonl."""
+        at, step = self.at, self._steps_done()
+        waited = time.perf_counter()
+        loss, accuracy = self._read_tally()
+        at.epoch_stalled += self.stall.read()
+        at.time_step(0, time.perf_counter() - waited, timed=True)
+        row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
+        row |= {"train_loss": loss, "train_accuracy": accuracy}
+        if self.feed.validation is not None:
+            logits = self.evaluator.logits(self.feed.validation, self._while_training())
+            measured = measure(logits, labels_of(self.feed.validation))
+            row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+        every = self.recipe.eval.test_every
+        if every and (at.epoch + 1) % every == 0:
+            measured = self._test(self._while_training())[0]
+            row |= {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
+        speed = at.epoch_images / at.epoch_images_seconds if at.epoch_images else None
+        stall = at.epoch_stalled / at.epoch_seconds
+        return row | {"seconds": at.epoch_seconds, "images_per_second": speed, "input_stall": stall}
+
+    # ------------------------------------------------------------------------------------------------ best and last
+
+    def _keep_if_best(self, row: dict[str, Any]) -> None:
+        metric, best = self.recipe.train.best, self.at.best
+        if metric is None:
+            return
+        value, sign = row[metric], 1 if metric.endswith("loss") else -1
+        if math.isfinite(value) and (best is None or sign * value < sign * best["value"]):
+            self.at.best = {"metric": metric, "epoch": row["epoch"], "value": value}
+            checkpoint.save_weights(self.run / checkpoint.BEST, self.step.averaged, self.feed.about)
+
+    def _out_of_patience(self) -> bool:
+        patience, best = self.recipe.train.early_stopping, self.at.best
+        if not patience or best is None or self.at.epoch - best["epoch"] < patience:
+            return False
+        self.progress.message(f"no better {best['metric']} in {patience} epochs: stopped early")
+        return True
+
+    def _save(self) -> None:
+        if self.at.step:
+            self._read_tally()  # on CUDA nobody has looked since the epoch began
+            self.at.epoch_stalled += self.stall.read()
+        if not self.step.is_finite():  # never replace a good checkpoint by one that cannot go on
+            raise self._not_finite("weights are", self._steps_done())
+        now = time.perf_counter()
+        self.at.seconds, self.began = self.at.seconds + now - self.began, now
+        state = {
+            "recipe": self.recipe.hash(),
+            "data": self.feed.fingerprint,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "position": self.at.state(),
+            "tally": self.tally.sums.cpu(),
+            "rows": self.recorder.rows,
+            "step": self.step.state(),
+        }
+        checkpoint.save(self.run / checkpoint.LAST, state)
+        self.saved = time.perf_counter()
+
+    def restore(self, run: Path) -> list[dict[str, Any]]:
+        """Go back to the last checkpoint of `run`, if it has one; returns the rows of the finished epochs."""
+        path = run / checkpoint.LAST
+        if not path.is_file():
+            return []
+        state = checkpoint.load(path)
+        try:
+            if state["recipe"] != self.recipe.hash():
+                raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
+            if state["data"] != self.feed.fingerprint:
+                raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
+            if self.teacher is not None and state["teacher"] != self.teacher.fingerprint:
+                raise UserError(f"method.teacher is not the one that {path} was trained with: restore it")
+            self.at = Position(**state["position"])
+            self.tally.sums.copy_(state["tally"])
+            self.step.load_state(state["step"])
+            self.was_compiled = bool(state["step"]["compiled"])
+            return list(state["rows"])
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} is not a checkpoint of this version of fastres: train again") from error
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _while_training(self) -> Eval | None:
+        """How to evaluate after an epoch: without views, which multiply its time, unless they are asked for."""
+        return self.recipe.eval if self.recipe.eval.tta_while_training else None
+
+    def _test(self, options: Eval | None) -> tuple[Measures, Tensor]:
+        logits = self.evaluator.logits(self.feed.test, options)
+        return measure(logits, labels_of(self.feed.test)), logits
+
+    def _finish(self, stopped: str) -> dict[str, Any]:
+        """Test what is kept; write weights, page and summary."""
+        if self.at.best is not None:
+            weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
+            self.step.averaged.load_state_dict(weights)
+        features = {}
+        if isinstance(self.recipe.method, SelfSupervised):
+            self.progress.message("a linear probe and nearest neighbours on the features")
+            assert isinstance(self.step.averaged, Network)
+            features = fit_classifier(self.step.averaged, self.feed, self.recipe, self.device)
+        measured, logits = self._test(self.recipe.eval)
+        if not math.isfinite(measured.loss):
+            raise self._not_finite("the tested loss is", self._steps_done())
+        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
+        summary = {
+            "name": self.run.name,
+            "stopped": stopped,
+            "parameters": self.parameters,
+            "multiply_adds": self.multiply_adds,
+            "compiled": self.step.loss_and_correct.active,
+            "compile_note": self.step.loss_and_correct.note or self.evaluator.compiled.note,
+            "captured": self.runner.captured,
+            "capture_note": self.runner.note,
+            "compiled_from_cache": self.step.loss_and_correct.from_cache,
+            "tta": self.recipe.eval.tta,
+            "tta_passes": passes(self.recipe.eval),
+            "loader": self.feed.loading.kind,
+            "input_stall": input_stall(self.recorder.rows),
+            **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.feed.train)),
+            **features,
+            "seconds": self.at.seconds + time.perf_counter() - self.began,
+            "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+        if self.recipe.record.report:
+            try:
+                page = draw_page(
+                    self.run, self.recipe, self.feed, self.recorder.rows, summary, self.environment, logits.softmax(1)
+                )
+                self.progress.message(f"report: {page}")
+            except UserError:
+                raise
+            except Exception as error:  # a figure that cannot be drawn must not cost the run its result
+                self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error})")
+        write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
+        return summary

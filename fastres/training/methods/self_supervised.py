@@ -1,0 +1,80 @@
+"""What self-supervised methods share: a network that learns by comparing views of an image, and the views."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.errors import UserError
+from fastres.models import Network
+
+
+class Pretraining(Network):
+    """A network and the projection of its features in which views are compared. `backbone` is what is kept.
+
+    A subclass makes the projection and defines `compare`.
+    """
+
+    projection: nn.Module
+
+    def __init__(self, backbone: Network) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = f"backbone.{backbone.head}"
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.backbone.features(x)
+
+    def classify(self, features: Tensor) -> Tensor:
+        return self.backbone.classify(features)
+
+    def group_of(self, name: str, parameter: nn.Parameter) -> str:
+        if name.startswith("backbone."):
+            return self.backbone.group_of(name.removeprefix("backbone."), parameter)
+        return "head" if parameter.ndim > 1 else "bias"
+
+    @abstractmethod
+    def compare(self, views: Tensor, batch: int, average: nn.Module | None) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a training step.
+
+        Args:
+            views: [V·B, 3, H, W], view 0 of all images, then view 1, …
+            batch: B.
+            average: the moving average of this module, where the method has one.
+
+        Returns the logits [B, classes] of each image's first view, whose gradient reaches the classifier alone, and the
+        mean loss, fp32, of the method.
+        """
+
+
+def width(backbone: Network) -> int:
+    """How many features an image has."""
+    return backbone.classifier.in_features
+
+
+def reduced(images: Tensor, size: int) -> Tensor:
+    """[N, 3, H, W] to [N, 3, size, size] by means over equal squares; `size` divides H, which is W."""
+    factor = images.shape[2] // size
+    return images if factor == 1 else F.avg_pool2d(images, factor)
+
+
+def check_size(backbone: Network, image_size: int, size: int, key: str) -> None:
+    """Raise UserError, naming `key`, where the network has no such features of images of `size` pixels as it has of
+    whole ones."""
+    if image_size % size:
+        fitting = [side for side in range(1, image_size + 1) if image_size % side == 0 and side >= 8]
+        raise UserError(f"{key} = {size} does not divide the images' {image_size} pixels: set it to one of {fitting}")
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            found = backbone.eval().features(torch.zeros(1, 3, size, size)).shape[1]
+    except RuntimeError:  # smaller than a pool
+        found = 0
+    finally:
+        backbone.train(training)
+    if found != width(backbone):
+        raise UserError(
+            f"{key} = {size}: this network has other features of such small images; set it to {image_size}, or take a "
+            "model that averages over the whole map (model.pool = 0)"
+        )

@@ -1,0 +1,161 @@
+"""One run from top to bottom."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastres.engine.memory import Beginning
+from fastres.errors import Interrupted, UserError
+from fastres.recipe import Distill, PseudoLabel, Recipe, Supervised
+from fastres.recipe.portable import self_contained
+from fastres.recipe.teacher import FOLDER as TEACHER
+from fastres.recipe.teacher import read_teacher, trains_teacher
+from fastres.runs import directory
+from fastres.training.loop import OnEpoch, Run, RunResult
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    name: str = "run",
+    beginning: Beginning | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> RunResult:
+    """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
+
+    `beginning` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
+    metrics.jsonl so far; a text that it returns ends the training there, as `stopped` of the summary.
+
+    Raises UserError for what the user can put right (Diverged where the loss leaves the reals), Interrupted after
+    SIGINT or SIGTERM, when a checkpoint has been saved.
+    """
+    recipe.check_single()
+    recipe = self_contained(recipe)
+    directory.check_free(out)
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, out, device, quiet, beginning, on_epoch, recipe.record.name or name)
+    with beginning or Beginning() as beginning:
+        run = Run(recipe, device, quiet, beginning, on_epoch)
+        folder = directory.create(out, recipe.record.name or name, recipe)
+        with directory.claimed(folder):
+            return run.execute(folder, [])
+
+
+def resume(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    quiet: bool = False,
+    beginning: Beginning | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> RunResult:
+    """Complete an interrupted run from its last checkpoint, to the same bits as if nothing had happened.
+
+    A run that was interrupted before its first checkpoint starts again. Raises as `train` does.
+    """
+    folder = Path(run)
+    recipe = directory.read_recipe(folder)
+    recipe.check_single()
+    if (folder / "summary.json").is_file():
+        raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
+    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
+        return _runs_in(recipe, folder, device, quiet, beginning, on_epoch)
+    with directory.claimed(folder), beginning or Beginning() as beginning:
+        resumed = Run(recipe, device, quiet, beginning, on_epoch)
+        return resumed.execute(folder, resumed.restore(folder))
+
+
+def _runs_in(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    beginning: Beginning | None,
+    on_epoch: OnEpoch | None,
+    name: str | None = None,
+) -> RunResult:
+    """Several runs inside of the new run directory `out`, or without `name` of one that was begun."""
+    if beginning is not None:
+        beginning.done()  # each of them has one of its own
+    if isinstance(recipe.method, PseudoLabel):
+        return _rounds(recipe, out, device, quiet, name)
+    return _taught(recipe, out, device, quiet, on_epoch, name)
+
+
+def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, name: str | None) -> RunResult:
+    """Pseudo-labelling in the new run directory `out`, or without `name` in one that was begun: runs in a run."""
+    from fastres.training.methods.pseudo_label import Rounds
+
+    rounds = Rounds.open(recipe, quiet=quiet)
+    folder = Path(str(out)) if name is None else directory.create(out, name, recipe)
+
+    def one(recipe: Recipe, run: Path) -> dict[str, Any]:
+        return _complete(recipe, run, device, quiet)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    with directory.claimed(folder):
+        try:
+            return RunResult(folder, rounds.execute(folder, one, say, device))
+        except UserError:
+            if not (folder / "rounds").exists():  # the first round could not even begin: leave nothing behind
+                shutil.rmtree(folder)
+            raise
+
+
+def _taught(
+    recipe: Recipe,
+    out: str | Path | None,
+    device: str,
+    quiet: bool,
+    on_epoch: OnEpoch | None,
+    name: str | None,
+) -> RunResult:
+    """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
+    run lies in it, and comes first."""
+    assert isinstance(recipe.method, Distill)
+    teacher = read_teacher(recipe.method.teacher, recipe.data)
+    if name is not None:
+        _check_both(teacher, recipe.model_copy(update={"method": Supervised()}), device)
+    folder = Path(str(out)) if name is None else directory.create(out, name, recipe)
+    with directory.claimed(folder):
+        place = folder / TEACHER
+        try:
+            if not quiet:
+                print(f"the teacher, in {place}", file=sys.stderr, flush=True)
+            _complete(teacher, place, device, quiet)
+        except Interrupted as error:  # it names the teacher's folder, which nobody has to know
+            raise Interrupted(str(error).replace(str(place), str(folder))) from error
+        if not quiet:
+            print("the student", file=sys.stderr, flush=True)
+        with Beginning() as beginning:
+            student = Run(recipe, device, quiet, beginning, on_epoch, place)
+            return student.execute(folder, student.restore(folder))
+
+
+def _check_both(teacher: Recipe, student: Recipe, device: str) -> None:
+    """Raise UserError for what is wrong with either: of the student it would else come out after hours of teaching."""
+    from fastres.training.methods.distillation import check_fits
+
+    with Beginning() as beginning:
+        feeds = [Run(recipe, device, True, beginning).feed for recipe in (teacher, student)]
+    for feed in feeds:
+        feed.close()
+    dataset = feeds[0].dataset
+    check_fits(dataset.source, dataset.classes, dataset.image_size, feeds[1].dataset)
+
+
+def _complete(recipe: Recipe, run: Path, device: str, quiet: bool) -> dict[str, Any]:
+    """The summary of a run that is a part of another one: a finished one's, else after training or resuming it."""
+    if (run / "summary.json").is_file():
+        return json.loads((run / "summary.json").read_text())
+    begun = (run / "recipe.toml").is_file()
+    options: dict[str, Any] = {"device": device, "quiet": quiet}
+    return (resume(run, **options) if begun else train(recipe, out=run, **options)).summary

@@ -1,0 +1,116 @@
+"""How the runs of a recipe start: the process, the network with its first weights, and all that trains and tests it."""
+
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from fastres.engine.compile_cache import imports_beside
+from fastres.engine.memory import keep_freed_memory
+from fastres.errors import UserError
+from fastres.evaluation.evaluator import Evaluator
+from fastres.models import Layer, Network, build, count_parameters, layers
+from fastres.recipe import Dino, Distill, EmpSsl, Recipe
+from fastres.training.data import open_feed
+from fastres.training.epoch import Runner
+from fastres.training.methods.dino import DinoNetwork
+from fastres.training.methods.distillation import Distillation
+from fastres.training.methods.emp_ssl import EmpSslNetwork
+from fastres.training.methods.transfer import start_from
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.step import Step
+
+
+def prepare_process(recipe: Recipe, device: torch.device) -> None:
+    """Settings of the whole process, before anything is computed."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    if recipe.train.deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats bits only with its own buffers
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def draw(recipe: Recipe, classes: int, image_size: int, seed: int) -> Network:
+    """The network with weights drawn by `seed`, on the CPU; `initialise` has yet to see images. Sets torch's global
+    generator. Raises UserError as `models.build` does."""
+    torch.manual_seed(seed)
+    return build(recipe.model, classes, image_size)
+
+
+def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
+    """The network on `device`, in the memory layout of training."""
+    if recipe.train.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device)
+
+
+class Session:
+    """Data, network and compiled code of a process that trains `recipe`, once or many times. `teacher` is the teacher's
+    run, where the recipe does not name one.
+
+    Raises UserError where the recipe, its data or the machine do not allow it.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, teacher: Path | None = None) -> None:
+        prepare_process(recipe, device)
+        self.recipe, self.device, self.quiet = recipe, device, quiet
+        self.feed = open_feed(recipe, device, quiet=quiet)
+        self.opened = time.perf_counter()
+        """When the data was open, by that clock."""
+        network = self.draw(recipe.train.seed)
+        self.layers, self.parameters = layers(network, self.feed.dataset.image_size), count_parameters(network)
+        self.multiply_adds = sum(layer.multiply_adds for layer in self.layers)
+        check_statistics(self.layers, recipe, len(self.feed.train.subset))
+        loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
+        with imports_beside() if loads else nullcontext():
+            self.initialise(network)
+        self.teacher: Distillation | None = None
+        if isinstance(recipe.method, Distill):
+            self.teacher = Distillation(recipe.method, self.feed, device, teacher)
+        self.step = Step(
+            place(self.pretraining(network), recipe, device),
+            recipe,
+            len(self.feed.train),
+            device,
+            self.teacher,
+            self.feed.targets,
+        )
+        self.tally, self.stall = Tally(device), StallMeter(device)
+        self.runner = Runner(self.step, self.feed, self.tally, self.stall)
+        self.evaluator = Evaluator(
+            self.step.averaged, self.feed.augment, recipe.train.precision, device, compile=recipe.train.compile
+        )
+
+    def initialise(self, network: Network) -> None:
+        """Turn drawn weights into those of the first step: what is computed from images or comes from elsewhere."""
+        network.initialise(self.feed.sample(network.initial_images))
+        if self.recipe.transfer is not None:
+            start_from(network, self.recipe.transfer)
+
+    def pretraining(self, network: Network) -> Network:
+        """The network with what a self-supervised method trains besides, else itself."""
+        method, size = self.recipe.method, self.feed.dataset.image_size
+        if isinstance(method, Dino):
+            return DinoNetwork(network, method, size)
+        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSsl) else network
+
+    def draw(self, seed: int) -> Network:
+        """`draw`, for this data."""
+        dataset = self.feed.dataset
+        return draw(self.recipe, len(dataset.classes), dataset.image_size, seed)
+
+
+def check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
+    """Raise UserError where a batch would give BN a single value a channel, which has no variance: now, not at the end
+    of the first epoch. `found` are the network's layers, `images` those of an epoch."""
+    options = recipe.train
+    smallest = min(layer.output[-1] for layer in found if layer.kind == "BN")
+    rest = 0 if options.drop_last else images % options.batch_size
+    if smallest == 1 and 1 in (options.batch_size, rest):
+        raise UserError(
+            f"a batch of one image meets a BN of 1×1 maps, which has no variance ({images} images in batches of "
+            f"{options.batch_size}): set train.drop_last = true or another train.batch_size"
+        )

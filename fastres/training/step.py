@@ -1,0 +1,293 @@
+"""One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastres.engine.compile import Compiled
+from fastres.engine.precision import autocast
+from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
+from fastres.recipe import Dino, Muon, Recipe, SelfSupervised
+from fastres.training.methods.self_supervised import Pretraining
+from fastres.training.methods.transfer import frozen_norms, rate_factors
+
+
+class Phase(NamedTuple):
+    """What a step does besides what all do. Steps of one phase do the same work, on other numbers."""
+
+    frozen: bool
+    """Rates that had to fade to 0 have: what they belong to needs no gradients any more."""
+    renormalises: bool
+    """Muon's filters are brought back to their norms."""
+    exchanges: bool
+    """Lookahead's slow weights move."""
+
+
+class Teacher(Protocol):
+    """What adds its part to the loss: see methods/distillation.py."""
+
+    about: str
+    """What its part of a compiled graph depends on besides shapes."""
+
+    def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
+        """The whole loss on images [B, 3, H, W] with fp32 logits [B, classes], of which `loss` is the labels' part."""
+        ...
+
+
+class Step:
+    """Everything that changes from step to step, and the change.
+
+    Weights, BN statistics, loss and optimizer stay in fp32; under bf16 and fp16 autocast runs convolutions and what
+    lies between them in that type. `seed` and the step number decide all randomness (dropout), so there is no
+    generator to save.
+
+    A call is `prepare`, which is the host's part, and `update`, the device's. `update` alone can be captured and
+    replayed, after `read_numbers_on_device`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        device: torch.device,
+        teacher: Teacher | None = None,
+        targets: Tensor | None = None,
+    ) -> None:
+        options = recipe.train
+        self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
+        self.teacher, self._frozen_norms = teacher, frozen_norms(network)
+        self.steps = total_steps(options.epochs, steps_per_epoch)
+        self._targets = targets  # fp32 [labels, classes], where labels stand for probabilities
+        self._classes = None if targets is None else targets.argmax(1)
+        self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
+        self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(backbone_of(network), recipe.transfer))
+        self.ema = Ema(network, options.ema) if options.ema else None
+        if isinstance(recipe.method, Dino):
+            self.ema = Ema(network, recipe.method.teacher_momentum, cosine_steps=self.steps)
+        self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
+        self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
+        # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self._first_scale = self.scaler.state_dict()
+        about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
+        about += f" {recipe.method!r}" if isinstance(recipe.method, SelfSupervised) else ""
+        about += "" if targets is None else f" {list(targets.shape)}"
+        self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
+        self._frozen = False
+        self._table: Tensor | None = None  # fp32 [steps, numbers]
+        self._numbers: Tensor | None = None  # fp32 [1, numbers], of the step that runs
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
+        average = self.ema or self.lookahead
+        return backbone_of(self.network if average is None else average.network)
+
+    # ------------------------------------------------------------------------------- what depends on the step's number
+
+    def learning_rate(self, step: int) -> float:
+        """The recipe's rate, `optimizer.lr`, as step `step` (counted from 0) uses it."""
+        return self.recipe.optimizer.lr * self._factor(step)
+
+    def _factor(self, step: int) -> float:
+        return factor(self.recipe.schedule, step, self.steps_per_epoch, self.recipe.train.epochs)
+
+    def numbers(self, step: int) -> list[float]:
+        """The rate of each of the optimizer's groups at `step`, then the share by which each average moves."""
+        scheduled = self._factor(step)
+        rates = []
+        for group in self.optimizer.param_groups:
+            fades = group["fades_after"]
+            rates.append(group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled))
+        return rates + [average.share(step) for average in (self.ema, self.lookahead) if average is not None]
+
+    def phase(self, step: int) -> Phase:
+        """What step `step`, counted from 0, does besides what all do."""
+        fades = [group["fades_after"] for group in self.optimizer.param_groups if group["fades_after"]]
+        return Phase(
+            frozen=bool(fades) and all(fading(step, self.steps_per_epoch, epochs) == 0 for epochs in fades),
+            renormalises=bool(self.renormalise_every) and (step + 1) % self.renormalise_every == 0,
+            exchanges=self.lookahead is not None and self.lookahead.due(step),
+        )
+
+    @property
+    def uniform(self) -> bool:
+        """Whether steps that follow each other are alike, nearly all of them: none that comes every so often is
+        different, and none draws from a generator that is seeded by its number."""
+        periodic = self.renormalise_every > 1 or self.lookahead is not None
+        return not periodic and not self.recipe.model.dropout
+
+    def read_numbers_on_device(self) -> None:
+        """Let every step find its rates and shares in a table on the device, by a counter that is there too."""
+        self._table = torch.tensor([self.numbers(step) for step in range(self.steps)], dtype=torch.float32).to(
+            self.device
+        )
+        self._numbers = torch.zeros_like(self._table[:1])
+        self._attach()
+
+    def _attach(self) -> None:
+        """Make the groups' rates views of the numbers, where these are on the device, and Adam's steps capturable on
+        CUDA: a checkpoint brings what it was there, where it was saved."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = self._numbers is not None and self.device.type == "cuda"
+        if self._numbers is None:
+            return
+        for group, rate in zip(self.optimizer.param_groups, self._numbers[0], strict=False):
+            group["lr"] = rate
+        # Adam warns of capturable groups whose step runs uncaptured, as the first ones do.
+        for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
+            optimizer._warned_capturable_if_run_uncaptured = True
+
+    # ------------------------------------------------------------------------------------------------------ the step
+
+    def __call__(
+        self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Train on one batch: [B, 3, H, W] and int64 [B]; where views are compared, all views of the B images, [V·B, 3,
+        H, W]. Of a mixed batch `partners` are the labels of the images that
+        were mixed in, int64 [B], and `weight`, fp32 [1], is the share of the images' own.
+
+        Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
+        correct by the share of the label that it names), both still on the device.
+        """
+        phase = self.prepare(step)
+        counter = None if self._table is None else torch.tensor([step], device=self.device)
+        return self.update(phase, images, labels, partners, weight, counter=counter, step=step)
+
+    def prepare(self, step: int) -> Phase:
+        """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after it.
+        Returns that phase."""
+        if self.recipe.model.dropout:
+            torch.manual_seed((self.seed << 32) + step)
+        self.network.train()
+        for norm in self._frozen_norms:
+            norm.eval()
+        phase = self.phase(step)
+        if phase.frozen != self._frozen:
+            self._frozen = phase.frozen
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"] if group["fades_after"] else ():
+                    parameter.requires_grad_(not phase.frozen)
+        return phase
+
+    def update(
+        self,
+        phase: Phase,
+        images: Tensor,
+        labels: Tensor,
+        partners: Tensor | None = None,
+        weight: Tensor | None = None,
+        *,
+        counter: Tensor | None = None,
+        step: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The device's part of a call. Which step it is, is in `counter`, int64 [1] on the device, after
+        `read_numbers_on_device`, and else in `step`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        mixed = () if partners is None or weight is None else (partners, weight)
+        loss, correct = self.loss_and_correct(images, labels, *mixed, variant=phase.frozen)
+        self.scaler.scale(loss).backward()
+        if self.recipe.train.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.train.grad_clip, foreach=True)
+        shares = self._take_numbers(counter, step)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if phase.renormalises:
+            renormalise(self.optimizer)
+        if phase.exchanges and self.lookahead is not None:
+            self.lookahead.exchange(self.network, shares[-1])
+        if self.ema is not None:
+            self.ema.update(self.network, shares[0])
+        return loss.detach(), correct
+
+    def _take_numbers(self, counter: Tensor | None, step: int | None) -> list[Any]:
+        """Give each group its rate; returns the shares of the averages."""
+        groups = self.optimizer.param_groups
+        if self._table is not None and self._numbers is not None and counter is not None:
+            torch.index_select(self._table, 0, counter, out=self._numbers)
+            return list(self._numbers[0, len(groups) :])
+        assert step is not None  # without a table the host knows
+        numbers = self.numbers(step)
+        for group, rate in zip(groups, numbers, strict=False):
+            group["lr"] = rate
+        return numbers[len(groups) :]
+
+    def _loss_and_correct(
+        self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with autocast(self.recipe.train.precision, self.device):
+            if isinstance(self.network, Pretraining):
+                average = None if self.ema is None else self.ema.network
+                logits, compared = self.network.compare(images, len(labels), average)
+            else:
+                logits, compared = self.network(images), None
+        logits = logits.float()
+        loss, correct = self._against(logits, labels)
+        if compared is not None:
+            loss = compared + loss
+        if partners is not None and weight is not None:
+            # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
+            other, right = self._against(logits, partners)
+            share = weight.squeeze()
+            loss, correct = share * loss + (1 - share) * other, share * correct + (1 - share) * right
+        return loss if self.teacher is None else self.teacher(images, logits, loss), correct
+
+    def _against(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy, and how many predictions name the label, or what is most probable of its target."""
+        smoothing, guesses = self.recipe.train.label_smoothing, logits.detach().argmax(1)
+        if self._targets is None or self._classes is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing), (guesses == labels).sum()
+        targets, classes = self._targets[labels], self._classes[labels]
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing), (guesses == classes).sum()
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are finite; waits for the device."""
+        averages = [average.network for average in (self.ema, self.lookahead) if average is not None]
+        networks = [self.network, *averages]
+        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+    def restart(self, network: nn.Module, seed: int) -> None:
+        """Become what Step(network, …) is with `seed` as `train.seed`: the weights of `network`, an optimizer without a
+        past, averages that start there. All tensors stay where they are, and with them what is compiled for them.
+        `network` is left as it is, and may lie on another device and in another memory layout."""
+        self.seed = seed
+        self.network.load_state_dict(network.state_dict())
+        for average in (self.ema, self.lookahead):
+            if average is not None:
+                average.network.load_state_dict(self.network.state_dict())
+        self.optimizer.zero_grad(set_to_none=True)
+        restart(self.optimizer)  # after the weights: Muon looks at them
+        self.scaler.load_state_dict(self._first_scale)
+
+    def state(self) -> dict[str, Any]:
+        """What an exact resume needs, as tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "compiled": self.loss_and_correct.active,
+            "ema": None if self.ema is None else self.ema.network.state_dict(),
+            "lookahead": None if self.lookahead is None else self.lookahead.network.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave. Weights are copied into place, so that their memory layout stays."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._attach()
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.network.load_state_dict(state["ema"])
+        if self.lookahead is not None:
+            self.lookahead.network.load_state_dict(state["lookahead"])
+
+
+def backbone_of(network: nn.Module) -> nn.Module:
+    """What is evaluated and kept of what is trained: of a pretraining the backbone."""
+    return network.backbone if isinstance(network, Pretraining) else network
