@@ -24,9 +24,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from fastres.errors import Interrupted, UserError
+from fastres.experiments.speedrun.results import SUMMARY, read_rows
+from fastres.experiments.speedrun.run import speedrun
 from fastres.recipe import Recipe
-from fastres.speedrun import speedrun
-from fastres.speedrun_results import SUMMARY, read_rows
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.statistics import Sample, quantile
 

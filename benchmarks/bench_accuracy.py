@@ -14,7 +14,7 @@ import torch
 from benchmarks import plain
 from benchmarks.harness import DEVICE, Side, Versus, note, wait
 from benchmarks.sameness import near
-from fastres.bench.ours import Ours
+from fastres.bench.training import Ours
 from fastres.engine.memory import keep_freed_memory
 from fastres.evaluation.evaluator import Evaluator
 from fastres.models import Network

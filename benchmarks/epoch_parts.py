@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.epochs import covered
 from benchmarks.harness import wait
 from benchmarks.summary import PARTS, number
-from fastres.bench.ours import Ours
+from fastres.bench.training import Ours
 from fastres.data.loaders import Batch
 from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
 from fastres.training.epoch import Runner

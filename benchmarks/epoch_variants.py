@@ -18,8 +18,8 @@ from benchmarks.augment_cases import by_reference
 from benchmarks.epoch_parts import EPOCH, LEAD
 from benchmarks.harness import DEVICE, Side, wait
 from benchmarks.sameness import flat
-from fastres.bench.ours import Ours
 from fastres.bench.timing import seconds
+from fastres.bench.training import Ours
 from fastres.data.loaders import choose
 from fastres.models import layers
 from fastres.recipe import Augment, Mix, Recipe

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastres.bench.ours import Ours
+from fastres.bench.training import Ours
 from fastres.evaluation.evaluator import Evaluator
 from fastres.recipe import Recipe
 from fastres.training.data import open_feed

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks import ablations, epoch_parts
 from benchmarks.readme import Results
 from benchmarks.summary import PARTS, with_parts
-from fastres.bench import pareto_page, roofline_page
+from fastres.bench import roofline_page
+from fastres.experiments.pareto import page
 from fastres.report import run_figures
 from fastres.report.document import markdown_table
 from fastres.report.style import png
@@ -196,7 +197,7 @@ def augment_accuracy(results: Results) -> str:
 
 
 def pareto(results: Results) -> str:
-    return markdown_table(*pareto_page.table(results(PARETO)))
+    return markdown_table(*page.table(results(PARETO)))
 
 
 def roofline(results: Results) -> str:
@@ -259,6 +260,6 @@ def pictures(results: Results) -> Iterator[tuple[str, bytes]]:
     yield "ablations-94-cpu.md", ablations.table(rows, times=False).encode()
     epochs = with_parts(results(SUITES)["figures"])
     yield SUITES.replace(".json", "-epoch.png"), png(epoch_parts.bars(epochs))
-    for name, draw in ((PARETO, pareto_page.picture), (ROOFLINE, roofline_page.picture)):
+    for name, draw in ((PARETO, page.picture), (ROOFLINE, roofline_page.picture)):
         if (results.folder / name).is_file():  # what `fastres bench` wrote
             yield name.replace(".json", ".png"), draw(results(name))

@@ -33,7 +33,7 @@ def run(
     where `source` cannot be read.
     """
     try:
-        from fastres.speedrun import speedrun
+        from fastres.experiments.speedrun.run import speedrun
     except ImportError as error:
         raise Skipped(f"no speedruns here: {error}") from error
     recipe = recipe_of(RECIPE, source, root, dry=dry)

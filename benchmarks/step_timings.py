@@ -1,7 +1,7 @@
 """Time whole training steps, ours against the rivals of step_rivals.py, and beside what the matrix units can do.
 
 Variants take turns in one process, each launched as a run would launch it, the host's part included. Ours is the
-training loop of fastres (`fastres/bench/ours.py`) on a set of random pixels that lies on the device.
+training loop of fastres (`fastres/bench/training.py`) on a set of random pixels that lies on the device.
 """
 
 import gc
@@ -16,12 +16,12 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from fastres.engine.precision import DTYPES
 
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
-from fastres.bench.ours import Ours, random_feed
 from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
+from fastres.bench.training import Ours, random_feed
+from fastres.engine.precision import DTYPES
 from fastres.models import count_parameters, layers
 from fastres.recipe import Augment, Recipe
 from fastres.recipe.networks import Model

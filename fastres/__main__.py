@@ -1,5 +1,5 @@
 """`python -m fastres` is the `fastres` command."""
 
-from fastres.cli import main
+from fastres.cli.app import main
 
 main()

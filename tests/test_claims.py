@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 
 from fastres.data.order import split
 from fastres.errors import UserError
-from fastres.recipe import Recipe
-from fastres.report.document import Heading, Picture, Table, Text, Verbatim, html, markdown
-from fastres.report.style import png
-from fastres.reproduce import page, quantities
-from fastres.reproduce.claims import BEST, CLAIMS, choose
-from fastres.reproduce.figures import leak
-from fastres.reproduce.plan import Plan, make
-from fastres.reproduce.results import find
-from fastres.reproduce.scaling import STEPS, TESTED, scaled, trained_images
-from fastres.reproduce.verdicts import (
+from fastres.experiments.reproduce import page, quantities
+from fastres.experiments.reproduce.claims import BEST, CLAIMS, choose
+from fastres.experiments.reproduce.figures import leak
+from fastres.experiments.reproduce.plan import Plan, make
+from fastres.experiments.reproduce.results import find
+from fastres.experiments.reproduce.scaling import STEPS, TESTED, scaled, trained_images
+from fastres.experiments.reproduce.verdicts import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
@@ -34,6 +31,9 @@ from fastres.reproduce.verdicts import (
     limits_of,
     mean_and_sd,
 )
+from fastres.recipe import Recipe
+from fastres.report.document import Heading, Picture, Table, Text, Verbatim, html, markdown
+from fastres.report.style import png
 from fastres.utils.statistics import quantile
 from tests.pages import Page
 

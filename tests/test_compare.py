@@ -15,9 +15,10 @@ from pages import Page
 from PIL import Image
 from rich.console import Console
 
-from fastres import compare_figures, compare_page
-from fastres.compare import Comparison, compare, differences, facts, flatten, ranges
 from fastres.errors import UserError
+from fastres.experiments.compare import figures
+from fastres.experiments.compare import page as compare_page
+from fastres.experiments.compare.compare import Comparison, compare, differences, facts, flatten, ranges
 from fastres.recipe import Recipe
 from fastres.report.pareto import pareto_front
 from fastres.report.style import png
@@ -322,9 +323,9 @@ def test_many_runs_and_keys_stay_legible(tmp_path: Path) -> None:
     assert "…" not in text, "nothing is cut off"
     assert all(re.search(rf"^ *{number} +quickstart-", text, re.MULTILINE) for number in range(1, 41))
     assert "other keys, on the page" not in text  # four differ
-    figure = compare_figures.curves(comparison.settings, [("val_loss", "validation loss", 1.0)])
+    figure = figures.curves(comparison.settings, [("val_loss", "validation loss", 1.0)])
     lines = [line for line in figure.axes[0].get_lines() if len(line.get_xdata())]
-    assert len(lines) == compare_figures.MOST == 28
+    assert len(lines) == figures.MOST == 28
     # matplotlib tells "--" for every pattern of dashes; the pattern itself has no public name.
     looks = {f"{line.get_color()} {line._dash_pattern}" for line in lines}  # type: ignore[attr-defined]
     assert len(looks) == 28, "all can be told apart"
@@ -353,7 +354,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     for path in paths:
         (path / "recipe.toml").write_text((paths[0] / "recipe.toml").read_text())
     comparison = compare(paths)
-    figure = compare_figures.pareto(comparison.data_sets[0], comparison.settings)
+    figure = figures.pareto(comparison.data_sets[0], comparison.settings)
     png(figure)
     assert len(figure.legends[0].get_texts()) == len(names)
 
@@ -364,7 +365,7 @@ def test_warnings_about_validation_and_choice(tmp_path: Path) -> None:
     comparison = compare([leaky, chosen])
     notes = "\n".join(compare_page.notes(comparison))
     assert "Leaky validation: run 1 had" in notes and "Chosen on the test images: run 2 kept" in notes
-    figure = compare_figures.curves(comparison.settings, [("val_loss", "validation loss", 1.0)])
+    figure = figures.curves(comparison.settings, [("val_loss", "validation loss", 1.0)])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1  leaky (leaky validation)", "2  chosen"]
 
 
@@ -373,7 +374,7 @@ def test_warnings_about_validation_and_choice(tmp_path: Path) -> None:
 
 def test_seeds_share_a_colour_and_curves_are_the_metrics(tmp_path: Path) -> None:
     paths = [*seeded(tmp_path, [0.90, 0.92]), make_run(tmp_path / "other", {"mix": {"mixup_alpha": 1.0}}, rows=1)]
-    figure = compare_figures.curves(compare(paths).settings, [("train_loss", "loss", 1.0), ("val_loss", "loss", 2.0)])
+    figure = figures.curves(compare(paths).settings, [("train_loss", "loss", 1.0), ("val_loss", "loss", 2.0)])
     FigureCanvasAgg(figure).draw()
     above, below = figure.axes
     lines = [line for line in below.get_lines() if len(line.get_xdata())]
@@ -391,7 +392,7 @@ def test_the_front_is_drawn_where_it_is(tmp_path: Path) -> None:
         recipe = {"optimizer": {"name": "sgd", "lr": ord(name) / 1000}}
         make_run(tmp_path / name, recipe, test_accuracy=accuracy, seconds=seconds, images_per_second=1e4 / seconds)
     comparison = compare([tmp_path])
-    figure = compare_figures.pareto(comparison.data_sets[0], comparison.settings)
+    figure = figures.pareto(comparison.data_sets[0], comparison.settings)
     FigureCanvasAgg(figure).draw()
     speed, time = figure.axes
     assert (speed.get_xlabel(), time.get_xlabel()) == ("training speed (images/s)", "time of the whole run (s)")
@@ -420,7 +421,7 @@ def test_times_far_apart_are_on_a_logarithmic_axis(tmp_path: Path) -> None:
     for name, seconds in (("a", 1.0), ("b", 5000.0)):
         make_run(tmp_path / name, {"optimizer": {"name": "sgd", "lr": seconds}}, seconds=seconds)
     comparison = compare([tmp_path])
-    speed, time = compare_figures.pareto(comparison.data_sets[0], comparison.settings).axes
+    speed, time = figures.pareto(comparison.data_sets[0], comparison.settings).axes
     assert (speed.get_xscale(), time.get_xscale()) == ("linear", "log")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 import fastres
-from fastres import doctor
+from fastres.cli import doctor
 from fastres.data import open_dataset
 
 PROJECT = Path(fastres.__file__).resolve().parent.parent / "pyproject.toml"

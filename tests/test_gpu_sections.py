@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no pa
 from benchmarks import epochs, gpu_suite, gpu_table, report_run, speedruns, step_timings  # noqa: E402
 from benchmarks import suite as suites  # noqa: E402
 from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet, Rival, Work  # noqa: E402
-from fastres.bench import ceilings, ours  # noqa: E402
+from fastres.bench import ceilings, training  # noqa: E402
 from fastres.bench.timing import DRY  # noqa: E402
 from fastres.data import open_dataset  # noqa: E402
 from fastres.models import build, count_parameters, layers  # noqa: E402
@@ -119,8 +119,8 @@ def test_rivals_do_the_same_steps() -> None:
 
 
 def test_calls_of_several_steps_are_exact_in_sum() -> None:
-    launches = iter([ours.Launch(12, 240)] * 10)
-    steps = ours.Steps(launches, 20)
+    launches = iter([training.Launch(12, 240)] * 10)
+    steps = training.Steps(launches, 20)
     done = []
     for _ in range(5):
         steps()
@@ -259,7 +259,7 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
             }
         )
 
-    monkeypatch.setitem(sys.modules, "fastres.speedrun", SimpleNamespace(speedrun=speedrun))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "fastres.experiments.speedrun.run", SimpleNamespace(speedrun=speedrun))  # type: ignore[arg-type]
     suite = dry_suite(stores)
     one, several = figures_of(suite, "speedrun")
     assert calls == [1, 2]
@@ -270,7 +270,7 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_speedruns_that_are_not_there(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fastres.speedrun", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "fastres.experiments.speedrun.run", None)  # type: ignore[arg-type]
     suite = dry_suite(stores)
     assert suites.run(suite, ["speedrun"]) == 0
     assert suite.report["sections"]["speedrun"]["status"] == "skipped"

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from fastres import sweep_page, sweep_results
 from fastres.errors import UserError
+from fastres.experiments.sweep import page as sweep_page
+from fastres.experiments.sweep import results
+from fastres.experiments.sweep.plan import load
+from fastres.experiments.sweep.results import kept_epoch, markdown, read_row, shown, summarise, table
 from fastres.recipe import Recipe
-from fastres.sweep import load
-from fastres.sweep_results import kept_epoch, markdown, read_row, shown, summarise, table
 from fastres.utils.statistics import Sample
 
 
@@ -345,7 +346,7 @@ def test_names_of_points_are_an_axis(tmp_path: Path, write: Any) -> None:
     assert "data:image/png;base64," in page and "&lt;b&gt;" in page and "<b>" not in page
     assert "Means over seeds" in page and "optimizer.lr" in page
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / sweep_results.SUMMARY).read_text())["points"] == rows
+    assert json.loads((tmp_path / results.SUMMARY).read_text())["points"] == rows
 
 
 @pytest.mark.parametrize("values", [[0.5], [None], [0.5, 0.5], [None, None]])

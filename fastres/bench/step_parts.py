@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastres.bench import norms
 from fastres.bench.counts import Convolution, layers_of, norm_operations, total, update_work
-from fastres.bench.ours import Ours, random_feed
 from fastres.bench.timing import Call
+from fastres.bench.training import Ours, random_feed
 from fastres.engine.precision import DTYPES
 from fastres.layers.convolution import HAS_AMX
 from fastres.models import build

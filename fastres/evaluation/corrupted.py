@@ -16,7 +16,6 @@ from fastres.evaluation.corruptions.values import Pixels
 from fastres.evaluation.metrics import Measures, measure
 from fastres.evaluation.predict import test_set
 from fastres.evaluation.trained import Kept
-from fastres.report.style import png
 from fastres.utils.files import check_writable, write_bytes, write_json
 from fastres.utils.progress import progress, say
 
@@ -95,6 +94,7 @@ def evaluate_shifted(
     summary = summarise(clean.accuracy, accuracy, severities) | about
     if unwritten is None:
         from fastres.report import run_figures
+        from fastres.report.style import png
 
         write_bytes(folder / FIGURE, png(run_figures.shift(summary)))
         write_json(folder / FILE, summary)

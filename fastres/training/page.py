@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from fastres.recipe import Recipe
-from fastres.report.style import png, short
 from fastres.training.data import Feed, labels_of, open_feed
 from fastres.utils.files import check_writable, write_bytes
 
 SHOWN = 40
 """Training images that the page shows."""
-
-
 STEPS_SHOWN, EACH_STEP = 4, 8
 """Batches that the figure of the augmentation shows, and images of each: a batch is mixed in one way."""
 
@@ -55,6 +52,7 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
     them; returns how many images it shows. Raises UserError where data or policy cannot be used, or `out` not written.
     """
     from fastres.report import run_figures
+    from fastres.report.style import png, short
 
     check_writable(out)
     feed = open_feed(recipe, torch.device("cpu"))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from fastres.bench import pareto_page
-from fastres.bench.pareto import pixels_of, plan
-from fastres.bench.records import CLASSES, RECORDS
 from fastres.errors import UserError
+from fastres.experiments.pareto import page
+from fastres.experiments.pareto.published import CLASSES, RECORDS
+from fastres.experiments.pareto.run import pixels_of, plan
 from fastres.recipe import Recipe
 from fastres.report import pareto
 
@@ -103,7 +103,7 @@ def test_a_copy_of_cifar10_is_known_by_its_classes_and_counts(monkeypatch: pytes
         ({"classes": [*CLASSES[:9], "car"]}, None),
         ({"parts": {"train": {"images": 50_000}, "test": {"images": 9_999}}}, None),
     ):
-        monkeypatch.setattr("fastres.bench.pareto.info", lambda *_, told=facts | changes, **__: told)
+        monkeypatch.setattr("fastres.experiments.pareto.run.info", lambda *_, told=facts | changes, **__: told)
         assert pixels_of(data) == found
 
 
@@ -149,7 +149,7 @@ def facts(pixels: str | None = "copy") -> dict[str, Any]:
 
 
 def test_the_page(tmp_path: Path) -> None:
-    pareto_page.write(tmp_path, facts())
+    page.write(tmp_path, facts())
     text = (tmp_path / "pareto.md").read_text()
     assert "| good | 92.00 ± 2.00% | 2 | 500 | 700.0 | 30.0 | 4.0 | 1,000,000 | time |" in text
     assert "| quick | 70.00% | 1 | 1,500 | 100.0 | 30.0 | 4.0 | 1,000,000 | time and speed |" in text
@@ -158,30 +158,30 @@ def test_the_page(tmp_path: Path) -> None:
     assert "**The published results were measured on other devices (A100 or V100)" in text
     assert "lossy copy of CIFAR-10" in text
     assert all(record.source in text and record.name in text for record in RECORDS)
-    assert (tmp_path / "pareto.png").read_bytes() == pareto_page.picture(facts()), "the same facts, the same bytes"
+    assert (tmp_path / "pareto.png").read_bytes() == page.picture(facts()), "the same facts, the same bytes"
     assert {path.name for path in tmp_path.iterdir()} == {"pareto.md", "pareto.png", "pareto.json"}
 
 
 def test_the_warnings_are_those_that_apply() -> None:
-    assert "lossy copy" not in "".join(pareto_page.warnings(facts("original")))
-    assert "published" not in "".join(pareto_page.warnings(facts(None))) + pareto_page.caption(facts(None))
+    assert "lossy copy" not in "".join(page.warnings(facts("original")))
+    assert "published" not in "".join(page.warnings(facts(None))) + page.caption(facts(None))
     few = "Tested on 100 of the 10,000 test images"
-    assert few in "".join(pareto_page.warnings(facts() | {"test_images": 100}))
-    assert few not in "".join(pareto_page.warnings(facts(None) | {"test_images": 100}))
+    assert few in "".join(page.warnings(facts() | {"test_images": 100}))
+    assert few not in "".join(page.warnings(facts(None) | {"test_images": 100}))
     several = facts(None) | {"devices": ["one", "other"]}
-    assert "different devices (one, other)" in "".join(pareto_page.warnings(several))
+    assert "different devices (one, other)" in "".join(page.warnings(several))
 
 
 def test_nothing_is_drawn_where_nothing_was_finished(tmp_path: Path) -> None:
     alone = facts()
     alone["entries"] = alone["entries"][-1:]
-    pareto_page.write(tmp_path, alone)
+    page.write(tmp_path, alone)
     assert not (tmp_path / "pareto.png").exists() and "pareto.png" not in (tmp_path / "pareto.md").read_text()
 
 
 def test_records_are_on_the_panel_of_times_with_letters() -> None:
     told = facts()
-    marks = [pareto_page.mark_of(entry, place) for place, entry in enumerate(told["entries"][:3])]
+    marks = [page.mark_of(entry, place) for place, entry in enumerate(told["entries"][:3])]
     figure = pareto.pareto(marks, RECORDS)
     FigureCanvasAgg(figure).draw()
     speed, time = figure.axes

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastres import cli
+from fastres.cli import app
 
 TINY = """
 [data]
@@ -50,7 +50,7 @@ def fastres(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(sys, "argv", ["fastres", *map(str, arguments)])
         capfd.readouterr()
         try:
-            cli.main()
+            app.main()
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)

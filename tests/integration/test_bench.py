@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fastres import sweep
 from fastres.bench import roofline
+from fastres.experiments.sweep import run as sweep
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
 from fastres.training.run import train

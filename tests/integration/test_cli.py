@@ -18,9 +18,9 @@ import torch
 import typer
 from PIL import Image
 
-from fastres import cli
+from fastres.cli import app as cli
 
-RECIPES = Path(cli.__file__).parents[1] / "recipes"
+RECIPES = Path(cli.__file__).parents[2] / "recipes"
 COMMAND = [sys.executable, "-m", "fastres"]
 # Python lets surrogates through on standard output in the C locale; a user's own locale does not.
 STRICT = {"PYTHONIOENCODING": "utf-8:strict"}

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     """The half second that `--help` may take is measured by benchmarks; this is its cause, whatever the machine."""
     code = (
         "import sys; sys.argv = ['fastres', '--help']\n"
-        "from fastres.cli import main\n"
+        "from fastres.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'numba'} & set(sys.modules)\n"
@@ -97,7 +97,7 @@ def check_wheel(wheel: Path, tmp_path: Path) -> None:
     assert "fastres/py.typed" in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"fastres"}
-    code = "import fastres.kernels as k, fastres.cli; from fastres.kernels.batch_norm import routing; "
+    code = "import fastres.kernels as k, fastres.cli.app; from fastres.kernels.batch_norm import routing; "
     code += "routing._table(); print(k.__file__)"
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))  # _table reads a file beside the code
     assert done.stdout.strip() == str(tmp_path / "site" / "fastres" / "kernels" / "__init__.py"), done.stderr

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fastres.data.sources import shapes10
+from fastres.experiments.sweep.plan import load
 from fastres.models import build, count_parameters
 from fastres.recipe import Recipe
-from fastres.sweep import load
 from fastres.training.run import train
 
 FOLDER = Path(__file__).parents[2] / "recipes"

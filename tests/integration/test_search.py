@@ -15,11 +15,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from fastres import search, study
 from fastres.errors import UserError
+from fastres.experiments.sweep import search, study
+from fastres.experiments.sweep.results import kept_epoch
 from fastres.recipe import Recipe, Search
 from fastres.runs import checkpoint
-from fastres.sweep_results import kept_epoch
 from fastres.training.run import train
 
 SEARCH = """

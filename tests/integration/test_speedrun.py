@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres import speedrun
 from fastres.engine import compile_cache
 from fastres.evaluation.evaluator import Evaluator
+from fastres.experiments.speedrun import run
+from fastres.experiments.speedrun.results import FIGURE, PLAN, ROWS, SUMMARY, describe
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
-from fastres.speedrun_results import FIGURE, PLAN, ROWS, SUMMARY, describe
 from fastres.training.run import train
 
 WHOLE = ["data.split=none"]  # 200 images: six batches of 32 and one of 8
@@ -52,7 +52,7 @@ def same_as_train(recipe: Path, settings: list[str], place: Path, seeds: tuple[i
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "logits", watched)
-        speedrun.speedrun(Recipe.load(recipe, [*settings, "train.seed=3"]), 3, out=place / "runs", quiet=True)
+        run.speedrun(Recipe.load(recipe, [*settings, "train.seed=3"]), 3, out=place / "runs", quiet=True)
     assert len(compile_cache) == 4, "the warm-up and three runs"
     rows = rows_of(place / "runs")
     assert [row["seed"] for row in rows] == [3, 4, 5]
@@ -79,7 +79,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
     seen: list[tuple[int, int]] = []
     asked: list[str] = []
-    original, obtain = speedrun._Series._run, compile_cache.obtain
+    original, obtain = run._Series._run, compile_cache.obtain
 
     def counted(function: Any, *arguments: Any) -> Any:
         asked.append(function.__qualname__)
@@ -94,7 +94,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
         seen.append(compilations())
         return row
 
-    monkeypatch.setattr(speedrun._Series, "_run", watched)
+    monkeypatch.setattr(run._Series, "_run", watched)
     monkeypatch.setattr(compile_cache, "obtain", counted)
     settings = [*WHOLE, *KINDS["muon"], "train.compile=true", "train.ema=0.9", "model.dropout=0.1"]
     same_as_train(tiny, settings, tmp_path, seeds=(5,))
@@ -117,7 +117,7 @@ def test_the_command(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     assert "3 runs, seeds 0 to 2: mean test accuracy" in printed
     assert "(Student's t, 2 degrees of freedom)" in printed
     assert "mean above 5.00%: " in printed and "(one-sided t test)" in printed
-    assert f"timed: {speedrun.TIMED}" in printed and f"not timed: {speedrun.NOT_TIMED}" in printed
+    assert f"timed: {run.TIMED}" in printed and f"not timed: {run.NOT_TIMED}" in printed
     assert "run 2/3  seed 1" in err and err.count(" left\n") == 2
     rows, summary = rows_of(out), json.loads((out / SUMMARY).read_text())
     accuracies = [row["test_accuracy"] for row in rows]
@@ -155,14 +155,14 @@ def test_an_interrupted_speedrun_goes_on(
 ) -> None:
     """Only with the plan it was begun with; finished, not at all."""
     assert fastres("speedrun", tiny, "--runs", 4, "--out", tmp_path / "straight", *options())[0] == 0
-    out, original = tmp_path / "out", speedrun._Series._run
+    out, original = tmp_path / "out", run._Series._run
 
     def interrupted(self: Any, seed: int, *arguments: Any) -> Any:
         if seed == 2:
             raise KeyboardInterrupt
         return original(self, seed, *arguments)
 
-    monkeypatch.setattr(speedrun._Series, "_run", interrupted)
+    monkeypatch.setattr(run._Series, "_run", interrupted)
     code, printed, err = fastres("speedrun", tiny, "--runs", 4, "--out", out, *options())
     monkeypatch.undo()
     assert (code, printed) == (130, "")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastres import sweep
+from fastres.experiments.sweep.plan import load
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
 from fastres.training.run import train
@@ -120,7 +120,7 @@ def test_ctrl_c_leaves_everything_resumable(fastres: Any, swept: Path, tmp_path:
     assert not (out / "sweep.json").exists()
     code, _, err = fastres("sweep", swept, "--out", out, "--device", "cpu")
     assert code == 0, err
-    point = sweep.load(swept).points[1]
+    point = load(swept).points[1]
     straight = train(point.recipe, out=tmp_path / "straight", device="cpu", quiet=True)
     assert weights(straight.run) == weights(out / NAMES[1]), "resumed to the bits of an undisturbed run"
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from fastres import train
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.predict import evaluate
+from fastres.experiments.speedrun.run import speedrun
 from fastres.models import build
 from fastres.optim import Ema
 from fastres.recipe import Dino, EmpSsl, Recipe
 from fastres.runs import checkpoint
-from fastres.speedrun import speedrun
 from fastres.training.data import Feed, open_feed
 from fastres.training.epoch import Runner
 from fastres.training.methods.dino import DinoNetwork, cross_entropies

@@ -12,14 +12,14 @@ from test_distill import recipe
 from fastres import train
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.predict import evaluate
+from fastres.experiments.speedrun.run import speedrun
+from fastres.experiments.sweep.plan import load as load_sweep
+from fastres.experiments.sweep.run import sweep
+from fastres.experiments.sweep.search import load as load_search
 from fastres.recipe import Data, Distill, Recipe
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import read_teacher
 from fastres.runs import checkpoint
-from fastres.search import load as load_search
-from fastres.speedrun import speedrun
-from fastres.sweep import load as load_sweep
-from fastres.sweep import sweep
 from fastres.training.run import resume
 from fastres.training.step import Step
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastres import sweep
 from fastres.data import info
 from fastres.data.order import split
 from fastres.data.sources import shapes10
 from fastres.data.sources.resolve import is_cifar10
 from fastres.errors import UserError
+from fastres.experiments.reproduce.claims import BEST, choose
+from fastres.experiments.reproduce.scaling import scaled, trained_images
+from fastres.experiments.reproduce.verdicts import Claim, Measured, Need
+from fastres.experiments.sweep.plan import load
 from fastres.models import build, count_parameters, layers
 from fastres.recipe import PseudoLabel, Recipe
 from fastres.recipe.portable import self_contained
-from fastres.reproduce.claims import BEST, choose
-from fastres.reproduce.scaling import scaled, trained_images
-from fastres.reproduce.verdicts import Claim, Measured, Need
 
 UNLABELLED = "unlabelled.pkl"
 """The test images without their labels, in the form of the challenge's file: what pseudo-labels are made for."""
@@ -161,7 +161,7 @@ def _load(recipes: Path, need: Need, overrides: list[str]) -> Recipe:
         recipe = Recipe.load(path, settings)
         recipe.check_single()
         return recipe
-    points = {point.name: point.recipe for point in sweep.load(path, settings).points}
+    points = {point.name: point.recipe for point in load(path, settings).points}
     if need.point not in points:
         raise UserError(f"{path} has no point {need.point}: restore the recipes, or give others with --recipes")
     return points[need.point]

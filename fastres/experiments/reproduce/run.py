@@ -24,15 +24,16 @@ from fastres.data import open_dataset
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.corrupted import evaluate_shifted
+from fastres.experiments.reproduce import page
+from fastres.experiments.reproduce.plan import UNLABELLED, Job, Plan, make
+from fastres.experiments.reproduce.results import RUNS, find, read_all, shift_of
+from fastres.experiments.reproduce.verdicts import Finding
+from fastres.experiments.sweep.plan import SweepPoint
+from fastres.experiments.sweep.results import DIVERGED
+from fastres.experiments.sweep.run import check_folder, train_point
 from fastres.recipe import PseudoLabel
-from fastres.reproduce import page
-from fastres.reproduce.plan import UNLABELLED, Job, Plan, make
-from fastres.reproduce.results import RUNS, find, read_all, shift_of
-from fastres.reproduce.verdicts import Finding
 from fastres.runs import directory
 from fastres.runs.reader import read_run
-from fastres.sweep import SweepPoint, check_folder, train_point
-from fastres.sweep_results import DIVERGED
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_bytes, write_json
 from fastres.utils.format import duration

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fastres.commands.options import Device, Json, Overrides
-from fastres.commands.printing import print_json, print_table
+from fastres.cli.options import Device, Json, Overrides
+from fastres.cli.printing import print_json, print_table
 from fastres.utils.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, help="Measure recipes against each other, and a step against the machine.")
@@ -28,18 +28,18 @@ def pareto(
     as_json: Json = False,
 ) -> None:
     """Train recipes to their end: accuracy against images/s and against seconds, beside published results."""
-    from fastres.bench import pareto_page
-    from fastres.bench.pareto import pareto as train_all
+    from fastres.experiments.pareto import page
+    from fastres.experiments.pareto.run import pareto as train_all
 
     result = train_all(recipes, seeds=runs, settings=set_, out=out, device=device, quiet=quiet)
     if as_json:
         print_json({"out": str(result.folder), **result.facts})
         return
-    print_table(*pareto_page.table(result.facts), left=1)
-    for warning in pareto_page.warnings(result.facts):
+    print_table(*page.table(result.facts), left=1)
+    for warning in page.warnings(result.facts):
         print(f"\n{printable(warning)}")
     print()
-    print(printable(f"page {result.folder / pareto_page.MARKDOWN}"))
+    print(printable(f"page {result.folder / page.MARKDOWN}"))
 
 
 @app.command()

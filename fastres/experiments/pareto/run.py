@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastres.bench import pareto_page
-from fastres.bench.pareto_page import mark_of
-from fastres.bench.records import CLASSES, RECORDS
 from fastres.data import info
 from fastres.data.sources.resolve import is_cifar10
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
+from fastres.experiments.pareto import page
+from fastres.experiments.pareto.page import mark_of
+from fastres.experiments.pareto.published import CLASSES, RECORDS
+from fastres.experiments.sweep.plan import SweepPoint
+from fastres.experiments.sweep.run import check_folder, complete, work_of
 from fastres.recipe import Data, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, front
 from fastres.runs import directory
 from fastres.runs.reader import Summary, read_json
-from fastres.sweep import SweepPoint, check_folder, complete, work_of
 from fastres.utils.files import write_json
 from fastres.utils.machine import facts_to_publish
 
@@ -144,10 +145,10 @@ def pareto(
             check_folder(folder / point.name, point)
         about = {"recipes": [str(path) for path in paths], "runs": seeds, "set": list(settings)}
         write_json(folder / PLAN, about)
-        (folder / pareto_page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
+        (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
         rows = complete(folder, points, work, device, quiet)
         facts = {"command": _command(paths, seeds, settings), **about, **_facts(folder, entries, rows)}
-        pareto_page.write(folder, facts)
+        page.write(folder, facts)
     return ParetoResult(folder, facts)
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastres import compare_figures
-from fastres.compare import Comparison, ranges
+from fastres.experiments.compare import figures
+from fastres.experiments.compare.compare import Comparison, ranges
 from fastres.report.html import details, document, picture, table
 from fastres.report.pareto import COSTS
 from fastres.report.style import png
@@ -254,7 +254,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
         for key, name in labels.items()
         if any(getattr(epoch, key) is not None for epoch in epochs)
     ]
-    most = compare_figures.MOST
+    most = figures.MOST
     left_out = f" Only the first {most} of {len(settings)} settings are shown." if len(settings) > most else ""
     alike = "Runs that differ by their seed alone have the same colour and line." if comparison.groups else ""
     found = []
@@ -263,7 +263,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
         found.append(
             (
                 "loss",
-                compare_figures.curves(settings, losses),
+                figures.curves(settings, losses),
                 "Loss by epoch: training, on each run’s own augmented images while the weights move, and validation, "
                 f"on plain images. {alike}{left_out}",
             )
@@ -272,7 +272,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
         found.append(
             (
                 "accuracy",
-                compare_figures.curves(settings, panels[-1:]),
+                figures.curves(settings, panels[-1:]),
                 f"Validation accuracy by epoch; the axis spans the data. {alike}{left_out}",
             )
         )
@@ -286,7 +286,7 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
         found.append(
             (
                 "pareto" if alone else f"pareto_{place}",
-                compare_figures.pareto(data_set, settings),
+                figures.pareto(data_set, settings),
                 f"Test accuracy against speed and time{where}; numbers are those of the runs. Filled points are on the "
                 "Pareto front: no other is as fast and as accurate. The stepped line is the best accuracy at a speed, "
                 f"or within a time.{spread}",

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
-from fastres.reproduce.verdicts import Measure, Measured
+from fastres.experiments.reproduce.verdicts import Measure, Measured
 
 Runs = Sequence[Measured]
 EPOCH_IMAGES = 40_000

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.report.style import png
 from fastres.utils.files import write_bytes
 from fastres.utils.statistics import Sample
 
@@ -98,6 +97,7 @@ def describe(summary: dict[str, Any]) -> str:
 def draw(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     """Draw speedrun.png."""
     from fastres.report import run_figures
+    from fastres.report.style import png
 
     figure = run_figures.speedrun(rows, summary)
     write_bytes(folder / FIGURE, png(figure))

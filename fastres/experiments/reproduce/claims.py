@@ -8,8 +8,8 @@ import difflib
 from collections.abc import Sequence
 
 from fastres.errors import UserError
-from fastres.reproduce import quantities as q
-from fastres.reproduce.verdicts import Beside, Claim, Need
+from fastres.experiments.reproduce import quantities as q
+from fastres.experiments.reproduce.verdicts import Beside, Claim, Need
 
 BEST = Need("report_best.toml")
 _HOLDOUT = Need("report/validation.toml", "split=holdout")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastres.reproduce.plan import Plan
+from fastres.experiments.reproduce.plan import Plan
 from fastres.utils.format import plural
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES
-from fastres.reproduce.plan import Plan
-from fastres.reproduce.verdicts import Claim, Finding, Measured, judge
+from fastres.experiments.reproduce.plan import Plan
+from fastres.experiments.reproduce.verdicts import Claim, Finding, Measured, judge
+from fastres.experiments.sweep.results import DIVERGED
 from fastres.runs.reader import Run, Shift, read_json, read_run
-from fastres.sweep_results import DIVERGED
 
 RUNS = "runs"
 """Folder of the run directories."""

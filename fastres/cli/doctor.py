@@ -214,7 +214,7 @@ def _caches() -> list[dict[str, Any]]:
         home = Path(os.environ.get("TRITON_HOME") or Path.home())
         places.append(("Triton", Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache"), "*"))
     numba = os.environ.get("NUMBA_CACHE_DIR")
-    places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parents[0], "*.nb[ci]"))
+    places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parents[1], "*.nb[ci]"))
     caches = []
     for name, path, pattern in places:
         size, complete = _bytes(path, pattern)

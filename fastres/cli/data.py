@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastres.commands.options import Json, Root, Size, Source, StoreKind
-from fastres.commands.printing import print_json
+from fastres.cli.options import Json, Root, Size, Source, StoreKind
+from fastres.cli.printing import print_json
 from fastres.errors import UserError
 from fastres.utils.terminal import printable
 

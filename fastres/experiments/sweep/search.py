@@ -18,6 +18,20 @@ import numpy as np
 
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
+from fastres.experiments.sweep.page import write_results
+from fastres.experiments.sweep.plan import SweepPoint, check_overrides, value_at
+from fastres.experiments.sweep.results import (
+    PRUNED,
+    SUMMARY,
+    measure_shown,
+    metric_name,
+    no_row,
+    read_epochs,
+    read_row,
+    summarise,
+)
+from fastres.experiments.sweep.run import SweepResult, check_folder, train_point
+from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.models import build
 from fastres.recipe import Range, Recipe, Search
 from fastres.recipe.loading import Layer, nested, resolve
@@ -26,10 +40,6 @@ from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import trains_teacher
 from fastres.runs import directory
 from fastres.runs.directory import PLAN
-from fastres.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
-from fastres.sweep import SweepPoint, SweepResult, check_folder, check_overrides, train_point, value_at
-from fastres.sweep_page import write_results
-from fastres.sweep_results import PRUNED, SUMMARY, measure_shown, metric_name, no_row, read_epochs, read_row, summarise
 from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text

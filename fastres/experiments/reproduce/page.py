@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
-from fastres.report.html import Link
-from fastres.report.style import png
-from fastres.reproduce.claims import BEST
-from fastres.reproduce.figures import leak
-from fastres.reproduce.plan import Job, Plan
-from fastres.reproduce.results import known_of
-from fastres.reproduce.verdicts import (
+from fastres.experiments.reproduce.claims import BEST
+from fastres.experiments.reproduce.figures import leak
+from fastres.experiments.reproduce.plan import Job, Plan
+from fastres.experiments.reproduce.results import known_of
+from fastres.experiments.reproduce.verdicts import (
     NOT_REPRODUCED,
     REPRODUCED,
     UNDECIDED,
@@ -28,6 +25,9 @@ from fastres.reproduce.verdicts import (
     mean_and_sd,
     shown,
 )
+from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
+from fastres.report.html import Link
+from fastres.report.style import png
 from fastres.runs.reader import Run
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural, wall_time

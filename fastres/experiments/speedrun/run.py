@@ -19,11 +19,11 @@ from fastres.engine import cuda_graph
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.metrics import measure, passes
+from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
 from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import trains_teacher
 from fastres.runs import directory
-from fastres.speedrun_results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
 from fastres.training.data import labels_of
 from fastres.training.session import Session
 from fastres.training.step import Phase

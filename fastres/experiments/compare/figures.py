@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastres.compare import DataSet, Setting
+from fastres.experiments.compare.compare import DataSet, Setting
 from fastres.report import pareto as pareto_figure
 from fastres.report.pareto import COLOURS, Mark, colour
 from fastres.report.style import LEAKY, SMALL, TEXT, WIDTH, curve, dress, epoch_axis, short

@@ -11,11 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fastres.recipe import Recipe
-from fastres.report.html import details, document, picture
-from fastres.report.html import table as html_table
-from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
-from fastres.sweep_results import (
+from fastres.experiments.sweep.results import (
     FIGURE,
     PAGE,
     SUMMARY,
@@ -29,6 +25,10 @@ from fastres.sweep_results import (
     shown,
     table,
 )
+from fastres.recipe import Recipe
+from fastres.report.html import details, document, picture
+from fastres.report.html import table as html_table
+from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
 from fastres.utils.files import write_bytes, write_json, write_text
 
 SPACED = 12

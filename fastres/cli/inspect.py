@@ -1,0 +1,86 @@
+"""`fastres show` and `doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastres.cli.options import Json, Overrides, RecipeFile, Root
+from fastres.cli.printing import print_json, print_table
+
+
+def show(
+    recipe: RecipeFile,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    augment: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw training images before and after augmentation, and stop.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the resolved recipe and the network's layers with shapes, parameters and multiply-adds."""
+    from dataclasses import asdict
+
+    from fastres.models import build, count_parameters, layers
+    from fastres.recipe import Recipe
+    from fastres.training.data import shape_of
+
+    loaded = Recipe.load(recipe, set_)
+    if augment is not None:
+        from fastres.training.page import draw_augmented
+
+        shown = draw_augmented(loaded, augment)
+        if as_json:
+            print_json({"out": str(augment), "images": shown})
+        else:
+            print(f"{shown} training images before and after augmentation in {augment}")
+        return
+    classes, size, known = shape_of(loaded.data)
+    network = build(loaded.model, classes, size)
+    table = layers(network, size)
+    parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in table)
+    points = []
+    if loaded.sweep is not None and loaded.sweep.search is None:
+        from fastres.experiments.sweep.plan import load
+
+        points = load(recipe, set_).points
+    if as_json:
+        print_json(
+            {
+                "recipe": loaded.model_dump(exclude_none=True),
+                "recipe_hash": loaded.hash(),
+                "layers": [asdict(layer) for layer in table],
+                "parameters": parameters,
+                "multiply_adds": products,
+                **({"points": {point.name: point.settings for point in points}} if points else {}),
+            }
+        )
+        return
+    print(loaded.to_toml())
+    rows = [
+        [layer.name, layer.kind, "×".join(map(str, layer.output)), f"{layer.parameters:,}", f"{layer.multiply_adds:,}"]
+        for layer in table
+    ]
+    total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
+    print_table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], left=3)
+    work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
+    print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
+    if not known:
+        print(f"{loaded.data.source} is not prepared yet: ten classes are assumed")
+    if points:
+        from fastres.experiments.sweep import results
+
+        keys = results.labels([*points[0].settings])
+        print(f"\n{len(points)} points, for `fastres sweep`; the layers above are those of the recipe without a point")
+        cells = [[point.name, *(results.shown(point.settings[key]) for key in keys)] for point in points]
+        print_table(["point", *keys.values()], cells, left=1)
+
+
+def doctor(root: Root = None, as_json: Json = False) -> None:
+    """Say what this machine has and what is missing, with the line that installs it."""
+    from fastres.cli import doctor as examination
+
+    facts = examination.examine(root)
+    if as_json:
+        print_json(facts)
+        return
+    examination.render(facts)

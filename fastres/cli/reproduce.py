@@ -1,0 +1,68 @@
+"""`fastres reproduce`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastres.cli.options import Device, Json, Overrides
+from fastres.cli.printing import print_json, print_table
+
+
+def reproduce(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CLAIM", help="Claims, or subjects of several; by default all.", show_default=False),
+    ] = None,
+    recipes: Annotated[Path, typer.Option(help="Folder of the report's recipes.")] = Path("recipes"),
+    out: Annotated[Path, typer.Option(help="Folder to write; what is there already is picked up.")] = Path(
+        "runs/reproduce"
+    ),
+    source: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Images.", show_default="that of the recipes, cifar10")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each recipe.")] = 3,
+    scale: Annotated[float, typer.Option(help="Fraction of epochs times images, for a machine without a GPU.")] = 1.0,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    workers: Annotated[
+        int | None, typer.Option(help="Runs side by side.", show_default="1 on a CPU, 4 on a GPU")
+    ] = None,
+    device: Device = "auto",
+    list_: Annotated[bool, typer.Option("--list", help="Only say what would be trained.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the claims of the report: table with verdicts, page, figures."""
+    options: dict[str, Any] = {
+        "recipes": recipes,
+        "out": out,
+        "source": source,
+        "seeds": seeds,
+        "scale": scale,
+        "settings": set_,
+    }
+    if list_:
+        from fastres.experiments.reproduce import listing
+        from fastres.experiments.reproduce.plan import make
+
+        plan = make(claims or [], **options)
+        if as_json:
+            print_json(listing.facts(plan))
+            return
+        print_table(*listing.claims(plan), left=3)
+        print()
+        print_table(*listing.runs(plan), left=1)
+        print(f"\n{listing.total(plan)}")
+        return
+    from fastres.experiments.reproduce.page import counts
+    from fastres.experiments.reproduce.run import reproduce as measure_all
+
+    result = measure_all(claims or [], **options, device=device, workers=workers, quiet=quiet)
+    if as_json:
+        print_json({"out": str(result.folder), **result.facts})
+        return
+    columns = ("name", "figure", "measured", "seeds", "verdict")
+    lines = [[str(row[key]) for key in columns] for row in result.facts["claims"]]
+    print_table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, left=3)
+    print(f"\n{counts(result.findings)}")
+    print(f"page {result.folder / 'report.html'}")

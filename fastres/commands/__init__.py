@@ -1,1 +1,0 @@
-"""Groups of commands below `fastres`, and what all commands share: their options, and how they print."""

@@ -1,0 +1,1 @@
+"""Recipes to their end: accuracy against speed."""

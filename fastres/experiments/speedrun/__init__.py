@@ -1,0 +1,1 @@
+"""Many seeds of one recipe in one process, compiled once."""

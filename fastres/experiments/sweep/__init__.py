@@ -1,0 +1,1 @@
+"""A grid or a search over recipes."""
