@@ -30,7 +30,7 @@ benchmark: $(VENV)/.test
 
 # Tables, quoted figures and pictures of the READMEs, from benchmarks/results/.
 figures: $(VENV)/.train
-	$(BIN)/python -m benchmarks.readme
+	$(BIN)/python -m benchmarks.published.readme
 
 # The JSON Schema from which editors complete recipes; a test fails when it is stale.
 schema: $(VENV)/.train

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import FIGURES, Versus
-from benchmarks.summary import tables
+from benchmarks.harness.summary import tables
+from benchmarks.harness.versus import FIGURES, Versus
 from fastres.utils.files import write_json
 from fastres.utils.machine import facts_to_publish
 

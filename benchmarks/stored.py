@@ -1,60 +1,6 @@
-"""Figures that are stored for a class of machines, in results/baselines/<class>.json: only within a class are seconds
-comparable, and even there a few percent apart.
+"""`python -m benchmarks.stored` is `python -m benchmarks.gate.baselines`."""
 
-    python -m benchmarks.stored
-
-measures the parts of an epoch with this checkout and stores them.
-"""
-
-import json
-import re
-from pathlib import Path
-from typing import Any
-
-from fastres.utils.files import write_json
-from fastres.utils.machine import environment, facts_to_publish
-
-FOLDER = Path(__file__).parent / "results" / "baselines"
-
-
-def machine_class() -> str:
-    """What has to be the same for seconds to be: processor, cores, what torch uses of them, torch."""
-    facts = environment()
-    words = [facts["cpu_model"], f"{facts['usable_cores']}-cores", facts["torch_isa"], f"torch-{facts['torch']}"]
-    return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower().partition("+")[0]).strip("-")
-
-
-def beside(part: str, images_per_second: float, folder: Path = FOLDER) -> dict[str, Any]:
-    """What is stored of `part` for this class of machines, and what `images_per_second` is of it; nothing where nothing
-    is stored."""
-    try:
-        known = json.loads((folder / f"{machine_class()}.json").read_text())["images_per_second"][part]
-    except (OSError, KeyError):
-        return {}
-    return {"stored_images_per_second": known, "of_the_stored": images_per_second / known}
-
-
-def main(folder: Path = FOLDER) -> Path:
-    """Measure and store: medians of 20 turns of each part."""
-    import statistics
-
-    from benchmarks import gate
-    from benchmarks.bench_step import reports
-    from fastres.recipe import Recipe
-
-    rates = {}
-    recipe = Recipe.load(gate.RECIPE, gate.SETTINGS)
-    with gate.open_sides(recipe, gate.ROOT) as (tree,):
-        for part in gate.PARTS:
-            seconds = statistics.median(tree.turn(part) for _ in range(20))
-            rates[part] = tree.parts[part]["images"] / seconds
-        ratio = gate.against_rival(tree, reports(recipe, tree.parts["step"]["images"]).run)
-    machine = facts_to_publish()
-    path = folder / f"{machine_class()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"images_per_second": rates, "plain_pytorch_over_ours": ratio, "machine": machine})
-    return path
-
+from benchmarks.gate.baselines import main
 
 if __name__ == "__main__":
     print(main())

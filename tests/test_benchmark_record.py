@@ -1,17 +1,14 @@
 """What the suites of benchmarks/ are made of: parts of an epoch, peak memory, comparisons, tables; by hand."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1]))  # `benchmarks` is a folder of the checkout and no part of the package
-
-from benchmarks import epoch_parts, sameness, summary
-from benchmarks.peaks import Peak
+from benchmarks.harness import sameness, summary
+from benchmarks.harness.peaks import Peak
+from benchmarks.suites import epoch_parts
 from fastres.bench.timing import compare
 
 

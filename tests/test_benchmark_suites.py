@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
-
-from benchmarks import (  # noqa: E402
+from benchmarks.harness.versus import Same, Side
+from benchmarks.rivals import plain
+from benchmarks.suites import (
     bench_accuracy,
     bench_augment,
     bench_checkpoint,
@@ -26,24 +25,24 @@ from benchmarks import (  # noqa: E402
     bench_start,
     bench_step,
     epoch_variants,
-    plain,
 )
-from benchmarks.harness import Same, Side  # noqa: E402
-from fastres.augment import Augment  # noqa: E402
-from fastres.bench.timing import Ratio  # noqa: E402
-from fastres.data import Dataset, open_dataset  # noqa: E402
-from fastres.data.loaders import ResidentLoader  # noqa: E402
-from fastres.evaluation.evaluator import Evaluator  # noqa: E402
-from fastres.runs import checkpoint  # noqa: E402
-from fastres.training.step import Step  # noqa: E402
+from fastres.augment import Augment
+from fastres.bench.timing import Ratio
+from fastres.data import Dataset, open_dataset
+from fastres.data.loaders import ResidentLoader
+from fastres.evaluation.evaluator import Evaluator
+from fastres.runs import checkpoint
+from fastres.training.step import Step
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PLANTED = """
 import pytest
-from benchmarks.harness import Side
-from benchmarks.sameness import near
+from benchmarks.harness.versus import Side
+from benchmarks.harness.sameness import near
 
 def side(value, times=1):
     return Side(lambda: sum(range(20_000 * times)), outcome=lambda: {"sum": value})

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
+from benchmarks.gpu import sections as suites
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.kernels import cases as kernel_cases
+from benchmarks.kernels import checks
+from benchmarks.kernels import timings as kernel_timings
+from benchmarks.suites.bench_kernels import figures
+from fastres.bench.timing import DRY, Effort, compare, measure, sets_for_cold_cache
 
-from benchmarks import gpu_suite, kernel_cases, kernel_checks, kernel_timings  # noqa: E402
-from benchmarks import suite as suites  # noqa: E402
-from benchmarks.bench_kernels import figures  # noqa: E402
-from fastres.bench.timing import DRY, Effort, compare, measure, sets_for_cold_cache  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,7 +121,7 @@ def test_every_variant_computes_the_same(join: str, retained: bool) -> None:
     assert list(found) == ["ours", "eager", "inductor", "inductor-cooperative"]
     assert list(missing) == ["cudnn"]
     for variant in found.values():
-        assert kernel_checks.check(case, CPU, forward=variant.forward)["passed"]
+        assert checks.check(case, CPU, forward=variant.forward)["passed"]
 
 
 def test_a_wrong_kernel_is_found() -> None:
@@ -132,7 +134,7 @@ def test_a_wrong_kernel_is_found() -> None:
         return kernel_cases.eager(problem, training) * float("nan")
 
     for forward in (off, undefined):
-        found = kernel_checks.check(case, CPU, forward=forward)
+        found = checks.check(case, CPU, forward=forward)
         assert not found["passed"]
         assert {"training y", "eval y", "training x", "training other"} <= set(found["failures"])
     calls = iter(range(100))
@@ -143,7 +145,7 @@ def test_a_wrong_kernel_is_found() -> None:
         shift[0, 0, 0, 0] = 2.0**-6 * next(calls)
         return kernel_cases.eager(problem, training) + shift
 
-    assert not kernel_checks.check(case, CPU, forward=unsteady)["repeats"]
+    assert not checks.check(case, CPU, forward=unsteady)["repeats"]
 
 
 def test_records_of_a_case() -> None:
@@ -211,7 +213,7 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
     program = (
         "import json, sys\n"
         f"sys.path.insert(0, {str(SUITE.parents[1])!r})\n"
-        "from benchmarks import gpu_suite\n"
+        "from benchmarks.gpu import suite as gpu_suite\n"
         "from fastres.kernels.batch_norm import routing\n"
         f"status = gpu_suite.main(['--device', 'cpu', '--sections', 'routing', '--json', {str(target)!r}])\n"
         "plan = routing.plan(routing.Problem('backward', 'dual', 2, 48, 16, 132))\n"
@@ -264,7 +266,7 @@ def test_augmentation_is_checked_and_timed(tmp_path: Path) -> None:
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         f"sys.modules.update(dict.fromkeys({absent}))\n"
-        "from benchmarks import gpu_suite\n"
+        "from benchmarks.gpu import suite as gpu_suite\n"
         f"sys.exit(gpu_suite.main({arguments}))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -298,7 +300,7 @@ def test_symmetric_products_are_timed_and_the_table_learns_from_which_size_on(tm
 
 
 def test_the_least_size_that_wins() -> None:
-    from benchmarks.muon_products import least_rows
+    from benchmarks.kernels.muon_products import least_rows
 
     def figures(*ratios: float) -> list[dict[str, Any]]:
         return [

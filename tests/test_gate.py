@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import gate, gate_power, stored
-from benchmarks.bench_step import reports
+from benchmarks.gate import baselines, gate, power
+from benchmarks.suites.bench_step import reports
 from fastres.recipe import Recipe
 
 # A network that takes a few milliseconds a step, without compilation.
@@ -112,7 +112,7 @@ def test_the_baseline(tmp_path: Path) -> None:
 def test_both_processes(tmp_path: Path) -> None:
     """Every part is timed on both sides, each by its own fastres."""
     recipe = Recipe.load(gate.RECIPE, TINY)
-    with gate.Gate(gate.ROOT, recipe, checkout=gate_power.plant(tmp_path), rule=gate.Rule(looks=(2,))) as sides:
+    with gate.Gate(gate.ROOT, recipe, checkout=power.plant(tmp_path), rule=gate.Rule(looks=(2,))) as sides:
         for part in gate.PARTS:
             finding = sides.compare(part)
             assert finding.fours == 2 and not finding.decided, "two fours decide nothing"
@@ -135,7 +135,7 @@ def test_threads_find_a_core_each(idle: float | None, free: int, monkeypatch: py
 def test_the_committed_log_of_verdicts() -> None:
     """Slower by 10% alone on the machine and by 20% beside another process is found, and nothing where nothing is."""
     report = json.loads((gate.ROOT / "benchmarks" / "results" / "gate-power.json").read_text())
-    assert [(case["machine"], case["planted"]) for case in report["cases"]] == list(gate_power.CASES)
+    assert [(case["machine"], case["planted"]) for case in report["cases"]] == list(power.CASES)
     for case in report["cases"]:
         right = [run["slower"] == (case["planted"] > 0) for run in case["runs"]]
         assert len(right) == 20 and sum(right) == case["right"] >= 18
@@ -162,7 +162,7 @@ def test_what_counts_as_the_same() -> None:
 
 @pytest.mark.slow
 def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
-    copy = gate_power.plant(
+    copy = power.plant(
         tmp_path, "\n_call = Step.__call__\nStep.__call__ = lambda *a, **b: [2 * each for each in _call(*a, **b)]\n"
     )
     with pytest.raises(gate.GateError, match=r"epoch: the working tree computes .* there is nothing to time"):
@@ -171,22 +171,22 @@ def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_side_that_does_not_start(tmp_path: Path) -> None:
-    copy = gate_power.plant(tmp_path, "\nraise RuntimeError('no such part')\n")
+    copy = power.plant(tmp_path, "\nraise RuntimeError('no such part')\n")
     with pytest.raises(gate.GateError, match=r"ended: RuntimeError: no such part"):
         gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
 
 
 def test_stored_figures(tmp_path: Path) -> None:
-    assert stored.beside("epoch", 100.0, tmp_path) == {}
-    path = tmp_path / f"{stored.machine_class()}.json"
+    assert baselines.beside("epoch", 100.0, tmp_path) == {}
+    path = tmp_path / f"{baselines.machine_class()}.json"
     path.write_text('{"images_per_second": {"epoch": 200.0}}')
-    assert stored.beside("epoch", 100.0, tmp_path) == {"stored_images_per_second": 200.0, "of_the_stored": 0.5}
-    assert stored.beside("step", 100.0, tmp_path) == {}
+    assert baselines.beside("epoch", 100.0, tmp_path) == {"stored_images_per_second": 200.0, "of_the_stored": 0.5}
+    assert baselines.beside("step", 100.0, tmp_path) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.15])
 def test_a_planted_slowdown(share: float, tmp_path: Path) -> None:
-    """The report's step, compiled. benchmarks/gate_power.py does so twenty times, idle and loaded."""
-    finding, _ = gate_power.judged(gate_power.plant(tmp_path), share, Recipe.load(gate.RECIPE, gate.SETTINGS), "step")
+    """The report's step, compiled. benchmarks/gate/power.py does so twenty times, idle and loaded."""
+    finding, _ = power.judged(power.plant(tmp_path), share, Recipe.load(gate.RECIPE, gate.SETTINGS), "step")
     assert finding.slower == (share > 0), finding.text

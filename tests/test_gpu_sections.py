@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
+from benchmarks.gpu import epochs, report_run, speedruns, step_timings, table
+from benchmarks.gpu import sections as suites
+from benchmarks.gpu import suite as gpu_suite
+from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet, Rival, Work
+from fastres.bench import ceilings, training
+from fastres.bench.timing import DRY
+from fastres.data import open_dataset
+from fastres.models import build, count_parameters, layers
 
-from benchmarks import epochs, gpu_suite, gpu_table, report_run, speedruns, step_timings  # noqa: E402
-from benchmarks import suite as suites  # noqa: E402
-from benchmarks.step_rivals import DRY_RIVALS, RIVALS, PlainResNet, Rival, Work  # noqa: E402
-from fastres.bench import ceilings, training  # noqa: E402
-from fastres.bench.timing import DRY  # noqa: E402
-from fastres.data import open_dataset  # noqa: E402
-from fastres.models import build, count_parameters, layers  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,7 +146,7 @@ def test_step_section(stores: str) -> None:
             assert variant["share_of_matrix_rate"] == pytest.approx(share)
             assert ("ours_is_times_as_fast" in variant) == (name != "ours")
     assert found[0]["matrix_product"]["precision"] == "bf16"
-    text = gpu_table.table(suite.report)
+    text = table.table(suite.report)
     assert "times graphed" in text and "goal: 290 µs, 1.4 times max-autotune" in text
 
 
@@ -161,7 +161,7 @@ def test_what_fails_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
     assert list(found[0]["variants"]) == ["ours", "eager"]
     assert found[0]["missing"] == {"graphed": "OutOfMemoryError: out of memory, as it must"}
     assert list(found[1]["missing"]) == ["max-autotune"]
-    line = gpu_table.table({"dry": True, "sections": {"step": {"status": "done", "figures": found}}})
+    line = table.table({"dry": True, "sections": {"step": {"status": "done", "figures": found}}})
     assert "graphed missing" in line and "times eager" in line
     # Ours may fail as well; the rivals' figures stand.
     monkeypatch.setattr(step_timings, "Ours", fails)
@@ -205,7 +205,7 @@ def test_epoch_section(stores: str) -> None:
     projected = report["milliseconds_per_step"] / 1e3 * 200_000 + 1_010_000 / report["evaluated_images_per_second"]
     assert report["projected_run_seconds"] == pytest.approx(projected)
     assert "projected_run_seconds" not in speed
-    text = gpu_table.table(suite.report)
+    text = table.table(suite.report)
     assert "projection of the report's whole run" in text and "epoch speed/94 on shapes10" in text
 
 
@@ -217,7 +217,7 @@ def test_report_best_section(stores: str) -> None:
     (found,) = figures_of(suite, "report_best")
     assert found["finished"] and found["epochs_done"] == 1
     assert found["wall_seconds"] > found["seconds"] > 0, "a process is more than its run"
-    assert "report_best on shapes10: " in gpu_table.table(suite.report)
+    assert "report_best on shapes10: " in table.table(suite.report)
 
 
 def test_a_run_that_does_not_fit_is_ended(stores: str) -> None:
@@ -225,7 +225,7 @@ def test_a_run_that_does_not_fit_is_ended(stores: str) -> None:
     found = report_run.run("shapes10", stores, "cpu", 1.0, dry=True)
     assert time.monotonic() - began < 30, "one second, and what a busy machine takes to end a process"
     assert not found["finished"] and found["epochs_done"] == 0
-    text = gpu_table.table({"dry": True, "sections": {"report_best": {"status": "done", "figures": [found]}}})
+    text = table.table({"dry": True, "sections": {"report_best": {"status": "done", "figures": [found]}}})
     assert "0 of 1 epochs" in text
 
 
@@ -265,7 +265,7 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [1, 2]
     assert (one["runs"], several["runs"]) == (1, 2)
     assert one["goal"] is None, "there is none on shapes10"
-    text = gpu_table.table(suite.report)
+    text = table.table(suite.report)
     assert "speedrun on shapes10, n = 2: 94.01%, SD 0.10%, 95% interval 93.95% to 94.07%; 2.500 s a run" in text
 
 

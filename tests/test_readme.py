@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
+from benchmarks.published import readme
+from benchmarks.published.quotes import WITHOUT_RESULT, quotes
+from benchmarks.published.readme import DOCUMENTS, render, uncovered
+from benchmarks.published.results import RESULTS, Quote, Results
+from benchmarks.published.tables import TABLES, pictures, rounded
+from fastres.errors import UserError
 
-from benchmarks import readme  # noqa: E402
-from benchmarks.readme import DOCUMENTS, RESULTS, Quote, Results, render, uncovered  # noqa: E402
-from benchmarks.readme_quotes import WITHOUT_RESULT, quotes  # noqa: E402
-from benchmarks.readme_tables import TABLES, pictures, rounded  # noqa: E402
-from fastres.errors import UserError  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 TEXTS = {document: (ROOT / document).read_text() for document in DOCUMENTS}
 
@@ -29,7 +28,9 @@ TEXTS = {document: (ROOT / document).read_text() for document in DOCUMENTS}
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_readmes_have_the_figures_of_the_results(document: str) -> None:
     assert render(document, TEXTS[document], Results()) == TEXTS[document], "run `make figures`"
-    assert uncovered(document, TEXTS[document], Results()) == [], "tie them to results in benchmarks/readme_quotes.py"
+    assert uncovered(document, TEXTS[document], Results()) == [], (
+        "tie them to results in benchmarks/published/quotes.py"
+    )
 
 
 def test_what_has_no_result_is_still_said() -> None:

@@ -2,7 +2,7 @@
 
 A plan follows from shape, type and number of multiprocessors alone, never from a measurement made while a program
 runs: the same run has the same bits. `rule` is arithmetic about registers and bandwidth. `routing.json`, which
-`benchmarks/gpu_suite.py` writes from measurements, overrides it for the shapes that it names and those near them.
+`benchmarks/gpu/suite.py` writes from measurements, overrides it for the shapes that it names and those near them.
 """
 
 import functools

@@ -1,17 +1,14 @@
 """The table of ablations: every listed line applies, differences are by seed, wrong calls end with 2."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.published import ablations
 from fastres.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT))  # `benchmarks` is a folder of the checkout and no part of the package
-
-from benchmarks import ablations  # noqa: E402
 
 
 def test_every_listed_line_changes_the_recipe_and_nothing_twice() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.streaming import limited_group, run, synthetic_store
+from benchmarks.suites.streaming import limited_group, run, synthetic_store
 from fastres.data.loaders import choose
 
 GB = 1_000_000_000

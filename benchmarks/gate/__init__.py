@@ -1,0 +1,1 @@
+"""Whether an epoch got slower since another commit."""

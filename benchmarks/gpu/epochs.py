@@ -1,0 +1,215 @@
+"""Whole epochs of a recipe, by fastres's own training loop on real images: how fast, how much of the time the device
+does nothing, and whether the host waits for it.
+
+An epoch here is its training steps; evaluation is timed apart. All epochs that are measured have the same number, so
+that nothing that a schedule changes comes between them.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres.bench.training import Ours
+from fastres.evaluation.evaluator import Evaluator
+from fastres.recipe import Recipe
+from fastres.training.data import open_feed
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = ("report_best", "speed/94")
+REPORT_STEPS = 200_000
+"""Of the report's run on CIFAR-10: 100 epochs of 40,000 images in batches of 20."""
+REPORT_EVALUATED = 100 * 10_000 + 10_000
+"""Images that it evaluates: the 10,000 to validate on after each epoch, the test images in the end."""
+WARM_UP = 3
+"""Epochs before any is timed: what a run captures, it captures when it meets a shape for the third time, and the last,
+partial batch of an epoch comes once in each."""
+WINDOW = 50
+"""Steps under the profiler."""
+_EPOCH = 1
+_DRY = {
+    "report_best": ["model.channels=[4,4,4,4]", "train.batch_size=16"],
+    "speed/94": ["model.widths=[8,8,8]", "model.whiten_images=16", "train.batch_size=16", "eval.batch_size=32"],
+}
+_DRY_ALL = ["train.compile=false", "train.precision=fp32", "data.train_images=100", "data.test_images=32"]
+
+
+def recipe_of(name: str, source: str, root: str, *, dry: bool) -> Recipe:
+    """The recipe `name`, of NAMES, on `source`, with stores in `root`; in a dry run a tiny one."""
+    changes = [f"data.source={source}", f"data.root={root}"]
+    if name.startswith("speed/"):
+        changes += ["data.split=none"]  # as records are run: on all training images
+    if dry:
+        changes += [*_DRY[name], *_DRY_ALL]
+    return Recipe.load(RECIPES / f"{name}.toml", changes)
+
+
+def measure(name: str, source: str, root: str, device: torch.device, *, dry: bool = False) -> dict[str, Any]:
+    """Figures of the recipe `name`, ready for JSON: images and seconds an epoch, evaluation, synchronisations, gaps;
+    for the report's recipe its whole run, projected. Raises UserError where `source` cannot be read."""
+    recipe = recipe_of(name, source, root, dry=dry)
+    feed = open_feed(recipe, device, quiet=True)
+    try:
+        began = time.perf_counter()
+        ours = Ours(recipe, feed, len(feed.dataset.classes), feed.dataset.image_size, device)
+        for _ in range(WARM_UP):
+            train(ours, device)
+        warm = time.perf_counter() - began
+        seconds, images = _timed(ours, device)
+        steps = len(feed.train)
+        figures: dict[str, Any] = {
+            "recipe": name,
+            "source": feed.dataset.name,
+            "loader": feed.loading.kind,
+            "loader_because": feed.loading.why,
+            "captured": ours.captured,
+            "not_captured_because": ours.note,
+            "steps": steps,
+            "images": images,
+            "warm_up_seconds": warm,
+            "seconds": statistics.median(seconds),
+            "each_seconds": seconds,
+            "images_per_second": images / statistics.median(seconds),
+            "milliseconds_per_step": statistics.median(seconds) / steps * 1e3,
+        }
+        evaluation = _evaluation(ours, device)
+        figures["evaluated_images_per_second"] = evaluation
+        figures |= synchronisations(lambda: _run_through(ours), device)
+        figures |= _gaps(ours, device, figures["milliseconds_per_step"] / 1e3)
+        if name == "report_best":
+            figures["projected_run_seconds"] = REPORT_STEPS * seconds_of(figures) + REPORT_EVALUATED / evaluation
+            figures["projection"] = (
+                f"{REPORT_STEPS:,} steps and {REPORT_EVALUATED:,} evaluated images at the measured rates; start, "
+                "compilation, checkpoints and page not included"
+            )
+        return figures
+    finally:
+        feed.close()
+
+
+def seconds_of(figures: dict[str, Any]) -> float:
+    """Seconds of a step."""
+    return figures["milliseconds_per_step"] / 1e3
+
+
+def train(ours: Ours, device: torch.device) -> tuple[float, int]:
+    """One epoch's seconds, until the device has done it, and its images."""
+    _wait(device)
+    began = time.perf_counter()
+    images = _run_through(ours)
+    _wait(device)
+    return time.perf_counter() - began, images
+
+
+def _run_through(ours: Ours) -> int:
+    """Enqueue an epoch; returns its images."""
+    return sum(launch.images for launch in ours.epoch(_EPOCH))
+
+
+def _timed(ours: Ours, device: torch.device) -> tuple[list[float], int]:
+    """Seconds of up to five epochs, of one if it is long, and the images of each."""
+    seconds: list[float] = []
+    images = 0
+    while not seconds or (len(seconds) < 5 and sum(seconds) < 2.0):
+        took, images = train(ours, device)
+        seconds.append(took)
+    return seconds, images
+
+
+def _evaluation(ours: Ours, device: torch.device) -> float:
+    """Images a second that are evaluated, without test-time augmentation, once compiled."""
+    options = ours.recipe.train
+    evaluator = Evaluator(ours.step.averaged, ours.feed.augment, options.precision, device, compile=options.compile)
+    for _ in range(3):
+        evaluator.logits(ours.feed.test)
+    began = time.perf_counter()
+    count = len(evaluator.logits(ours.feed.test))  # on the CPU: it has waited
+    return count / (time.perf_counter() - began)
+
+
+def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """How often the host waits for the device in `epoch`, as PyTorch notices: `synchronisations`, and of the first
+    `synchronises` says what; None on a CPU."""
+    if device.type != "cuda":
+        epoch()
+        return {"synchronisations": None, "synchronises": None}
+    _wait(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        epoch()
+        return {"synchronisations": 0, "synchronises": None}
+    except RuntimeError as error:
+        first = str(error)[:500]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    _wait(device)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            epoch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    count = sum("synchronizing" in str(each.message) for each in caught)
+    return {"synchronisations": count, "synchronises": first}
+
+
+def _gaps(ours: Ours, device: torch.device, step_seconds: float) -> dict[str, Any]:
+    """The device's own time a step, from the profiler, and the share of a step's wall time in which it does nothing.
+
+    The wall time is that of the epochs without the profiler, which slows the host down. Kernels that overlap count
+    once.
+    """
+    on_gpu = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    for _ in range(2):  # the first attaches the profiler, which takes its time
+        _wait(device)
+        with torch.profiler.profile(activities=[activity], acc_events=True) as profile:
+            began = time.perf_counter()
+            steps = _some(ours.epoch(_EPOCH))
+            _wait(device)
+            window = time.perf_counter() - began
+    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
+    spans = [
+        (each.time_range.start, each.time_range.end)
+        for each in profile.events()
+        # Ranges that somebody has named, such as an optimizer's step, span the gaps within.
+        if each.device_type == kind and not getattr(each, "is_user_annotation", False)
+    ]
+    kernels = covered(spans) / 1e6 / steps
+    return {
+        "profiled_steps": steps,
+        "kernels_per_step": len(spans) / steps,
+        "kernel_milliseconds_per_step": kernels * 1e3,
+        "gap_share": max(0.0, 1 - kernels / step_seconds),
+        "gap_share_while_profiled": max(0.0, 1 - kernels * steps / window),
+    }
+
+
+def _some(launches: Iterator[Any]) -> int:
+    """Go through launches until WINDOW steps are done, or all; returns the steps. Asking the epoch for so many steps
+    would cut its last launch short, to a length that no epoch has and that is not captured."""
+    steps = 0
+    for launch in launches:
+        steps += launch.steps
+        if steps >= WINDOW:
+            break
+    return steps
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of intervals (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,82 @@
+"""How long the device waits for each loader, while the report's network trains on what it delivers.
+
+One compiled step serves all loaders, in the loop of `fastres train`; each goes through one epoch to warm up and one
+that counts, at batch 512 with the report's augmentation. pydantic has to be installed, since a recipe's tables are its
+models.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastres.augment import Augment
+from fastres.data import open_dataset
+from fastres.data.loaders import choose, make_loader
+from fastres.engine.cuda_graph import side_stream
+from fastres.engine.precision import DTYPES
+from fastres.recipe import Recipe
+from fastres.training import session
+from fastres.training.epoch import Runner
+from fastres.training.metrics import StallMeter, Tally
+from fastres.training.step import Step
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
+_DRY = ["model.channels=[4,4,4,4]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]
+
+
+def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -> Iterator[dict[str, Any]]:
+    """For each loader a record for JSON: images a second, the share of the time that the device waited, or why not.
+
+    Images are those of `source`, prepared in the folder `root`. Raises UserError where they cannot be read."""
+    recipe = Recipe.load(RECIPE, _DRY if dry else ["train.batch_size=512"])
+    dataset = open_dataset(source, root=root, quiet=True)
+    assert dataset.train is not None
+    rows = np.arange(64 if dry else len(dataset.train.images))
+    network = session.draw(recipe, len(dataset.classes), dataset.image_size, seed=0)
+    batch = recipe.train.batch_size
+    step = Step(session.place(network, recipe, device), recipe, len(rows) // batch, device)
+    augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
+    for kind in choose.KINDS:
+        if not choose.installed(kind):
+            yield {"loader": kind, "missing": f"not installed: pip install 'fastres[{kind}]'"}
+            continue
+        meter = StallMeter(device)
+        with (
+            make_loader(
+                dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
+            ) as loader,
+            side_stream(device),
+        ):
+            feed: Any = SimpleNamespace(train=loader, augment=augment, unmixed=augment.unmixed)
+            runner = Runner(step, feed, Tally(device), meter)
+            _epoch(runner, meter, 0)
+            seconds, waited = _epoch(runner, meter, 1)
+            images = len(loader) * batch
+        yield {
+            "loader": kind,
+            "source": dataset.name,
+            "images_per_second": images / seconds,
+            "input_stall": waited / seconds,
+            "captured": runner.captured,
+        }
+
+
+def _epoch(runner: Runner, meter: StallMeter, epoch: int) -> tuple[float, float]:
+    """Seconds of an epoch, and those of them in which the device waited."""
+    device = runner.step.device
+    _finish(device)
+    began = time.perf_counter()
+    for _ in runner.epoch(epoch, 0, len(runner.feed.train)):
+        pass
+    _finish(device)
+    return time.perf_counter() - began, meter.read()
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

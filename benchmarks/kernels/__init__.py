@@ -1,0 +1,1 @@
+"""The kernels' shapes, rivals, timing and checks."""

@@ -1,0 +1,1 @@
+"""Tables, quoted figures and pictures of the READMEs, from results/."""

@@ -1,0 +1,1 @@
+"""Training as one writes it without fastres."""

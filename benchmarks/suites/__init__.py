@@ -1,0 +1,1 @@
+"""The pytest suites: fastres beside a rival, measured by turns."""

@@ -1,0 +1,152 @@
+"""Time to accuracy: seconds of training until the test images of shapes10 are classified with a fixed accuracy, ours
+against plain PyTorch (plain.py) with the same network, weights, batch size, optimizer, schedule and augmentation.
+
+Both measure themselves after every epoch, and the clock stops with the measurement that shows the accuracy. It starts
+when data and network are ready and, for ours, the step is compiled; how long that took stands beside it.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness.sameness import near
+from benchmarks.harness.versus import DEVICE, Side, Versus, note, wait
+from benchmarks.rivals import plain
+from fastres.bench.training import Ours
+from fastres.engine.memory import keep_freed_memory
+from fastres.evaluation.evaluator import Evaluator
+from fastres.models import Network
+from fastres.recipe import Recipe
+from fastres.training import session
+from fastres.training.data import Feed, labels_of, open_feed
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
+TARGET = 0.7
+CHANGES = ["data.source=shapes10", "data.split=none", "train.epochs=6", "train.drop_last=true"]
+DRY = ["model.channels=[4,4,8,8]", "data.train_images=200", "data.test_images=100"]
+DRY += ["train.epochs=1", "train.compile=false"]
+DRY_TARGET = 0.05
+
+keep_freed_memory()  # as `fastres train` does
+
+
+class Run(ABC):
+    """Trains until TARGET, with another seed at each turn."""
+
+    def __init__(self, recipe: Recipe, feed: Feed, target: float) -> None:
+        self.recipe, self.feed, self.target = recipe, feed, target
+        self.seed = -1
+        self.reached: list[tuple[int, float]] = []
+        """Epochs and accuracy of each turn."""
+
+    def drawn(self) -> Network:
+        """The network of this turn's seed."""
+        return session.draw(self.recipe, len(self.feed.dataset.classes), self.feed.dataset.image_size, self.seed)
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """The next seed, untrained."""
+
+    @abstractmethod
+    def epoch(self, number: int) -> None:
+        """Train on all images once."""
+
+    @abstractmethod
+    def logits(self) -> torch.Tensor:
+        """fp32 [N, classes] of the test images."""
+
+    def __call__(self) -> None:
+        labels = labels_of(self.feed.test)
+        for number in range(int(self.recipe.train.epochs)):
+            self.epoch(number)
+            accuracy = float((self.logits().argmax(1) == labels).double().mean())
+            if accuracy >= self.target:
+                self.reached.append((number + 1, accuracy))
+                return
+        raise AssertionError(f"{type(self).__name__} ends at {accuracy:.1%}, and {self.target:.0%} had to be reached")
+
+    def outcome(self) -> dict[str, torch.Tensor]:
+        """Logits of the network with which the first turn begins."""
+        self.prepare()
+        self.seed -= 1
+        return {"logits": self.logits()}
+
+
+class OurRun(Run):
+    """By fastres's training loop, compiled."""
+
+    def __init__(self, recipe: Recipe, feed: Feed, target: float) -> None:
+        super().__init__(recipe, feed, target)
+        began = time.perf_counter()
+        self.training = Ours(recipe, feed, len(feed.dataset.classes), feed.dataset.image_size, DEVICE)
+        options = recipe.train
+        self.evaluator = Evaluator(
+            self.training.step.averaged, feed.augment, options.precision, DEVICE, compile=options.compile
+        )
+        for _ in self.training.epoch(0, 3):  # a GPU captures the third
+            pass
+        self.evaluator.logits(feed.test)
+        wait()
+        self.first_step_seconds = time.perf_counter() - began
+
+    def prepare(self) -> None:
+        self.seed += 1
+        self.training.step.restart(self.drawn(), self.seed)
+        self.feed.reseed(self.seed)
+        self.training.tally.clear()
+
+    def epoch(self, number: int) -> None:
+        for _ in self.training.epoch(number):
+            pass
+
+    def logits(self) -> torch.Tensor:
+        return self.evaluator.logits(self.feed.test)
+
+
+class PlainRun(Run):
+    """By plain.py."""
+
+    def prepare(self) -> None:
+        self.seed += 1
+        augment = self.feed.augment
+        transform = plain.pipeline(self.recipe.augment, augment.mean.tolist(), augment.std.tolist())
+        data = plain.Images(self.feed.train_images, self.feed.train_labels, transform)
+        network = plain.stock(self.drawn(), self.recipe)
+        self.training = plain.Plain(network, self.recipe, data, DEVICE)
+        self.images = plain.normalised(self.feed.test_images, augment.mean.tolist(), augment.std.tolist())
+        torch.manual_seed(self.seed)  # of the loader's order
+
+    def epoch(self, number: int) -> None:
+        for _ in self.training.epoch():
+            pass
+
+    def logits(self) -> torch.Tensor:
+        return plain.logits(self.training.network, self.images, self.recipe.eval.batch_size)
+
+
+def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
+    """One run of each; with --full five, of five seeds."""
+    recipe = Recipe.load(RECIPE, [*CHANGES, f"data.root={root}", *(DRY if dry else [])])
+    target = DRY_TARGET if dry else TARGET
+    feed = open_feed(recipe, DEVICE, quiet=True)
+    ours, rival = OurRun(recipe, feed, target), PlainRun(recipe, feed, target)
+    versus(
+        Side(ours, outcome=ours.outcome, before=ours.prepare),
+        Side(rival, outcome=rival.outcome, before=rival.prepare),
+        # fp32 on both sides; convolutions may sum in another order.
+        same=near(logits=1e-4),
+        rounds=5 if versus.full else 1,
+        against=f"plain PyTorch, to {target:.0%} too",
+        recipe=recipe,
+        at_least=1,
+        whole=True,
+        device=DEVICE,
+        source=feed.dataset.name,
+        target=target,
+        first_step_seconds=ours.first_step_seconds,
+        compiled_before=ours.training.step.loss_and_correct.from_cache,
+    )
+    note(versus.request, versus.benchmark, epochs_and_accuracy=ours.reached, rival_epochs_and_accuracy=rival.reached)
+    feed.close()
