@@ -1,6 +1,6 @@
 """Whether an epoch got slower since another commit, and by which part: the regression gate (gate.py).
 
-    pytest benchmarks/gate/bench_regression.py --benchmark-only --fail-on-regression [--baseline COMMIT] [--short]
+    pytest benchmarks/bench_regression.py --benchmark-only --fail-on-regression [--baseline COMMIT] [--short]
 
 The ratio to plain PyTorch and the figures stored for machines of this class are shown for information: they move with
 the machine's load and with torch, and decide nothing.

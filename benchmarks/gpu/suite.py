@@ -3,7 +3,7 @@
     python benchmarks/gpu_suite.py --minutes 8 --json out.json --data cifar10.tar.xz
 
 Without --data and without $FASTRES_TEST_DATA, the sections that train take shapes10. `routing` writes `routing.json`
-beside the JSON: copied to kernels/, it is what the kernels choose by. Needs torch, triton and numpy, and no
+beside the JSON: copied to kernels/batch_norm/, it is what the kernels choose by. Needs torch, triton and numpy, and no
 installation of fastres; it runs from a checkout, and a section that needs more says so and is skipped. Sections run in
 the order of this file, each for as long as its share of the time allows; the JSON is whole after every case. `--device
 cpu` runs the same code on tiny shapes to see that it runs: its figures say nothing about a GPU and are marked so. Exit

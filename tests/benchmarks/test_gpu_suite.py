@@ -20,7 +20,7 @@ from benchmarks.kernels import timings as kernel_timings
 from benchmarks.suites.bench_kernels import figures
 from fastres.bench.timing import DRY, Effort, compare, measure, sets_for_cold_cache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fastres.errors import UserError
 from fastres.recipe import Recipe, schema
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
 
 

@@ -37,7 +37,7 @@ from fastres.report.style import png
 from fastres.utils.statistics import quantile
 from tests.pages import Page
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def plan(*names: str, **options: Any) -> Plan:

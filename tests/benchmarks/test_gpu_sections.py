@@ -19,7 +19,7 @@ from fastres.bench.timing import DRY
 from fastres.data import open_dataset
 from fastres.models import build, count_parameters, layers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ from torch import nn
 from fastres.engine import compile_cache
 from fastres.engine.compile import Compiled
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart.toml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "record.report=false"]
 """450 images to train on are nine whole batches: the same graph as of the whole recipe."""
 

@@ -17,7 +17,7 @@ from benchmarks.published.results import RESULTS, Quote, Results
 from benchmarks.published.tables import TABLES, pictures, rounded
 from fastres.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 TEXTS = {document: (ROOT / document).read_text() for document in DOCUMENTS}
 

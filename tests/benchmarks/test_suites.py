@@ -34,7 +34,7 @@ from fastres.evaluation.evaluator import Evaluator
 from fastres.runs import checkpoint
 from fastres.training.step import Step
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,8 +135,8 @@ def test_the_root_runs_the_benchmarks_on_demand(tmp_path: Path) -> None:
 
 
 def test_without_the_option_the_root_runs_the_tests() -> None:
-    done = run_pytest("--collect-only", "-q", "--ignore-glob=tests/*/*", "--ignore-glob=tests/test_[!m]*")
-    assert "tests/test_memory.py" in done.stdout
+    done = run_pytest("--collect-only", "-q", "--ignore-glob=tests/[!e]*", "--ignore-glob=tests/e[!n]*")
+    assert "tests/engine/test_memory.py" in done.stdout
     assert "bench_" not in done.stdout
 
 
