@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastres.bench.norms import Case
 from fastres.bench.timing import Call
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
+from fastres.layers.convolution import stride_is_unsafe
 from fastres.models import Network, count_parameters
 from fastres.recipe import Adam, AdamW, Muon, Sgd
 
@@ -61,7 +62,10 @@ class Convolution:
     def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> Call:
         """One pass by the library's own operator; `like(*shape)` makes a tensor."""
         x, weight, gradient = like(batch, *self.x), like(*self.weight), like(batch, *self.y)
-        rest = (*self.geometry, False, (0, 0), 1)
+        geometry, stride = self.geometry, self.geometry[0][0]
+        if stride_is_unsafe(x, weight.shape[2], stride):
+            x, geometry = x[:, :, ::stride, ::stride], ((1, 1), *geometry[1:])
+        rest = (*geometry, False, (0, 0), 1)
         if which == "forward":
             return partial(torch.ops.aten.convolution, x, weight, None, *rest)
         wanted = (not self.first, self.trains, False)

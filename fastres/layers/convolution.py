@@ -46,7 +46,19 @@ class Conv2d(nn.Conv2d):
         if x.dtype == torch.bfloat16 and x.device.type == "cpu" and HAS_AMX and product_pays(x, stride):
             y: Tensor = ProductConvolution.apply(x, self.weight.to(x.dtype), stride)
             return y
+        if stride_is_unsafe(x, self.weight.shape[2], stride):
+            return F.conv2d(x[:, :, ::stride, ::stride], self.weight)
         return super().forward(x)
+
+
+def stride_is_unsafe(x: Tensor, kernel: int, stride: int) -> bool:
+    """Whether oneDNN must be given every `stride`-th pixel of x [N, C, H, W] instead of a stride, which is the same.
+
+    Its AVX2 kernel for the weight gradient of a strided 1×1 convolution in fp32 (`jit_avx2_1x1`, in torch 2.13) writes
+    beside its buffers where C is below 8: the process crashes, or never comes back. On every CPU, as bits must not
+    depend on a variable such as ONEDNN_MAX_CPU_ISA; no recipe of this repository has so few channels there.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.float32 and kernel == 1 and stride > 1 and x.shape[1] < 8
 
 
 def product_pays(x: Tensor, stride: int) -> bool:

@@ -1,5 +1,9 @@
 """The convolution by matrix products is a convolution."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -100,3 +104,28 @@ def test_the_product_is_taken_only_where_it_pays(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(convolution, "HAS_AMX", False)
         layer(torch.zeros(1, 128, 4, 4, dtype=torch.bfloat16))
         assert len(taken) == 2
+
+
+NARROW = """
+import torch
+from fastres.layers.convolution import Conv2d
+torch.manual_seed(0)
+for channels, outputs in ((4, 4), (4, 8), (7, 3), (1, 1)):
+    layer = Conv2d(channels, outputs, 1, 2).to(memory_format=torch.channels_last)
+    x = torch.randn(8, channels, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    exact = torch.nn.functional.conv2d(x.double(), layer.weight.double(), stride=2)
+    gradient = torch.randn_like(exact)
+    wanted = torch.autograd.grad(exact, (x, layer.weight), gradient)
+    found = torch.autograd.grad(layer(x), (x, layer.weight), gradient.float())
+    for mine, other in zip(found, wanted):
+        # fp32 sums of at most 8 · 16 · 16 products of numbers near 1.
+        assert torch.allclose(mine.double(), other.double(), atol=1e-3), (channels, outputs)
+print("done")
+"""
+
+
+def test_a_stride_with_few_channels_does_not_reach_the_avx2_kernel() -> None:
+    """It crashes, or never comes back: in a process of its own, with a limit."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done\n", done.stderr
