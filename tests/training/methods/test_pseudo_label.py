@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_distill import recipe
+from test_distillation import recipe
 from torch.nn import functional as F
 
 from fastres import train

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_distill import recipe
+from test_distillation import recipe
 
 from fastres import train
 from fastres.errors import Interrupted, UserError
