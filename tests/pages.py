@@ -13,7 +13,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
-        self.feed(text)
+        self.data_module(text)
         self.close()
         assert self.open == []
 

@@ -33,17 +33,25 @@ EPOCHS_OF_ROWS = 40
 TESTED = 200
 
 
+def either(thing: Any, name: str, before: str) -> Any:
+    """The attribute `name`, or what it was called in commits before."""
+    return getattr(thing, name) if hasattr(thing, name) else getattr(thing, before)
+
+
 def parts(recipe: Any) -> dict[str, Part]:
     """The parts of an epoch of `recipe`, ready to be timed: compiled, and run twice."""
     import torch
 
-    from fastres.training.session import Session
+    try:
+        from fastres.training.session import Session
+    except ModuleNotFoundError:  # a commit from before the package had rooms
+        from fastres.start import Session  # type: ignore[import-not-found, no-redef]
 
     session = Session(recipe, torch.device("cpu"), quiet=True)
-    feed, step, size = session.feed, session.step, recipe.train.batch_size
-    loader: Any = feed.train
+    data, step, size = either(session, "data_module", "feed"), session.step, recipe.train.batch_size
+    loader: Any = data.train
     batch = next(iter(loader.batches(0, 0)))
-    images = feed.unmixed(batch.source, batch.indices, 0, batch.rows)
+    images = either(data, "augment_batch", "unmixed")(batch.source, batch.indices, 0, batch.rows)
     losses = [step(number, images, batch.labels)[0].item() for number in range(3)]
     done = 0
 
@@ -55,13 +63,13 @@ def parts(recipe: Any) -> dict[str, Part]:
 
     def augment() -> Any:
         rows = torch.arange(AUGMENTED)
-        return feed.augment.unmixed(batch.source, rows, 0, rows)
+        return either(data.augment, "augment", "unmixed")(batch.source, rows, 0, rows)
 
     def order() -> int:
         return sum(int(each.rows[0]) for number in range(EPOCHS_OF_ROWS) for each in loader.batches(number, 0))
 
     def evaluate() -> Any:
-        return session.evaluator.logits(feed.test)
+        return session.evaluator.logits(data.test)
 
     augmented, logits = augment().float(), evaluate()
     found = {

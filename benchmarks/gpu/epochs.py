@@ -17,7 +17,7 @@ import torch
 from fastres.bench.training import Ours
 from fastres.evaluation.evaluator import Evaluator
 from fastres.recipe import Recipe
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("report_best", "speed/94")
@@ -52,22 +52,22 @@ def measure(name: str, source: str, root: str, device: torch.device, *, dry: boo
     """Figures of the recipe `name`, ready for JSON: images and seconds an epoch, evaluation, synchronisations, gaps;
     for the report's recipe its whole run, projected. Raises UserError where `source` cannot be read."""
     recipe = recipe_of(name, source, root, dry=dry)
-    feed = open_feed(recipe, device, quiet=True)
+    data_module = open_data_module(recipe, device, quiet=True)
     try:
         began = time.perf_counter()
-        ours = Ours(recipe, feed, len(feed.dataset.classes), feed.dataset.image_size, device)
+        ours = Ours(recipe, data_module, len(data_module.dataset.classes), data_module.dataset.image_size, device)
         for _ in range(WARM_UP):
             train(ours, device)
         warm = time.perf_counter() - began
         seconds, images = _timed(ours, device)
-        steps = len(feed.train)
+        steps = len(data_module.train)
         figures: dict[str, Any] = {
             "recipe": name,
-            "source": feed.dataset.name,
-            "loader": feed.loading.kind,
-            "loader_because": feed.loading.why,
+            "source": data_module.dataset.name,
+            "loader": data_module.loading.name,
+            "loader_because": data_module.loading.reason,
             "captured": ours.captured,
-            "not_captured_because": ours.note,
+            "not_captured_because": ours.fallback_reason,
             "steps": steps,
             "images": images,
             "warm_up_seconds": warm,
@@ -88,7 +88,7 @@ def measure(name: str, source: str, root: str, device: torch.device, *, dry: boo
             )
         return figures
     finally:
-        feed.close()
+        data_module.close()
 
 
 def seconds_of(figures: dict[str, Any]) -> float:
@@ -123,11 +123,13 @@ def _timed(ours: Ours, device: torch.device) -> tuple[list[float], int]:
 def _evaluation(ours: Ours, device: torch.device) -> float:
     """Images a second that are evaluated, without test-time augmentation, once compiled."""
     options = ours.recipe.train
-    evaluator = Evaluator(ours.step.averaged, ours.feed.augment, options.precision, device, compile=options.compile)
+    evaluator = Evaluator(
+        ours.step.averaged, ours.data_module.augment, options.precision, device, compile=options.compile
+    )
     for _ in range(3):
-        evaluator.logits(ours.feed.test)
+        evaluator.logits(ours.data_module.test)
     began = time.perf_counter()
-    count = len(evaluator.logits(ours.feed.test))  # on the CPU: it has waited
+    count = len(evaluator.logits(ours.data_module.test))  # on the CPU: it has waited
     return count / (time.perf_counter() - began)
 
 

@@ -22,7 +22,7 @@ from fastres.engine.precision import DTYPES
 from fastres.recipe import Recipe
 from fastres.training import session
 from fastres.training.epoch import Runner
-from fastres.training.metrics import StallMeter, Tally
+from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
@@ -52,8 +52,8 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
             ) as loader,
             side_stream(device),
         ):
-            feed: Any = SimpleNamespace(train=loader, augment=augment, unmixed=augment.unmixed)
-            runner = Runner(step, feed, Tally(device), meter)
+            data_module: Any = SimpleNamespace(train=loader, augment=augment, unmixed=augment.augment)
+            runner = Runner(step, data_module, EpochMetrics(device), meter)
             _epoch(runner, meter, 0)
             seconds, waited = _epoch(runner, meter, 1)
             images = len(loader) * batch
@@ -71,7 +71,7 @@ def _epoch(runner: Runner, meter: StallMeter, epoch: int) -> tuple[float, float]
     device = runner.step.device
     _finish(device)
     began = time.perf_counter()
-    for _ in runner.epoch(epoch, 0, len(runner.feed.train)):
+    for _ in runner.epoch(epoch, 0, len(runner.data_module.train)):
         pass
     _finish(device)
     return time.perf_counter() - began, meter.read()

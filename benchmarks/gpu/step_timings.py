@@ -20,16 +20,16 @@ import torch
 from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
 from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
-from fastres.bench.training import Ours, random_feed
+from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
 from fastres.models import count_parameters, layers
-from fastres.recipe import Augment, Recipe
-from fastres.recipe.networks import Model
+from fastres.recipe import AugmentConfig, Recipe
+from fastres.recipe.networks import ModelConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 46_080
 """In the set: whole batches of 20, 512 and 1,024, and of 240, the images of 12 steps at 20."""
-SHIFTS = Augment(translate=4, flip="random")
+SHIFTS = AugmentConfig(translate=4, flip="random")
 """What the rivals do as well."""
 GROUPS = (("eager", "graphed"), ("max-autotune",))
 """Rivals that are measured together with ours. What may compile for minutes comes last."""
@@ -112,8 +112,8 @@ def time_steps(
     """
     case, recipe = comparison.case, comparison.case.recipe(dry)
     product = _matrix_rate(RATE_OF[case.precision], device, effort=DRY if dry else GPU)
-    feed = random_feed(recipe, 16 * case.batch if dry else IMAGES, device)
-    assert isinstance(recipe.model, Model)
+    data_module = random_data_module(recipe, 16 * case.batch if dry else IMAGES, device)
+    assert isinstance(recipe.model, ModelConfig)
     shape = recipe.model.blocks, recipe.model.channels
     plain = PlainResNet(*shape)
     multiply_adds = sum(layer.multiply_adds for layer in layers(plain, 32))
@@ -121,11 +121,16 @@ def time_steps(
 
     def make(name: str) -> Call:
         if name == "ours":
-            loops.append(Ours(recipe, feed, 10, 32, device))
+            loops.append(Ours(recipe, data_module, 10, 32, device))
             return loops[0].steps(case.steps)
         rival = (DRY_RIVALS if dry else RIVALS)[name]
         return rival(
-            PlainResNet(*shape), feed.train.source, feed.train.labels, case.batch, DTYPES[case.precision], case.steps
+            PlainResNet(*shape),
+            data_module.train.source,
+            data_module.train.labels,
+            case.batch,
+            DTYPES[case.precision],
+            case.steps,
         )
 
     made: dict[str, Made] = {}
@@ -165,7 +170,7 @@ def time_steps(
         "matrix_product": product,
         "goals": dict(case.goals),
         "captured": bool(loops) and loops[0].captured,
-        "not_captured_because": loops[0].note if loops else None,
+        "not_captured_because": loops[0].fallback_reason if loops else None,
         "variants": variants,
         "missing": missing,
     }

@@ -28,16 +28,16 @@ BATCHES = (16_384, 1024, 128)
 """The largest fills the device; the others are training's."""
 WARPS = (1, 2, 4, 8, 16)
 
-SHIFT = recipe.Augment(translate=4, padding="zero")
-REPORT = recipe.Augment(
-    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], interpolation="bicubic"),
+SHIFT = recipe.AugmentConfig(translate=4, padding="zero")
+REPORT = recipe.AugmentConfig(
+    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
-    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,
     grayscale=0.2,
 )
 POLICIES = {"shift": SHIFT, "report": REPORT}
-MIX = recipe.Mix(mixup_alpha=1.0, cutmix_alpha=1.0)
+MIX = recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def by_reference(augment: Augment, images: Tensor, rows: Tensor, epoch: int, ste
     size = (images.shape[1], images.shape[2])
     drawn = augment.draw(indices, epoch, size)
     none = np.zeros((*size, 3), dtype=np.float32)
-    scale, offset, cutout = augment.finish[0], augment.finish[1], augment.finish[4]
+    scale, offset, cutout = augment.normalization[0], augment.normalization[1], augment.normalization[4]
     values = np.stack(
         [
             reference.normalise(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.cases import Case, Forward, Problem, eager, ours, problem
-from fastres.engine.cuda_graph import side_stream, uncollected
+from fastres.engine.cuda_graph import gc_disabled, side_stream
 from fastres.kernels import ACTIVATIONS
 
 # Channels that are no multiple of any block, one map element, rows that end in mid-tile, the report's extremes.
@@ -87,7 +87,7 @@ def _graph_agrees(case: Case, device: torch.device, forward: Forward, seed: int)
     """Capture a training step's two passes, replay them on other values; whether a direct run on those gives the same
     bits."""
     captured, fresh = problem(case, device, seed), problem(case, device, seed + 1)
-    with side_stream(device), uncollected():
+    with side_stream(device), gc_disabled():
         for _ in range(3):
             results(forward, captured, True)
         static = captured.copy()

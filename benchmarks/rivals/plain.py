@@ -20,8 +20,8 @@ from benchmarks.rivals.steps import PlainResNet
 from fastres.data.compat.torchvision import import_torchvision
 from fastres.models import Network
 from fastres.optim import factor
-from fastres.recipe import AdamW, Augment, Recipe, Sgd
-from fastres.recipe.networks import Model
+from fastres.recipe import AdamWConfig, AugmentConfig, Recipe, SgdConfig
+from fastres.recipe.networks import ModelConfig
 
 import_torchvision()
 from torchvision import transforms  # noqa: E402
@@ -31,7 +31,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def stock(network: Network, recipe: Recipe) -> PlainResNet:
     """The ResNet that `network` is, of stock layers and with its weights and statistics, in N, C, H, W on the CPU."""
-    assert isinstance(recipe.model, Model)
+    assert isinstance(recipe.model, ModelConfig)
     plain = PlainResNet(recipe.model.blocks, recipe.model.channels)
     with torch.no_grad():
         # The layers come in the same order, under other names.
@@ -40,7 +40,7 @@ def stock(network: Network, recipe: Recipe) -> PlainResNet:
     return plain
 
 
-def pipeline(policy: Augment, mean: Sequence[float], std: Sequence[float]) -> Any:
+def pipeline(policy: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Any:
     """`policy` as torchvision's transforms of Pillow images, in the order of the report's code: those operations that
     the recipes of the benchmarks have."""
     steps: list[Any] = []
@@ -84,13 +84,13 @@ class Plain:
             data, recipe.train.batch_size, shuffle=True, num_workers=CORES, drop_last=recipe.train.drop_last
         )
         options = recipe.optimizer
-        assert isinstance(options, (Sgd, AdamW))
+        assert isinstance(options, (SgdConfig, AdamWConfig))
         decayed = [each for each in network.parameters() if options.decay_norm_and_bias or each.ndim > 1]
         others = [each for each in network.parameters() if not options.decay_norm_and_bias and each.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         self.optimizer: torch.optim.Optimizer
-        if isinstance(options, Sgd):
+        if isinstance(options, SgdConfig):
             self.optimizer = torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum)
         else:
             self.optimizer = torch.optim.AdamW(groups, lr=options.lr)

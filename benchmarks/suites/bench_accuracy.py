@@ -20,7 +20,7 @@ from fastres.evaluation.evaluator import Evaluator
 from fastres.models import Network
 from fastres.recipe import Recipe
 from fastres.training import session
-from fastres.training.data import Feed, labels_of, open_feed
+from fastres.training.data import DataModule, labels_of, open_data_module
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 TARGET = 0.7
@@ -35,15 +35,17 @@ keep_freed_memory()  # as `fastres train` does
 class Run(ABC):
     """Trains until TARGET, with another seed at each turn."""
 
-    def __init__(self, recipe: Recipe, feed: Feed, target: float) -> None:
-        self.recipe, self.feed, self.target = recipe, feed, target
+    def __init__(self, recipe: Recipe, data_module: DataModule, target: float) -> None:
+        self.recipe, self.data_module, self.target = recipe, data_module, target
         self.seed = -1
         self.reached: list[tuple[int, float]] = []
         """Epochs and accuracy of each turn."""
 
     def drawn(self) -> Network:
         """The network of this turn's seed."""
-        return session.draw(self.recipe, len(self.feed.dataset.classes), self.feed.dataset.image_size, self.seed)
+        return session.draw(
+            self.recipe, len(self.data_module.dataset.classes), self.data_module.dataset.image_size, self.seed
+        )
 
     @abstractmethod
     def prepare(self) -> None:
@@ -58,7 +60,7 @@ class Run(ABC):
         """fp32 [N, classes] of the test images."""
 
     def __call__(self) -> None:
-        labels = labels_of(self.feed.test)
+        labels = labels_of(self.data_module.test)
         for number in range(int(self.recipe.train.epochs)):
             self.epoch(number)
             accuracy = float((self.logits().argmax(1) == labels).double().mean())
@@ -77,32 +79,34 @@ class Run(ABC):
 class OurRun(Run):
     """By fastres's training loop, compiled."""
 
-    def __init__(self, recipe: Recipe, feed: Feed, target: float) -> None:
-        super().__init__(recipe, feed, target)
+    def __init__(self, recipe: Recipe, data_module: DataModule, target: float) -> None:
+        super().__init__(recipe, data_module, target)
         began = time.perf_counter()
-        self.training = Ours(recipe, feed, len(feed.dataset.classes), feed.dataset.image_size, DEVICE)
+        self.training = Ours(
+            recipe, data_module, len(data_module.dataset.classes), data_module.dataset.image_size, DEVICE
+        )
         options = recipe.train
         self.evaluator = Evaluator(
-            self.training.step.averaged, feed.augment, options.precision, DEVICE, compile=options.compile
+            self.training.step.averaged, data_module.augment, options.precision, DEVICE, compile=options.compile
         )
         for _ in self.training.epoch(0, 3):  # a GPU captures the third
             pass
-        self.evaluator.logits(feed.test)
+        self.evaluator.logits(data_module.test)
         wait()
         self.first_step_seconds = time.perf_counter() - began
 
     def prepare(self) -> None:
         self.seed += 1
         self.training.step.restart(self.drawn(), self.seed)
-        self.feed.reseed(self.seed)
-        self.training.tally.clear()
+        self.data_module.reseed(self.seed)
+        self.training.epoch_metrics.clear()
 
     def epoch(self, number: int) -> None:
         for _ in self.training.epoch(number):
             pass
 
     def logits(self) -> torch.Tensor:
-        return self.evaluator.logits(self.feed.test)
+        return self.evaluator.logits(self.data_module.test)
 
 
 class PlainRun(Run):
@@ -110,12 +114,12 @@ class PlainRun(Run):
 
     def prepare(self) -> None:
         self.seed += 1
-        augment = self.feed.augment
+        augment = self.data_module.augment
         transform = plain.pipeline(self.recipe.augment, augment.mean.tolist(), augment.std.tolist())
-        data = plain.Images(self.feed.train_images, self.feed.train_labels, transform)
+        data = plain.Images(self.data_module.train_images, self.data_module.train_labels, transform)
         network = plain.stock(self.drawn(), self.recipe)
         self.training = plain.Plain(network, self.recipe, data, DEVICE)
-        self.images = plain.normalised(self.feed.test_images, augment.mean.tolist(), augment.std.tolist())
+        self.images = plain.normalised(self.data_module.test_images, augment.mean.tolist(), augment.std.tolist())
         torch.manual_seed(self.seed)  # of the loader's order
 
     def epoch(self, number: int) -> None:
@@ -130,8 +134,8 @@ def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
     """One run of each; with --full five, of five seeds."""
     recipe = Recipe.load(RECIPE, [*CHANGES, f"data.root={root}", *(DRY if dry else [])])
     target = DRY_TARGET if dry else TARGET
-    feed = open_feed(recipe, DEVICE, quiet=True)
-    ours, rival = OurRun(recipe, feed, target), PlainRun(recipe, feed, target)
+    data_module = open_data_module(recipe, DEVICE, quiet=True)
+    ours, rival = OurRun(recipe, data_module, target), PlainRun(recipe, data_module, target)
     versus(
         Side(ours, outcome=ours.outcome, before=ours.prepare),
         Side(rival, outcome=rival.outcome, before=rival.prepare),
@@ -143,10 +147,10 @@ def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
         at_least=1,
         whole=True,
         device=DEVICE,
-        source=feed.dataset.name,
+        source=data_module.dataset.name,
         target=target,
         first_step_seconds=ours.first_step_seconds,
         compiled_before=ours.training.step.loss_and_correct.from_cache,
     )
     note(versus.request, versus.benchmark, epochs_and_accuracy=ours.reached, rival_epochs_and_accuracy=rival.reached)
-    feed.close()
+    data_module.close()

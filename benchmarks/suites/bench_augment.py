@@ -41,17 +41,17 @@ STORE_IMAGES, COMPARED, EXACT = 20_000, 512, 64
 THREADS = torch.get_num_threads()
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
-SIMPLE = recipe.Augment(translate=4, padding="zero")
-REPORT = recipe.Augment(
-    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], interpolation="bicubic"),
+SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
+REPORT = recipe.AugmentConfig(
+    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
-    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,
     grayscale=0.2,
 )
-CUTOUT = recipe.Augment(translate=4, padding="zero", cutout=8)
-CROP = recipe.Augment(translate=0, random_resized_crop=recipe.RandomResizedCrop())
-MIX = recipe.Mix(mixup_alpha=1.0, cutmix_alpha=1.0)
+CUTOUT = recipe.AugmentConfig(translate=4, padding="zero", cutout=8)
+CROP = recipe.AugmentConfig(translate=0, random_resized_crop=recipe.RandomResizedCropConfig())
+MIX = recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
 
 # `fastres train` does this for its process; without it both sides wait for fresh memory at every batch.
 keep_freed_memory()
@@ -68,7 +68,7 @@ def store(source: str, root: str) -> Tensor:
 class Ours:
     """A turn of ours, with the seconds that its first batch took at each turn."""
 
-    def __init__(self, policy: recipe.Augment, store: Tensor, mix: recipe.Mix | None = None) -> None:
+    def __init__(self, policy: recipe.AugmentConfig, store: Tensor, mix: recipe.MixConfig | None = None) -> None:
         self.augment = Augment(policy, MEAN, STD, mix=mix, dtype=torch.bfloat16)
         self.store, self.mixes, self.epoch = store, mix is not None, 0
         self.rows = torch.randperm(len(store), generator=torch.Generator().manual_seed(1)).split(BATCH)
@@ -85,21 +85,21 @@ class Ours:
         rows = self.rows[step]
         if self.mixes:
             return self.augment(self.store, self.labels[step], rows, self.epoch, step, rows)
-        return self.augment.unmixed(self.store, rows, self.epoch, rows)
+        return self.augment.augment(self.store, rows, self.epoch, rows)
 
     def outcome(self) -> Tensor:
         """Grey levels of the first images, augmented and not mixed. Raises AssertionError where some of them, mixed
         too if this mixes, differ from the reference's in a bit."""
         some = torch.arange(EXACT)
         for mixes in {False, self.mixes}:
-            found = self.augment.unmixed(self.store, some, 1, some)
+            found = self.augment.augment(self.store, some, 1, some)
             if mixes:
                 found, _, _, weight = self.augment(self.store, some % 10, some, 1, 2, some)
                 assert float(weight) == float(self.augment.draw_mix(1, 2, (32, 32)).weight)
             wanted = by_reference(self.augment, self.store, some, 1, 2, mixes=mixes)
             assert torch.equal(found, wanted), "ours has other bits than fastres/augment/reference.py"
         rows = torch.arange(COMPARED)
-        return levels(self.augment.unmixed(self.store, rows, 1, rows))
+        return levels(self.augment.augment(self.store, rows, 1, rows))
 
 
 def levels(batch: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def shares_alike(ours: Tensor, rival: list[tuple[float, float]]) -> None:
         assert abs(pixels - label) < 0.01, f"{pixels:.3f} of the pixels, {label:.3f} of the labels"
 
 
-CASES: dict[str, tuple[recipe.Augment, recipe.Mix | None, Callable[[Tensor], Side], str]] = {
+CASES: dict[str, tuple[recipe.AugmentConfig, recipe.MixConfig | None, Callable[[Tensor], Side], str]] = {
     "simple": (SIMPLE, None, torchvisions_tensors, "torchvision v2, one image at a time"),
     "report": (REPORT, None, the_reports, "the report's pipeline: torchvision on Pillow images"),
     "report_mixed": (REPORT, MIX, the_reports, "the report's pipeline, without mixing"),
@@ -315,7 +315,7 @@ from fastres.augment import Augment
 augment = Augment(Recipe().augment, (0.5,) * 3, (0.2,) * 3)
 images, rows = torch.zeros(128, 32, 32, 3, dtype=torch.uint8), torch.arange(128)
 began = time.perf_counter()
-batch = augment.unmixed(images, rows, 0)
+batch = augment.augment(images, rows, 0)
 """
 TORCHVISION_STARTS = """
 from fastres.data.compat.torchvision import import_torchvision

@@ -80,14 +80,17 @@ def test_factor(variant: Variant, source: str, root: str, versus: Versus, dry: b
         same = SAME_ORDER  # the images are others, and each side's are compared with the reference
     ours, rival = training.side(training.two_steps), default.side(default.two_steps)
     compare(variant, training, ours, rival, same, "the default", versus)
-    default.feed.close()
+    default.data_module.close()
 
 
 def compare(
     variant: Variant, training: Training, ours: Side, rival: Side, same: Any, against: str, versus: Versus
 ) -> None:
     """Time by turns, then the parts."""
-    recipe, steps_an_epoch = training.recipe, len(training.feed.train.subset) / training.feed.train.batch_size
+    recipe, steps_an_epoch = (
+        training.recipe,
+        len(training.data_module.train.subset) / training.data_module.train.batch_size,
+    )
     ceiling: Ceiling = matrix_product(DTYPES[recipe.train.precision], 64 if versus.dry else 2048)
     ratio = versus(
         ours,
@@ -100,7 +103,7 @@ def compare(
         operations=training.operations * training.images,
         recipe=recipe,
         device=DEVICE,
-        source=training.feed.dataset.name,
+        source=training.data_module.dataset.name,
     )
     step_seconds = ratio.seconds * recipe.train.batch_size
     profiled = min(training.steps, PROFILED)
@@ -111,9 +114,9 @@ def compare(
         setting=variant.setting,
         factor=variant.factor,
         epoch_seconds=step_seconds * steps_an_epoch,
-        epoch_images=len(training.feed.train.subset),
+        epoch_images=len(training.data_module.train.subset),
         timed_steps=training.steps,
         profiled_steps=profiled,
         parts={part: seconds * steps_an_epoch for part, seconds in found.items()},
     )
-    training.feed.close()
+    training.data_module.close()

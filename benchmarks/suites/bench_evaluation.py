@@ -13,9 +13,9 @@ from fastres.engine.precision import DTYPES
 from fastres.evaluation.evaluator import Evaluator
 from fastres.evaluation.metrics import passes
 from fastres.models import Network, layers
-from fastres.recipe import Eval, Recipe
+from fastres.recipe import EvalConfig, Recipe
 from fastres.training import session
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 500
@@ -41,14 +41,16 @@ def seen(network: Network, images: torch.Tensor) -> Network:
 
 @pytest.mark.parametrize("tta", ["none", "mirror", pytest.param("translate", marks=pytest.mark.full)])
 def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool) -> None:
-    recipe, options = recipe_of(source, root, dry), Eval(tta=tta)  # type: ignore[arg-type]
+    recipe, options = recipe_of(source, root, dry), EvalConfig(tta=tta)  # type: ignore[arg-type]
     precision = recipe.train.precision
-    feed = open_feed(recipe, DEVICE, quiet=True)
-    images = plain.normalised(feed.test_images, feed.augment.mean.tolist(), feed.augment.std.tolist())
-    network = seen(session.draw(recipe, len(feed.dataset.classes), 32, seed=0), images[:256])
+    data_module = open_data_module(recipe, DEVICE, quiet=True)
+    images = plain.normalised(
+        data_module.test_images, data_module.augment.mean.tolist(), data_module.augment.std.tolist()
+    )
+    network = seen(session.draw(recipe, len(data_module.dataset.classes), 32, seed=0), images[:256])
     rival = plain.stock(network, recipe).to(DEVICE)
     evaluator = Evaluator(
-        session.place(network, recipe, DEVICE), feed.augment, precision, DEVICE, compile=recipe.train.compile
+        session.place(network, recipe, DEVICE), data_module.augment, precision, DEVICE, compile=recipe.train.compile
     )
     multiply_adds = sum(layer.multiply_adds for layer in layers(network, 32))
 
@@ -56,7 +58,7 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
         return {"logits": plain.logits(rival, images, recipe.eval.batch_size, DTYPES[precision], tta)}
 
     versus(
-        Side(lambda: {"logits": evaluator.logits(feed.test, options)}, len(images)),
+        Side(lambda: {"logits": evaluator.logits(data_module.test, options)}, len(images)),
         Side(theirs, len(images)),
         # bf16 rounds the output of each of twelve convolutions to one part in 256, and both round in other places:
         # 0.3% was measured. Without a view, or with the shifted ones left out, the logits are 6 to 15% away.
@@ -68,6 +70,6 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
         operations=2 * multiply_adds * len(images) * passes(options),
         recipe=recipe,
         device=DEVICE,
-        source=feed.dataset.name,
+        source=data_module.dataset.name,
     )
-    feed.close()
+    data_module.close()

@@ -33,7 +33,7 @@ BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
 PIXELS = 32 * 32 * 3
 CORES = len(os.sched_getaffinity(0))
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
-SIMPLE = recipe.Augment(translate=4, padding="zero")
+SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
 FULL = pytest.mark.full
 
 keep_freed_memory()  # as `fastres train` does
@@ -104,7 +104,7 @@ def augmented(loader: Loader) -> Epoch:
     augment = Augment(SIMPLE, (0.5,) * 3, (0.25,) * 3, dtype=torch.bfloat16)
 
     def images(batch: Batch, epoch: int) -> Tensor:
-        return augment.unmixed(batch.source, batch.indices, epoch, batch.rows).permute(0, 2, 3, 1)
+        return augment.augment(batch.source, batch.indices, epoch, batch.rows).permute(0, 2, 3, 1)
 
     return lambda number: ((images(batch, number), batch.labels) for batch in loader.batches(number))
 

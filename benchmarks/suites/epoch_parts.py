@@ -68,17 +68,17 @@ def parts(ours: Ours, steps: int, step_seconds: float) -> dict[str, float]:
 @contextmanager
 def ranges(ours: Ours) -> Iterator[Runner]:
     """A runner of the same step, launch by launch, that goes through the parts in ranges of their names."""
-    step, feed = ours.step, ours.feed
+    step, data_module = ours.step, ours.data_module
 
     def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-        delivered = feed.train.batches(epoch, first_step)
+        delivered = data_module.train.batches(epoch, first_step)
         following = named("loader", lambda: next(delivered, None))
         yield from iter(following, None)
 
     marked: Any = SimpleNamespace(
-        train=_Train(batches, len(feed.train)),
-        augment=named("augmentation", feed.augment),
-        unmixed=named("augmentation", feed.unmixed),
+        train=_Train(batches, len(data_module.train)),
+        augment=named("augmentation", data_module.augment),
+        unmixed=named("augmentation", data_module.augment_batch),
     )
     with (
         mock.patch.object(step, "loss_and_correct", named("forward", step.loss_and_correct)),
@@ -86,7 +86,7 @@ def ranges(ours: Ours) -> Iterator[Runner]:
         mock.patch.object(step.optimizer, "step", named("optimizer", step.optimizer.step)),
         mock.patch.object(step.optimizer, "zero_grad", named("optimizer", step.optimizer.zero_grad)),
     ):
-        yield Runner(step, marked, ours.tally, ours.stall, on_device=False)
+        yield Runner(step, marked, ours.epoch_metrics, ours.stall, on_device=False)
 
 
 class _Train:

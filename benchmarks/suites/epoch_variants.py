@@ -22,9 +22,9 @@ from fastres.bench.timing import seconds
 from fastres.bench.training import Ours
 from fastres.data.loaders import choose
 from fastres.models import layers
-from fastres.recipe import Augment, Mix, Recipe
+from fastres.recipe import AugmentConfig, MixConfig, Recipe
 from fastres.training import session
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 NETWORKS = {"report": [], "ResNet-18": ["model.blocks=[2,2,2,2]", "model.max_parameters=20000000"]}
@@ -76,9 +76,11 @@ class Variant:
         changes += ["train.compile=false"] if dry or not self.compiled else []
         recipe = Recipe.load(RECIPE, changes)
         if self.augmentation == "none":
-            nothing = Augment(translate=0, flip="none", mean=recipe.augment.mean, std=recipe.augment.std)
+            nothing = AugmentConfig(translate=0, flip="none", mean=recipe.augment.mean, std=recipe.augment.std)
             return recipe.model_copy(update={"augment": nothing})
-        return recipe.model_copy(update={"mix": Mix(cutmix_alpha=1.0)}) if self.augmentation == "CutMix" else recipe
+        return (
+            recipe.model_copy(update={"mix": MixConfig(cutmix_alpha=1.0)}) if self.augmentation == "CutMix" else recipe
+        )
 
 
 DEFAULTS = [Variant(network, batch) for network in NETWORKS for batch in BATCHES]
@@ -99,24 +101,24 @@ class Training:
 
     def __init__(self, variant: Variant, source: str, root: str, dry: bool) -> None:
         self.recipe = variant.recipe(source, root, dry)
-        self.feed = open_feed(self.recipe, DEVICE, quiet=True)
-        classes, side = len(self.feed.dataset.classes), self.feed.dataset.image_size
+        self.data_module = open_data_module(self.recipe, DEVICE, quiet=True)
+        classes, side = len(self.data_module.dataset.classes), self.data_module.dataset.image_size
         self.drawn = session.draw(self.recipe, classes, side, self.recipe.train.seed)
         self.operations = 6 * sum(layer.multiply_adds for layer in layers(self.drawn, side))
         """Of an image: forward, gradients of inputs and of weights, at two for each multiply-add."""
         self.first: nn.Module = self.drawn if variant.fused else plain.stock(self.drawn, self.recipe)
-        self.ours = Ours(self.recipe, self.feed, classes, side, DEVICE, copy.deepcopy(self.first))
-        together = self.ours.runner.together  # steps of a launch: what is cut shorter is another graph
-        self.lead = LEAD * together
-        self.steps = together
+        self.ours = Ours(self.recipe, self.data_module, classes, side, DEVICE, copy.deepcopy(self.first))
+        steps_per_launch = self.ours.runner.steps_per_launch  # steps of a launch: what is cut shorter is another graph
+        self.lead = LEAD * steps_per_launch
+        self.steps = steps_per_launch
         self.launches: Iterator[Any] = iter(())
         self.begin()
         once = seconds(self.turn)
         self.end()
         compiled = self.ours.step.loss_and_correct
-        assert compiled.active == self.recipe.train.compile, f"to be compiled, but {compiled.note}"
-        self.steps = min(_launches(once, dry) * together, len(self.feed.train) - self.lead)
-        self.images = self.steps * self.feed.train.batch_size
+        assert compiled.active == self.recipe.train.compile, f"to be compiled, but {compiled.fallback_reason}"
+        self.steps = min(_launches(once, dry) * steps_per_launch, len(self.data_module.train) - self.lead)
+        self.images = self.steps * self.data_module.train.batch_size
 
     def begin(self) -> None:
         """The first steps of an epoch, untimed; those of a turn remain."""
@@ -143,30 +145,30 @@ class Training:
 
     def untrained_loss(self) -> dict[str, Tensor]:
         """Of a batch that is not augmented, before the first step."""
-        step, batch = self.ours.step, next(iter(self.feed.train.batches(0)))
+        step, batch = self.ours.step, next(iter(self.data_module.train.batches(0)))
         step.restart(self.first, self.recipe.train.seed)
         step.network.train()
-        images = self.feed.augment.plain(batch.source, batch.rows)
+        images = self.data_module.augment.normalize(batch.source, batch.rows)
         return {"loss": step.loss_and_correct(images, batch.labels, variant=False)[0].detach().clone()}
 
     def two_steps(self) -> dict[str, Any]:
         """Which images they train on, the mean loss, and what they add to the weights. Raises AssertionError where
         images are not augmented as the reference does it."""
-        augment, mixes = self.feed.augment, self.recipe.mix.active
-        batches = [batch for batch, _ in zip(self.feed.train.batches(0), range(2), strict=False)]
+        augment, mixes = self.data_module.augment, self.recipe.mix.active
+        batches = [batch for batch, _ in zip(self.data_module.train.batches(0), range(2), strict=False)]
         source, labels = batches[0].source, batches[0].labels[:COMPARED]
         rows, indices = batches[0].rows[:COMPARED], batches[0].indices[:COMPARED]
-        found = augment.unmixed(source, indices, 0, rows)
+        found = augment.augment(source, indices, 0, rows)
         if mixes:
             found = augment(source, labels, indices, 0, 0, rows)[0]
-        images = torch.from_numpy(np.array(self.feed.train_images))
+        images = torch.from_numpy(np.array(self.data_module.train_images))
         wanted = by_reference(augment, images, indices.cpu(), 0, 0, mixes=mixes)
         assert torch.equal(found.cpu(), wanted), "augmented images have other bits than fastres/augment/reference.py's"
         self.ours.step.restart(self.first, self.recipe.train.seed)
-        self.ours.tally.clear()
+        self.ours.epoch_metrics.clear()
         for _ in self.ours.epoch(0, 2):
             pass
-        mean, _, _ = self.ours.tally.read()
+        mean, _, _ = self.ours.epoch_metrics.read()
         update = flat(self.ours.step.network) - flat(self.first)
         order = torch.cat([batch.indices for batch in batches])
         return {"order": order, "loss": mean, "update": update, "update_length": update.norm()}
@@ -177,9 +179,9 @@ class PlainTraining:
 
     def __init__(self, ours: Training, dry: bool) -> None:
         self.ours, self.recipe = ours, ours.recipe
-        mean, std = (part.tolist() for part in (ours.feed.augment.mean, ours.feed.augment.std))
+        mean, std = (part.tolist() for part in (ours.data_module.augment.mean, ours.data_module.augment.std))
         data = plain.Images(
-            ours.feed.train_images, ours.feed.train_labels, plain.pipeline(self.recipe.augment, mean, std)
+            ours.data_module.train_images, ours.data_module.train_labels, plain.pipeline(self.recipe.augment, mean, std)
         )
         self.training = plain.Plain(plain.stock(ours.drawn, self.recipe), self.recipe, data, DEVICE)
         self.iterator: Iterator[int] = iter(())
@@ -212,8 +214,8 @@ class PlainTraining:
     def untrained_loss(self) -> dict[str, Tensor]:
         """As that of `Training`, of the same batch."""
         network = plain.stock(self.ours.drawn, self.recipe).to(DEVICE).train()
-        batch, augment = next(iter(self.ours.feed.train.batches(0))), self.ours.feed.augment
-        pixels = self.ours.feed.train_images[batch.indices.cpu().numpy()]
+        batch, augment = next(iter(self.ours.data_module.train.batches(0))), self.ours.data_module.augment
+        pixels = self.ours.data_module.train_images[batch.indices.cpu().numpy()]
         images = plain.normalised(pixels, augment.mean.tolist(), augment.std.tolist()).to(DEVICE)
         with torch.no_grad():
             return {"loss": F.cross_entropy(network(images), batch.labels)}

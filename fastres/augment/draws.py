@@ -1,7 +1,7 @@
 """What is random in the augmentation: the specification, in NumPy, that the Numba and Triton twins follow bit for bit.
 
-**Words.** Philox-4x32-10 (philox.py) with key (seed, 0) and counter (dataset index, epoch, stream, block), all below
-2³². Each concern has its own stream, so that switching one on or off leaves the others' draws alone:
+**Random bits.** Philox-4x32-10 (philox.py) with key (seed, 0) and counter (dataset index, epoch, stream, block), all
+below 2³². Each concern has its own stream, so that switching one on or off leaves the others' draws alone:
 
     stream     block             the four words
     GEOMETRY   0                 shift down, shift right, flip, –
@@ -51,7 +51,7 @@ NO_MIX, MIXUP, CUTMIX = range(3)
 """Kinds of mixing."""
 
 Size = tuple[int, int]
-Words = NDArray[np.uint32]
+RandomBits = NDArray[np.uint32]
 Integers = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
@@ -133,7 +133,7 @@ class Mixing:
 UNMIXED = Mixing(NO_MIX, np.float32(1), (0, 0, 0, 0))
 
 
-def check(policy: recipe.Augment, size: Size) -> None:
+def check(policy: recipe.AugmentConfig, size: Size) -> None:
     """Raise UserError where the policy does not fit images of `size` (H, W)."""
     side = min(size)
     if policy.translate >= side:
@@ -144,7 +144,7 @@ def check(policy: recipe.Augment, size: Size) -> None:
         raise UserError(f"augment.cutout = {policy.cutout} is larger than {side}-pixel images: set it to less")
 
 
-def check_mix(mix: recipe.Mix, classes: int, batch_size: int) -> None:
+def check_mix(mix: recipe.MixConfig, classes: int, batch_size: int) -> None:
     """Raise UserError where batches of `batch_size` images of `classes` classes cannot be mixed."""
     if mix.mixup_alpha is None and mix.cutmix_alpha is None:
         return
@@ -154,7 +154,7 @@ def check_mix(mix: recipe.Mix, classes: int, batch_size: int) -> None:
         raise UserError("mixing needs a neighbour in the batch: set train.batch_size to at least 2, or leave out [mix]")
 
 
-def plan(policy: recipe.Augment, size: Size) -> Plan:
+def plan(policy: recipe.AugmentConfig, size: Size) -> Plan:
     """The constants of `policy` for images of `size` (H, W). Raises UserError where they do not fit each other."""
     check(policy, size)
     crop, erasing, jitter = policy.random_resized_crop, policy.erasing, policy.color_jitter
@@ -182,24 +182,29 @@ def plan(policy: recipe.Augment, size: Size) -> Plan:
 def draw(plan: Plan, seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws:
     """The draws of the samples with dataset `indices` [N] at `epoch`."""
 
-    def words(stream: int, block: int = 0, at: int = epoch) -> Words:
+    def random_bits(stream: int, block: int = 0, at: int = epoch) -> RandomBits:
         return philox_4x32((indices, at, stream, block), (seed, 0))
 
     count = len(indices)
-    geometry, colour, factors, erase = words(GEOMETRY), words(COLOUR), words(COLOUR, 1), words(ERASE)
+    geometry, colour, factors, erase = (
+        random_bits(GEOMETRY),
+        random_bits(COLOUR),
+        random_bits(COLOUR, 1),
+        random_bits(ERASE),
+    )
     flip = np.zeros(count, dtype=bool)
     if plan.flip == "random":
         flip = chance(geometry[2], np.float32(0.5))
     elif plan.flip == "alternating":
-        flip = chance(words(GEOMETRY, at=0)[2], np.float32(0.5)) ^ bool(epoch & 1)
+        flip = chance(random_bits(GEOMETRY, at=0)[2], np.float32(0.5)) ^ bool(epoch & 1)
 
     crop = np.tile(np.array(plan.crop_fallback, dtype=np.int32)[:, None], (1, count))
     if plan.crop is not None:
-        attempts = [words(CROP, attempt) for attempt in range(ATTEMPTS)]
+        attempts = [random_bits(CROP, attempt) for attempt in range(ATTEMPTS)]
         crop = _first_box(plan.crop, plan.size, attempts, crop, erasing=False)
     erased = np.zeros((4, count), dtype=np.int32)
     if plan.erase is not None:
-        attempts = [words(ERASE, 1 + attempt) for attempt in range(ATTEMPTS)]
+        attempts = [random_bits(ERASE, 1 + attempt) for attempt in range(ATTEMPTS)]
         box = _first_box(plan.erase, plan.size, attempts, erased, erasing=True)
         box[2:] += box[:2]
         erased = np.where(chance(erase[0], plan.erase_p), box, 0).astype(np.int32)
@@ -225,16 +230,16 @@ def draw(plan: Plan, seed: int, epoch: int, indices: NDArray[np.int64]) -> Draws
     )
 
 
-def draw_mix(mix: recipe.Mix, seed: int, epoch: int, step: int, size: Size) -> Mixing:
+def draw_mix(mix: recipe.MixConfig, seed: int, epoch: int, step: int, size: Size) -> Mixing:
     """How the batch of `step`, counted within `epoch`, is mixed; images of `size` (H, W)."""
     mixup, cutmix = mix.mixup_alpha, mix.cutmix_alpha
     if (mixup is None and cutmix is None) or 0 < mix.until <= epoch:
         return UNMIXED
-    words, centre = (philox_4x32((step, epoch, MIX, block), (seed, 0)) for block in (0, 1))
-    if not chance(words[0], np.float32(mix.prob)):
+    random_bits, centre = (philox_4x32((step, epoch, MIX, block), (seed, 0)) for block in (0, 1))
+    if not chance(random_bits[0], np.float32(mix.prob)):
         return UNMIXED
-    level = int(words[2]) >> 20
-    if cutmix is None or (mixup is not None and not chance(words[1], np.float32(mix.switch_prob))):
+    level = int(random_bits[2]) >> 20
+    if cutmix is None or (mixup is not None and not chance(random_bits[1], np.float32(mix.switch_prob))):
         assert mixup is not None
         return Mixing(MIXUP, mix_tables(mixup).weight[level], (0, 0, 0, 0))
     height, width = size
@@ -243,35 +248,37 @@ def draw_mix(mix: recipe.Mix, seed: int, epoch: int, step: int, size: Size) -> M
     column, row = int(below(centre[0], width)), int(below(centre[1], height))
     top, bottom = max(row - half_height, 0), min(row + half_height, height)
     left, right = max(column - half_width, 0), min(column + half_width, width)
-    outside = height * width - (bottom - top) * (right - left)
-    return Mixing(CUTMIX, np.float32(outside) / np.float32(height * width), (top, left, bottom, right))
+    remaining = height * width - (bottom - top) * (right - left)
+    return Mixing(CUTMIX, np.float32(remaining) / np.float32(height * width), (top, left, bottom, right))
 
 
-def chance(word: Words, p: np.float32) -> Flags:
+def chance(word: RandomBits, p: np.float32) -> Flags:
     """Whether each word's uniform is below p: never for 0, always for 1."""
     return _uniform(word) < p
 
 
-def below(word: Words, bound: int) -> Integers:
+def below(word: RandomBits, bound: int) -> Integers:
     """⌊u·bound⌋ for a bound up to 2¹⁶."""
     return (_uniform(word) * np.float32(bound)).astype(np.int32)
 
 
-def _uniform(word: Words) -> NDArray[np.float32]:
+def _uniform(word: RandomBits) -> NDArray[np.float32]:
     """The top 24 bits as a number in [0, 1), which fp32 holds exactly."""
     return (word >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def _first_box(tables: BoxTables, size: Size, attempts: list[Words], otherwise: Integers, *, erasing: bool) -> Integers:
+def _first_box(
+    tables: BoxTables, size: Size, attempts: list[RandomBits], otherwise: Integers, *, erasing: bool
+) -> Integers:
     """Top, left, height and width [4, N] of the first attempt that fits, else those of `otherwise`.
 
     A crop may be as large as the image but not empty; an erased box may be empty, and must be smaller than the image on
     both axes: torchvision's conditions.
     """
     boxes, undecided = otherwise.copy(), np.ones(otherwise.shape[1], dtype=bool)
-    for words in attempts:
-        side = tables.twice_side[words[0] >> np.uint32(20)]
-        ratio = words[1] >> np.uint32(20)
+    for random_bits in attempts:
+        side = tables.twice_side[random_bits[0] >> np.uint32(20)]
+        ratio = random_bits[1] >> np.uint32(20)
         wide = ((side * tables.widen[ratio]).astype(np.int32) + 1) >> 1
         narrow = ((side * tables.narrow[ratio]).astype(np.int32) + 1) >> 1
         height, width = (wide, narrow) if erasing else (narrow, wide)
@@ -282,7 +289,7 @@ def _first_box(tables: BoxTables, size: Size, attempts: list[Words], otherwise: 
         # Where the box does not fit, the bound is not positive and what comes out is not used.
         top, left = (
             (_uniform(word) * np.maximum(whole - side + 1, 1).astype(np.float32)).astype(np.int32)
-            for word, whole, side in ((words[2], size[0], height), (words[3], size[1], width))
+            for word, whole, side in ((random_bits[2], size[0], height), (random_bits[3], size[1], width))
         )
         boxes = np.where(undecided & fits, np.stack([top, left, height, width]), boxes)
         undecided &= ~fits

@@ -130,7 +130,9 @@ def launch(policy: Policy) -> Launch:
     return Launch(policy, "tile", max(1, TILE // columns), columns, 8, measures)
 
 
-def kernel_policy(policy: recipe.Augment, mix: recipe.Mix, plan: draws.Plan, channels_last: bool = True) -> Policy:
+def kernel_policy(
+    policy: recipe.AugmentConfig, mix: recipe.MixConfig, plan: draws.Plan, channels_last: bool = True
+) -> Policy:
     """What the kernel is compiled for."""
     red, green, blue = policy.fill or (0, 0, 0)
     return Policy(
@@ -155,7 +157,7 @@ def kernel_policy(policy: recipe.Augment, mix: recipe.Mix, plan: draws.Plan, cha
     )
 
 
-def _mixing(mix: recipe.Mix) -> dict[str, Any]:
+def _mixing(mix: recipe.MixConfig) -> dict[str, Any]:
     """The fields of a kernel's Policy that say how a batch is mixed."""
     return {
         "mixup": mix.mixup_alpha is not None,
@@ -203,7 +205,9 @@ def _prepared(augment: AugmentSpec, size: draws.Size, device: torch.device, mixe
         policy = kernel_policy(augment.policy, augment.mix, plan, augment.channels_last)
         if not mixes:
             policy = replace(policy, mixup=False, cutmix=False)
-        constants = np.stack([augment.finish[0], augment.finish[1], augment.noise_scale, augment.finish[5]])
+        constants = np.stack(
+            [augment.normalization[0], augment.normalization[1], augment.noise_scale, augment.normalization[5]]
+        )
         across = down = None
         if augment.policy.random_resized_crop is not None:
             interpolation = augment.policy.random_resized_crop.interpolation
@@ -218,7 +222,7 @@ def _prepared(augment: AugmentSpec, size: draws.Size, device: torch.device, mixe
 def mix_batch(
     batch: Tensor,
     labels: Tensor,
-    mix: recipe.Mix,
+    mix: recipe.MixConfig,
     *,
     seed: int = 0,
     epoch: int | Tensor = 0,
@@ -258,7 +262,7 @@ def _mix_tables(mixup_alpha: float | None, cutmix_alpha: float | None, device: t
     return torch.from_numpy(rows).to(device)
 
 
-def level_tables(plan: draws.Plan, mix: recipe.Mix) -> NDArray[np.float32]:
+def level_tables(plan: draws.Plan, mix: recipe.MixConfig) -> NDArray[np.float32]:
     """The kernel's `tables`, fp32 [9, 4096]: see augment_draws.TABLE_ROWS."""
     mixing = _mix_rows(mix.mixup_alpha, mix.cutmix_alpha)
     return np.concatenate([_box_rows(plan.crop), _box_rows(plan.erase), mixing, normal_table()[None]])

@@ -34,5 +34,5 @@ def philox_4x32(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key:
 def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], stream: int) -> NDArray[np.float32]:
     """Four uniform draws in [0, 1) a sample, float32 [4, N]: the top 24 bits of each word, which float32 holds
     exactly."""
-    words = philox_4x32((indices, epoch, stream, 0), (seed, 0))
-    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    random_bits = philox_4x32((indices, epoch, stream, 0), (seed, 0))
+    return (random_bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)

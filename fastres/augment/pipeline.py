@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastres import recipe
+from fastres import aliases, recipe
 from fastres.augment import draws
 from fastres.augment.spec import AugmentSpec, Mixed
 
@@ -44,9 +44,11 @@ class Augment(AugmentSpec):
         assert partners is not None  # as there are labels
         return Mixed(batch, labels, partners, weight)
 
-    def unmixed(self, images: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor | None = None) -> Tensor:
+    def augment(self, images: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor | None = None) -> Tensor:
         """Augment without mixing: `dtype` [B, 3, H, W], normalised, on the device of `images`. Otherwise as a call."""
         return self._augment(images, indices, epoch, rows, None, None)[0]
+
+    unmixed, plain = aliases.Method("augment"), aliases.Method("normalize")
 
     def _augment(
         self,
@@ -71,7 +73,7 @@ class Augment(AugmentSpec):
         number = None if step is None else int(step)
         return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
 
-    def with_policy(self, policy: recipe.Augment) -> "Augment":
+    def with_policy(self, policy: recipe.AugmentConfig) -> "Augment":
         """Another policy for the same images: colours, seed, type and layout stay; nothing is mixed."""
         mean, std = self.mean.tolist(), self.std.tolist()
         return Augment(policy, mean, std, seed=self.seed, dtype=self.dtype, channels_last=self.channels_last)
@@ -84,11 +86,11 @@ class Augment(AugmentSpec):
 
             gpu.reseed(self)
 
-    def plain(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    def normalize(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]."""
         pixels = images if rows is None else images[rows]
         if pixels.device not in self._factors:
-            scale, offset = (torch.from_numpy(self.finish[which]).to(pixels.device) for which in (0, 1))
+            scale, offset = (torch.from_numpy(self.normalization[which]).to(pixels.device) for which in (0, 1))
             self._factors[pixels.device] = (scale, offset)
         scale, offset = self._factors[pixels.device]
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
@@ -100,7 +102,9 @@ class Augment(AugmentSpec):
         return (pixels * self.std.float() + self.mean.float()).clamp(0, 1)
 
 
-def mix_batch(batch: Tensor, labels: Tensor, mix: recipe.Mix, *, seed: int = 0, epoch: int = 0, step: int = 0) -> Mixed:
+def mix_batch(
+    batch: Tensor, labels: Tensor, mix: recipe.MixConfig, *, seed: int = 0, epoch: int = 0, step: int = 0
+) -> Mixed:
     """CutMix or MixUp of any float batch with its neighbours, in place of torchvision's two transforms.
 
     Args:
@@ -134,7 +138,7 @@ class AugmentModule(nn.Module):
     In training mode it augments, in evaluation mode it only normalises. The counters are part of `state_dict`, so that
     a resumed run goes on with the same draws.
 
-        augment = AugmentModule(Augment(recipe.Augment(), mean, std, mix=recipe.Mix(cutmix_alpha=1.0)))
+        augment = AugmentModule(Augment(recipe.AugmentConfig(), mean, std, mix=recipe.MixConfig(cutmix_alpha=1.0)))
         for epoch in range(epochs):
             augment.start_epoch(epoch)
             for images, labels in loader:
@@ -162,14 +166,14 @@ class AugmentModule(nn.Module):
         if images.dim() == 4 and images.shape[1] == 3:
             images = images.permute(0, 2, 3, 1)
         if not self.training:
-            batch = self.augment.plain(images)
+            batch = self.augment.normalize(images)
             return batch if labels is None else Mixed(batch, labels, labels, torch.ones(1, device=batch.device))
         if indices is None:
             indices = torch.arange(self.seen, self.seen + len(images), device=images.device)
         step = self.step
         self.step, self.seen = self.step + 1, self.seen + len(images)
         if labels is None:
-            return self.augment.unmixed(images, indices, self.epoch)
+            return self.augment.augment(images, indices, self.epoch)
         return self.augment(images, labels, indices, self.epoch, step)
 
     def get_extra_state(self) -> dict[str, int]:

@@ -139,7 +139,7 @@ def grayscale(image: Image) -> Image:
     return np.repeat(luma(image)[..., None], 3, axis=-1).astype(np.uint8)
 
 
-def augment_pixels(image: Image, policy: recipe.Augment, draws: Draws, sample: int) -> Image:
+def augment_pixels(image: Image, policy: recipe.AugmentConfig, draws: Draws, sample: int) -> Image:
     """All that happens in 8 bits, with the draws of one sample."""
 
     def drawn(name: str) -> int:
@@ -187,8 +187,8 @@ def normalise(
 def noise(size: tuple[int, int], strength: Values, seed: int, epoch: int, index: int) -> Values:
     """fp32 [H, W, 3]: the normal table's entries times `strength`, fp32 [3], the deviation in normalised units."""
     pixels = np.arange(size[0] * size[1])
-    words = philox_4x32((index, epoch, NOISE, pixels), (seed, 0))[:3]
-    return (normal_table()[words >> np.uint32(20)].T * strength).reshape(*size, 3)
+    random_bits = philox_4x32((index, epoch, NOISE, pixels), (seed, 0))[:3]
+    return (normal_table()[random_bits >> np.uint32(20)].T * strength).reshape(*size, 3)
 
 
 def mix(values: Values, mixing: Mixing) -> Values:

@@ -44,16 +44,16 @@ class AugmentSpec:
 
     def __init__(
         self,
-        policy: recipe.Augment,
+        policy: recipe.AugmentConfig,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         *,
-        mix: recipe.Mix | None = None,
+        mix: recipe.MixConfig | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
     ) -> None:
-        self.policy, self.mix, self.seed = policy, mix or recipe.Mix(), seed
+        self.policy, self.mix, self.seed = policy, mix or recipe.MixConfig(), seed
         self.dtype, self.channels_last = dtype, channels_last
         self.mean = torch.tensor(policy.mean or tuple(mean), dtype=torch.float64)
         # A channel without any variation (a black set) would be divided by 0; 1 leaves it at 0 after centring.
@@ -62,7 +62,7 @@ class AugmentSpec:
         mean64, std64 = self.mean.numpy(), self.std.numpy()
         scale, offset = (1 / (255 * std64)).astype(np.float32), (-mean64 / std64).astype(np.float32)
         erased = mean64 if policy.erasing is None or policy.erasing.value is None else np.array(policy.erasing.value)
-        self.finish = np.stack(
+        self.normalization = np.stack(
             [
                 scale,
                 offset,
@@ -96,7 +96,7 @@ class AugmentSpec:
             self._plans[size] = draws.plan(self.policy, size)
         return self._plans[size]
 
-    def compiled(self, size: Size, build: Callable[[recipe.Augment, Plan], Compiled]) -> Compiled:
+    def compiled(self, size: Size, build: Callable[[recipe.AugmentConfig, Plan], Compiled]) -> Compiled:
         """`build(policy, plan)` of that size, built once: what a device needs in a form of its own."""
         if (size, build) not in self._compiled:
             self._compiled[size, build] = build(self.policy, self.plan(size))

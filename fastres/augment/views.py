@@ -30,12 +30,12 @@ class Views:
             raise ValueError(f"{self.count} views of {images} images are more than 2³² images to draw for")
 
     def __call__(self, source: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
-        """[V·B, 3, H, W]: view 0 of all images, then view 1, … Arguments as those of `Augment.unmixed`."""
+        """[V·B, 3, H, W]: view 0 of all images, then view 1, … Arguments as those of `Augment.augment`."""
         found, first = [], 0
         for augment, number in self.kinds:
             shift = self.images * torch.arange(first, first + number, device=indices.device)
             drawn = (shift[:, None] + indices).flatten()
-            found.append(augment.unmixed(source, drawn, epoch, rows.repeat(number)))
+            found.append(augment.augment(source, drawn, epoch, rows.repeat(number)))
             first += number
         return found[0] if len(found) == 1 else torch.cat(found)
 

@@ -20,7 +20,7 @@ from fastres.bench.timing import Call
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.layers.convolution import stride_is_unsafe
 from fastres.models import Network, count_parameters
-from fastres.recipe import Adam, AdamW, Muon, Sgd
+from fastres.recipe import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
 
 # Per value. Forward: the mean (1), the variance (3: subtract, square, add), scale and shift (2). Backward: the
 # normalised value (2), the sums of the gradient (1) and of its product with that value (2), the gradient (4).
@@ -138,10 +138,10 @@ def norm_operations(case: Case, which: str) -> int:
     return each * case.batch * case.channels * case.height * case.width
 
 
-def update_work(options: Sgd | Adam | AdamW | Muon, network: Network) -> tuple[int, int]:
+def update_work(options: SgdConfig | AdamConfig | AdamWConfig | MuonConfig, network: Network) -> tuple[int, int]:
     """Operations and bytes of the optimizer's update, all in fp32, without Muon's products."""
     count = count_parameters(network)
-    if not isinstance(options, Muon):
+    if not isinstance(options, MuonConfig):
         return _elementwise(options, count)
     filters = sum(weight.numel() for weight in network.groups().get("filters", []))
     operations, moved = _elementwise(options.auxiliary, count - filters)
@@ -149,8 +149,8 @@ def update_work(options: Sgd | Adam | AdamW | Muon, network: Network) -> tuple[i
     return operations + (5 + 2 * options.nesterov) * filters, moved + 4 * 5 * filters
 
 
-def _elementwise(options: Sgd | Adam | AdamW, count: int) -> tuple[int, int]:
-    if not isinstance(options, Sgd):  # weight, gradient and two moments read; weight and moments written
+def _elementwise(options: SgdConfig | AdamConfig | AdamWConfig, count: int) -> tuple[int, int]:
+    if not isinstance(options, SgdConfig):  # weight, gradient and two moments read; weight and moments written
         return _ADAM_OPERATIONS * count, 4 * 7 * count
     momentum = options.momentum > 0
     operations = 2 * (options.weight_decay > 0) + 2 * momentum + 2 * options.nesterov + 2

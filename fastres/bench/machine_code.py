@@ -81,8 +81,8 @@ class Configuration:
 
     def __str__(self) -> str:
         tile = f"{self.tile.rows}x{self.tile.columns}/{self.tile.warps}w"
-        words = (self.kernel, self.dtype, self.second, self.activation, tile, self.form)
-        return " ".join((*words, "aligned" if self.aligned else "ragged"))
+        names = (self.kernel, self.dtype, self.second, self.activation, tile, self.form)
+        return " ".join((*names, "aligned" if self.aligned else "ragged"))
 
 
 @dataclass(frozen=True)

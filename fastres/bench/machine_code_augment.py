@@ -11,24 +11,26 @@ from fastres.kernels.aot import machine_code
 from fastres.kernels.augment import kernel as augment
 from fastres.kernels.augment import mix
 
-SHIFT = recipe.Augment(translate=4, flip="random")
-REPORT = recipe.Augment(
-    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bicubic"),
+SHIFT = recipe.AugmentConfig(translate=4, flip="random")
+REPORT = recipe.AugmentConfig(
+    random_resized_crop=recipe.RandomResizedCropConfig(
+        scale=[0.85, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bicubic"
+    ),
     translate=0,
-    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,
     grayscale=0.2,
 )
-EVERYTHING = recipe.Augment(
+EVERYTHING = recipe.AugmentConfig(
     **REPORT.model_dump(exclude={"translate", "padding", "cutout", "erasing", "noise"}),
     translate=4,
     padding="zero",
     cutout=8,
-    erasing=recipe.Erasing(),
+    erasing=recipe.ErasingConfig(),
     noise=0.05,
 )
 POLICIES = {"shift": SHIFT, "report": REPORT, "everything": EVERYTHING}
-MIXED = recipe.Mix(mixup_alpha=0.2, cutmix_alpha=1.0)
+MIXED = recipe.MixConfig(mixup_alpha=0.2, cutmix_alpha=1.0)
 KERNELS = {
     "direct_kernel": augment.direct_kernel,
     "tile_kernel": augment.tile_kernel,
@@ -64,7 +66,7 @@ class Configuration:
     def launch(self) -> Launch:
         """Route, tile and warps, as they are chosen for a batch."""
         policy = POLICIES[self.policy]
-        return launch(kernel_policy(policy, MIXED if self.mixes else recipe.Mix(), draws.plan(policy, self.size)))
+        return launch(kernel_policy(policy, MIXED if self.mixes else recipe.MixConfig(), draws.plan(policy, self.size)))
 
 
 def configurations() -> Iterator[Configuration]:

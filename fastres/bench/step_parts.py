@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastres.bench import norms
 from fastres.bench.counts import Convolution, layers_of, norm_operations, total, update_work
 from fastres.bench.timing import Call
-from fastres.bench.training import Ours, random_feed
+from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
 from fastres.layers.convolution import HAS_AMX
 from fastres.models import build
 from fastres.optim import build_optimizer
-from fastres.recipe import Muon, Recipe
+from fastres.recipe import MuonConfig, Recipe
 from fastres.training.session import draw, place
 
 PASSES = ("forward", "backward")
@@ -59,7 +59,7 @@ class StepParts:
         self.batch, self.dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
         tf32 = recipe.train.precision == "fp32" and device.type == "cuda"  # in which cuDNN convolves by default
         self.products = "tf32" if tf32 else recipe.train.precision
-        self.feed = random_feed(recipe, count, device, side, classes)
+        self.data_module = random_data_module(recipe, count, device, side, classes)
 
     def all(self) -> list[Part]:
         """Augmentation, then convolutions and BN of each size of maps, the optimizer's update, and last the step."""
@@ -70,7 +70,7 @@ class StepParts:
 
     def _augmentation(self) -> Part:
         """From uint8 to the normalised, mixed batch: a multiply-add a value, two more where images are mixed."""
-        source, labels, augment = self.feed.train.source, self.feed.train.labels, self.feed.augment
+        source, labels, augment = self.data_module.train.source, self.data_module.train.labels, self.data_module.augment
         mixes, values = self.recipe.mix.active, 3 * self.side**2 * self.batch
         first = torch.zeros((), dtype=torch.int64, device=self.device)  # on the device, as a graph would have it
 
@@ -79,7 +79,7 @@ class StepParts:
             of = labels[rows]
             if mixes:
                 return lambda: augment(source, of, rows, first, first, rows)
-            return lambda: augment.unmixed(source, rows, first, rows)
+            return lambda: augment.augment(source, rows, first, rows)
 
         moved = values * ((2 if mixes else 1) + self.dtype.itemsize)  # an image is another one's partner, too
         return Part("augmentation", "augmentation", values * (6 if mixes else 2), moved, "fp32", make)
@@ -138,7 +138,7 @@ class StepParts:
             return optimizer.step
 
         operations, moved = update_work(self.recipe.optimizer, self.network)
-        muon = isinstance(self.recipe.optimizer, Muon)
+        muon = isinstance(self.recipe.optimizer, MuonConfig)
         if muon:
             with FlopCounterMode(display=False) as products:  # whose shapes depend on the device
                 make()()
@@ -158,6 +158,6 @@ class StepParts:
         )
 
         def make() -> Call:
-            return Ours(self.recipe, self.feed, self.classes, self.side, self.device).steps(1)
+            return Ours(self.recipe, self.data_module, self.classes, self.side, self.device).steps(1)
 
         return Part("whole step", "whole step", operations, moved, self.products, make)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fastres.engine.cuda_graph import uncollected
+from fastres.engine.cuda_graph import gc_disabled
 
 Call = Callable[[], object]
 
@@ -231,7 +231,7 @@ class _Graph(_Launches):
         # Not torch.cuda.graph: it empties the allocator's cache before each capture, and there are thousands.
         self.graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(device)
-        with uncollected():
+        with gc_disabled():
             self.graph.capture_begin()
             try:
                 super().go()

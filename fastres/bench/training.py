@@ -14,31 +14,32 @@ from fastres.recipe import Recipe
 from fastres.training import session
 from fastres.training.data import SAMPLED
 from fastres.training.epoch import Launch, Runner
-from fastres.training.metrics import StallMeter, Tally
+from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
 
 
 class Ours:
-    """`recipe` made ready to train on `feed`, of which `train` and `augment` are used (and `sample`, by networks that
-    look at images before their first step). A `network` (an nn.Module) that is given takes the place of a drawn one."""
+    """`recipe` made ready to train on `data_module`, of which `train` and `augment` are used (and `sample`, by networks
+    that look at images before their first step). A `network` (an nn.Module) that is given takes the
+    place of a drawn one."""
 
     def __init__(
         self,
         recipe: Recipe,
-        feed: Any,
+        data_module: Any,
         classes: int,
         image_size: int,
         device: torch.device,
         network: Any = None,
     ) -> None:
-        self.recipe, self.feed, self.device = recipe, feed, device
+        self.recipe, self.data_module, self.device = recipe, data_module, device
         if network is None:
             network = session.draw(recipe, classes, image_size, recipe.train.seed)
             if network.initial_images:
-                network.initialise(feed.sample(network.initial_images))
-        self.step = Step(session.place(network, recipe, device), recipe, len(feed.train), device)
-        self.tally, self.stall = Tally(device), StallMeter(device)
-        self.runner = Runner(self.step, feed, self.tally, self.stall)
+                network.initialise(data_module.sample(network.initial_images))
+        self.step = Step(session.place(network, recipe, device), recipe, len(data_module.train), device)
+        self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
+        self.runner = Runner(self.step, data_module, self.epoch_metrics, self.stall)
 
     @property
     def captured(self) -> bool:
@@ -46,13 +47,13 @@ class Ours:
         return bool(self.runner.captured)
 
     @property
-    def note(self) -> str | None:
+    def fallback_reason(self) -> str | None:
         """Why they are not."""
-        return self.runner.note
+        return self.runner.fallback_reason
 
     def epoch(self, number: int, count: int | None = None) -> Iterator[Launch]:
         """Train on epoch `number`, or its first `count` steps; yields launches, with their `steps` and `images`."""
-        return self.runner.epoch(number, 0, len(self.feed.train) if count is None else count)
+        return self.runner.epoch(number, 0, len(self.data_module.train) if count is None else count)
 
     def endless(self) -> Iterator[Launch]:
         """Launches of one epoch after the other; after the recipe's last the first again."""
@@ -72,19 +73,19 @@ class Steps:
 
     def __init__(self, launches: Iterator[Launch], count: int) -> None:
         self.launches, self.count = launches, count
-        self.ahead = 0
+        self.steps_ahead = 0
 
     def __call__(self) -> None:
         """Enqueue the steps."""
-        self.ahead -= self.count
-        while self.ahead < 0:
-            self.ahead += next(self.launches).steps
+        self.steps_ahead -= self.count
+        while self.steps_ahead < 0:
+            self.steps_ahead += next(self.launches).steps
 
 
-def random_feed(recipe: Recipe, images: int, device: torch.device, side: int = 32, classes: int = 10) -> Any:
+def random_data_module(recipe: Recipe, images: int, device: torch.device, side: int = 32, classes: int = 10) -> Any:
     """A resident set of random pixels on `device`, for timing where what the images show does not matter: an object
-    with `train`, a loader of the recipe's batch size, `augment` and `unmixed`, the recipe's policy, and `sample`, which
-    gives batches of its first images as `Feed.sample` does."""
+    with `train`, a loader of the recipe's batch size, `augment` and `augment_batch`, the recipe's policy, and
+    `sample`, which gives batches of its first images as `DataModule.sample` does."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(0, classes, (images,), generator=generator).numpy()
@@ -101,6 +102,6 @@ def random_feed(recipe: Recipe, images: int, device: torch.device, side: int = 3
     )
 
     def sample(count: int) -> Iterator[Tensor]:
-        return map(augment.plain, pixels[:count].split(SAMPLED))
+        return map(augment.normalize, pixels[:count].split(SAMPLED))
 
-    return SimpleNamespace(train=train, augment=augment, unmixed=augment.unmixed, sample=sample)
+    return SimpleNamespace(train=train, augment=augment, augment_batch=augment.augment, sample=sample)

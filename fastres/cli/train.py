@@ -7,7 +7,7 @@ import typer
 
 from fastres.cli.options import Device, Json, Overrides, RecipeFile
 from fastres.cli.printing import print_json, print_table
-from fastres.engine.memory import Beginning
+from fastres.engine.memory import StartupTimer
 from fastres.errors import UserError
 
 
@@ -25,18 +25,18 @@ def train(
         raise UserError("give either a RECIPE to train or --resume RUN to complete")
     if resume is not None and (set_ or out is not None):
         raise UserError("--resume goes on with the run's own recipe in its own folder: leave out --set and --out")
-    with Beginning() as beginning:  # Python's own start, with Typer 0.1 s, came before
+    with StartupTimer() as startup_timer:  # Python's own start, with Typer 0.1 s, came before
         from fastres.training import run as training
 
         if resume is not None:
-            result = training.resume(resume, device=device, quiet=quiet, beginning=beginning)
+            result = training.resume(resume, device=device, quiet=quiet, startup_timer=startup_timer)
         else:
             from fastres.recipe import Recipe
 
             assert recipe is not None
             loaded = Recipe.load(recipe, set_)
             options: dict[str, Any] = {"device": device, "quiet": quiet, "name": recipe.stem}
-            result = training.train(loaded, out=out, beginning=beginning, **options)
+            result = training.train(loaded, out=out, startup_timer=startup_timer, **options)
     summary = result.summary
     if as_json:
         print_json({"run": str(result.run), **summary})

@@ -5,10 +5,12 @@ stores; order.py is the order of an epoch, loaders/ yield its batches; compat/ i
 """
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastres import aliases
 from fastres.data.sources.resolve import Store, data_root, resolve
 from fastres.data.store import beton
 from fastres.data.store.decoded import Dataset, Part, Writer, building, open_store, verify_store, write_manifest
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
     from fastres.data.loaders import make_loader
 
 __all__ = ["Dataset", "EncodedImages", "Part", "data_root", "info", "make_loader", "open_dataset", "prepare", "verify"]
+
+
+def _torchvision() -> ModuleType:
+    from fastres.data.compat import torchvision
+
+    return torchvision
+
+
+torchvision_cpu = aliases.module("fastres.data.torchvision_cpu", _torchvision)
 
 
 def __getattr__(name: str) -> Any:

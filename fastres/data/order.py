@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastres.errors import UserError
-from fastres.recipe import Data
+from fastres.recipe import DataConfig
 
 _SHUFFLE, _SPLIT = 0, 1
 
@@ -30,7 +30,7 @@ def epoch_rows(
     return order[rank : len(order) // ranks * ranks : ranks]
 
 
-def split(data: Data, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(data: DataConfig, count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Divide `count` training images: indices to train on and to validate on, int64, ascending.
 
     `report` is the split of the report's code, leak included: it validates on the first images of the set while it

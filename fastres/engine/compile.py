@@ -26,22 +26,22 @@ class Compiled:
 
     `dynamic=False`: automatic dynamic shapes would recompile the full batch's graph after a partial batch, and the
     new code rounds differently, so that an interrupted run would not end with the same bits. Where compilation fails,
-    the function runs eagerly from then on and `note` says why.
+    the function runs eagerly from then on and `fallback_reason` says why.
 
     On a CPU a function that names what it reads, `network` and by `about` all else, has its graphs kept between runs
-    (see compile_cache.py). Where that is impossible they are compiled in each run, and `note` says why.
+    (see compile_cache.py). Where that is impossible they are compiled in each run, and `fallback_reason` says why.
     """
 
     def __init__(
         self, function: Callable[..., Any], *, enabled: bool, network: nn.Module | None = None, about: str = ""
     ) -> None:
         self._eager, self._network, self._about = function, network, about
-        self.note: str | None = "train.compile is false"
+        self.fallback_reason: str | None = "train.compile is false"
         if enabled:
             # A process that trains several networks compiles this same line of code anew for each of them.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            self.note = missing_compiler()
-        self.active = self.note is None
+            self.fallback_reason = missing_compiler()
+        self.active = self.fallback_reason is None
         """Whether calls run compiled code."""
         self._keeps = network is not None and all(tensor.device.type == "cpu" for tensor in network.parameters())
         self._traced: Callable[..., Any] | None = None  # by torch.compile, which compiles each combination of shapes
@@ -75,7 +75,7 @@ class Compiled:
             graph = self._graphs[case]
             if graph is None:
                 return self._plain()(*arguments)
-            if graph.holds(*arguments):
+            if graph.guards_hold(*arguments):
                 return graph(*arguments)
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -88,31 +88,33 @@ class Compiled:
             return result
         except (TorchDynamoException, InductorError) as error:
             # "backend='inductor' raised:", then what happened, then pages of advice.
-            self.note, self.active = f"compilation failed: {_short(error)}", False
+            self.fallback_reason, self.active = f"compilation failed: {_short(error)}", False
         return self._eager(*arguments)
 
     def _kept(self, arguments: tuple[torch.Tensor, ...]) -> "Graph | None":
-        """The graph for `arguments` from compile_cache.py; None, and `note` says why, where there is none."""
+        """The graph for `arguments` from compile_cache.py, or None with a `fallback_reason`."""
         if not self._keeps or self._network is None:
             return None
         from fastres.engine import compile_cache
 
         try:
-            graph = compile_cache.obtain(self._eager, arguments, self._network, self._about)
+            graph = compile_cache.get_or_compile(self._eager, arguments, self._network, self._about)
         except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
             reason = (
-                str(error) if isinstance(error, compile_cache.NotKept) else f"{type(error).__name__}: {_short(error)}"
+                str(error)
+                if isinstance(error, compile_cache.CacheUnavailable)
+                else f"{type(error).__name__}: {_short(error)}"
             )
-            self.note, self._keeps = f"not kept for the next start: {reason}", False
+            self.fallback_reason, self._keeps = f"not kept for the next start: {reason}", False
             return None
-        self._first, self.note = self._first or graph, self.note or graph.note
+        self._first, self.fallback_reason = self._first or graph, self.fallback_reason or graph.fallback_reason
         return graph
 
     def _plain(self) -> Callable[..., Any]:
         if self._traced is None:
             from fastres.engine import compile_cache
 
-            compile_cache.settle()
+            compile_cache.configure_cache_dir()
             self._traced = torch.compile(self._eager, dynamic=False, fullgraph=True)
         return self._traced
 

@@ -42,26 +42,29 @@ LIMIT = 32
 """Graphs that are kept; those that were not used for the longest time go first. One takes 3 to 10 MB."""
 
 INDUCTOR = "inductor"
-"""Folder below `root` of TorchInductor's own caches: see `settle`."""
+"""Folder below `root` of TorchInductor's own caches: see `configure_cache_dir`."""
 
 
-class NotKept(Exception):
+class CacheUnavailable(Exception):
     """Why graphs cannot be kept here; the text goes on after "not kept for the next start: "."""
 
 
 def root() -> Path:
     """Folder of the kept graphs: `fastres` below `$TORCHINDUCTOR_CACHE_DIR` where that is set, else `fastres/compiled`
-    below `$XDG_CACHE_HOME` or `~/.cache`. It is made if need be. Raises NotKept where it cannot be, or where others can
-    write into it."""
+    below `$XDG_CACHE_HOME` or `~/.cache`. It is made if need be. Raises CacheUnavailable where it cannot be, or where
+    others can write into it."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
     try:
         folder = (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "fastres" / "compiled"
     except RuntimeError as error:  # there is no home folder
-        raise NotKept(str(error)) from error
+        raise CacheUnavailable(str(error)) from error
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if chosen and chosen not in (default_cache_dir(), str(folder / INDUCTOR)):  # torch and `settle` set them
+    if chosen and chosen not in (
+        default_cache_dir(),
+        str(folder / INDUCTOR),
+    ):  # torch and `configure_cache_dir` set them
         folder = Path(chosen) / "fastres"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,31 +72,31 @@ def root() -> Path:
             folder.mkdir(mode=0o700)
         _demand_own(folder)
     except OSError as error:
-        raise NotKept(f"{folder}: {error.strerror or error}") from error
+        raise CacheUnavailable(f"{folder}: {error.strerror or error}") from error
     return folder
 
 
-def settle() -> None:
+def configure_cache_dir() -> None:
     """Give TorchInductor's own caches, which graphs that are not kept here use, a folder of this user's, unless one was
     chosen: torch's is in /tmp, where anybody could have put it. Does nothing where there is none."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
-        with suppress(NotKept, OSError):
+        with suppress(CacheUnavailable, OSError):
             folder = root() / INDUCTOR
             folder.mkdir(mode=0o700, exist_ok=True)
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _demand_own(folder: Path) -> None:
-    """Raise NotKept unless `folder` is a folder of this user's into which nobody else can write."""
+    """Raise CacheUnavailable unless `folder` is a folder of this user's into which nobody else can write."""
     found = folder.stat()
     if not stat.S_ISDIR(found.st_mode):
-        raise NotKept(f"{folder} is not a folder")
+        raise CacheUnavailable(f"{folder} is not a folder")
     if found.st_uid != os.geteuid():
-        raise NotKept(f"{folder} belongs to another user")
+        raise CacheUnavailable(f"{folder} belongs to another user")
     if found.st_mode & 0o022:
-        raise NotKept(f"others can write into {folder}: `chmod 700 {folder}`")
+        raise CacheUnavailable(f"others can write into {folder}: `chmod 700 {folder}`")
 
 
 class Graph:
@@ -106,14 +109,14 @@ class Graph:
         folder: Path,
         manifest: dict[str, Any],
         *,
-        kept: bool,
-        note: str | None = None,
+        cached: bool,
+        fallback_reason: str | None = None,
     ) -> None:
-        run.disable_guard_check()  # `holds` is that check
+        run.disable_guard_check()  # `guards_hold` is that check
         self._run, self._owner, self._folder, self._manifest = run, owner, folder, manifest
-        self.from_cache = kept
+        self.from_cache = cached
         """Whether another process compiled it."""
-        self.note = note
+        self.fallback_reason = fallback_reason
         """Why it was compiled although it had been kept, where that is so."""
 
     @property
@@ -127,7 +130,7 @@ class Graph:
         with suppress(Exception):  # it went away, or the disk is full: later starts know less
             write_json(self._folder / "manifest.json", self._manifest)
 
-    def holds(self, *arguments: Tensor) -> bool:
+    def guards_hold(self, *arguments: Tensor) -> bool:
         """Whether all that tracing found to decide the code is still as it was; 20 µs."""
         return self._run.guard_check(*self._owner, *arguments)
 
@@ -140,34 +143,36 @@ class Graph:
         return self._run(*self._owner, *arguments)
 
 
-def obtain(function: Callable[..., Any], arguments: tuple[Tensor, ...], network: nn.Module, about: str) -> Graph:
+def get_or_compile(
+    function: Callable[..., Any], arguments: tuple[Tensor, ...], network: nn.Module, about: str
+) -> Graph:
     """The graph of `function` for arguments like these: loaded where it is kept, else compiled and kept.
 
     Args:
         function: a function or bound method that reads `network` and its arguments, on a CPU.
         about: everything else that it reads.
 
-    Raises NotKept where the folder is not usable, and whatever torch raises where it cannot compile or serialise.
+    Raises CacheUnavailable where the folder is not usable, and whatever torch raises where it cannot compile.
     """
     place = root()
     key = key_of(function, arguments, network, about)
     owner = (function.__self__,) if hasattr(function, "__self__") else ()
     folder = place / key
     with _locked(place / f"{key[:2]}.lock"), _without_gradients(network):
-        manifest, why = _sound(folder), None
+        manifest, reason = _sound(folder), None
         if manifest is not None:
             try:
                 with _inductor_in(folder, place, compiles=False):
                     run = _load((folder / "graph.bin").read_bytes())
-                    graph = Graph(run, owner, folder, manifest, kept=True)
-                    if graph.holds(*arguments):
+                    graph = Graph(run, owner, folder, manifest, cached=True)
+                    if graph.guards_hold(*arguments):
                         os.utime(folder / "manifest.json")
                         return graph
-                why = "its guards do not hold"
+                reason = "its guards do not hold"
             except Exception as error:  # torch's private business, as is what it raises
-                why = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
         elif (folder / "manifest.json").exists():
-            why = "its files are damaged"
+            reason = "its files are damaged"
         _clear(folder)
         folder.mkdir(mode=0o700)
         with _inductor_in(folder, place, compiles=True):
@@ -178,8 +183,8 @@ def obtain(function: Callable[..., Any], arguments: tuple[Tensor, ...], network:
         manifest = {"about": about, "files": _listed(folder)}
         write_json(folder / "manifest.json", manifest)
     _prune(place, key)
-    note = None if why is None else f"compiled anew, because what was kept cannot be used: {why}"
-    return Graph(run, owner, folder, manifest, kept=False, note=note)
+    fallback_reason = None if reason is None else f"compiled anew, because what was kept cannot be used: {reason}"
+    return Graph(run, owner, folder, manifest, cached=False, fallback_reason=fallback_reason)
 
 
 @contextmanager
@@ -280,7 +285,7 @@ def imports_beside() -> Iterator[None]:
     import parts of torch itself: their circles do not stand two threads."""
 
     def work() -> None:
-        with suppress(Exception):  # `obtain` meets it again
+        with suppress(Exception):  # `get_or_compile` meets it again
             import torch._inductor.compile_fx  # noqa: F401
 
     thread = threading.Thread(target=work, daemon=True)
@@ -383,7 +388,7 @@ def _sound(folder: Path) -> dict[str, Any] | None:
         _demand_own(folder)
         whole = all(_digest(folder / name) == expected for name, expected in manifest["files"].items())
         return manifest if whole else None
-    except (NotKept, OSError, KeyError, TypeError, AttributeError, ValueError):
+    except (CacheUnavailable, OSError, KeyError, TypeError, AttributeError, ValueError):
         return None
 
 

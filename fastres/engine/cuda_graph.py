@@ -15,16 +15,17 @@ WARM_UP = 2
 come into being then, none of which a capture may do."""
 
 
-class Graphs:
+class CudaGraphCache:
     """Captured work by key, in one pool of memory.
 
     Work takes no arguments and returns tensors: it reads what the caller has written to tensors that stay where they
     are, and its results are overwritten by the next call of any key. It must neither wait for the device nor branch on
-    its values. On a CPU, where there is an `obstacle`, or once a capture has failed, it simply runs; `note` says why.
+    its values. On a CPU, where there is an `obstacle`, or once a capture has failed, it simply runs, and
+    `fallback_reason` says why.
     """
 
     def __init__(self, device: torch.device, obstacle: str | None = None) -> None:
-        self.note = obstacle if device.type == "cuda" else "CUDA graphs need a GPU"
+        self.fallback_reason = obstacle if device.type == "cuda" else "CUDA graphs need a GPU"
         """Why work is not captured; None where it is."""
         self._warm: dict[Hashable, int] = {}
         self._kept: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
@@ -41,7 +42,7 @@ class Graphs:
             graph, result = self._kept[key]
             graph.replay()
             return result
-        if self.note is not None:
+        if self.fallback_reason is not None:
             return work()
         if self._warm.setdefault(key, 0) < WARM_UP:
             self._warm[key] += 1
@@ -51,10 +52,10 @@ class Graphs:
             graph = torch.cuda.CUDAGraph()
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             # Other threads, such as a loader's, may go on allocating.
-            with uncollected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with gc_disabled(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:
-            self.note = f"capture failed: {str(error).splitlines()[0]}"
+            self.fallback_reason = f"capture failed: {str(error).splitlines()[0]}"
             torch.cuda.set_stream(stream)  # ending a broken capture raises, before the stream is given back
             torch.cuda.synchronize()
             return work()
@@ -63,16 +64,16 @@ class Graphs:
         return result
 
 
-class Replayed:
+class GraphedCallable:
     """`function` of tensors, as graphs of `graphs`: one for each combination of shapes."""
 
-    def __init__(self, function: Callable[..., Tensor], graphs: Graphs) -> None:
+    def __init__(self, function: Callable[..., Tensor], graphs: CudaGraphCache) -> None:
         self._function, self._graphs = function, graphs
         self._inputs: dict[Hashable, list[Tensor]] = {}
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         """The function's value."""
-        if self._graphs.note is not None:
+        if self._graphs.fallback_reason is not None:
             return self._function(*arguments)
         key = (id(self), *((argument.shape, argument.stride(), argument.dtype) for argument in arguments))
         if key not in self._inputs:
@@ -84,7 +85,7 @@ class Replayed:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """Keep Python's collector off in the block, a capture: a graph or an event of earlier work that it destroyed there
     would break the capture."""
     collecting = gc.isenabled()

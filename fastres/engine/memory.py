@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-class Beginning:
+class StartupTimer:
     """When a run began, and Python's collector of cyclic garbage held back until its first step is `done`.
 
     Importing torch, its compiler and Numba makes a million objects that stay. The collector looks through them again
@@ -41,7 +41,7 @@ class Beginning:
             gc.enable()
         self._collects = False
 
-    def __enter__(self) -> "Beginning":
+    def __enter__(self) -> "StartupTimer":
         return self
 
     def __exit__(self, *_: object) -> None:

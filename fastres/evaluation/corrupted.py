@@ -15,7 +15,7 @@ from fastres.evaluation.corruptions.registry import KINDS, SEED, SEVERITIES, che
 from fastres.evaluation.corruptions.values import Pixels
 from fastres.evaluation.metrics import Measures, measure
 from fastres.evaluation.predict import test_set
-from fastres.evaluation.trained import Kept
+from fastres.evaluation.trained import TrainedModel
 from fastres.utils.files import check_writable, write_bytes, write_json
 from fastres.utils.progress import progress, say
 
@@ -66,7 +66,7 @@ def evaluate_shifted(
     less than 8 × 8 pixels.
     """
     folder = Path(run)
-    kept = Kept.load(folder, device)
+    kept = TrainedModel.load(folder, device)
     check_size(kept.image_size, kept.image_size)
     stored, labels = test_set(kept.recipe.data, kept.classes)
     unwritten = _why_not_written(folder, kinds, severities)

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from fastres.augment import Augment
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.engine.compile import Compiled
-from fastres.engine.cuda_graph import Graphs, Replayed
+from fastres.engine.cuda_graph import CudaGraphCache, GraphedCallable
 from fastres.engine.precision import autocast
-from fastres.recipe import Eval
+from fastres.recipe import EvalConfig
 
 View = tuple[int, bool]
 """Shift in pixels, down and right alike, and whether mirrored after it."""
@@ -36,14 +36,14 @@ class Evaluator:
     ) -> None:
         self.network, self.augment, self.precision, self.device = network, augment, precision, device
         self.compiled = Compiled(self._forward, enabled=compile, network=network, about=precision)
-        self._logits = Replayed(self.compiled, Graphs(device))
+        self._logits = GraphedCallable(self.compiled, CudaGraphCache(device))
 
     def _forward(self, images: Tensor) -> Tensor:
         with autocast(self.precision, self.device):
             return self.network(images).float()
 
     @torch.no_grad()
-    def logits(self, loader: Loader, options: Eval | None = None) -> Tensor:
+    def logits(self, loader: Loader, options: EvalConfig | None = None) -> Tensor:
         """float32 [N, classes] on the CPU, in the loader's order; averaged over the views that `options` asks for, by
         default of the plain images alone. `tta = "selective"` goes through the loader twice."""
         self.network.eval()
@@ -82,7 +82,7 @@ class Evaluator:
                 first += len(rows)
                 rows = rows[here]
             if len(rows):
-                waiting.append(self.augment.plain(batch.source, rows))
+                waiting.append(self.augment.normalize(batch.source, rows))
             if sum(map(len, waiting)) >= size:
                 full = torch.cat(waiting) if len(waiting) > 1 else waiting[0]
                 waiting = [full[size:]] if len(full) > size else []

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastres.recipe import Eval
+from fastres.recipe import EvalConfig
 
 
-def passes(options: Eval) -> float:
+def passes(options: EvalConfig) -> float:
     """How many images the network looks at to classify one: what `options.tta` costs."""
     return {"none": 1, "mirror": 2, "translate": 6, "selective": 2 + 4 * options.tta_share}[options.tta]
 

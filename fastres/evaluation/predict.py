@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastres.errors import UserError
 from fastres.evaluation.metrics import Measures, measure
-from fastres.recipe import Data
+from fastres.recipe import DataConfig
 
 
 def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...], Measures]:
@@ -18,14 +18,14 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
 
     Raises UserError where the run is not finished or its data cannot be opened.
     """
-    from fastres.evaluation.trained import Kept
+    from fastres.evaluation.trained import TrainedModel
 
-    kept = Kept.load(Path(run), device)
+    kept = TrainedModel.load(Path(run), device)
     images, labels = test_set(kept.recipe.data, kept.classes)
     return kept.classes, measure(kept.logits(images), labels)
 
 
-def test_set(data: Data, classes: tuple[str, ...]) -> tuple[Any, Tensor]:
+def test_set(data: DataConfig, classes: tuple[str, ...]) -> tuple[Any, Tensor]:
     """The test images of a recipe's `data`, uint8 [N, H, W, 3], an array or EncodedImages, and int64 labels [N].
 
     Raises UserError where the data cannot be opened, or has no labels, or other classes than those trained on.
@@ -49,10 +49,10 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     images and network do not fit or `out` cannot be written, both before predicting.
     """
     from fastres.data import open_dataset
-    from fastres.evaluation.trained import Kept
+    from fastres.evaluation.trained import TrainedModel
     from fastres.utils.files import check_writable, write_bytes
 
-    kept = Kept.load(Path(run), device)
+    kept = TrainedModel.load(Path(run), device)
     dataset = open_dataset(source, image_size=kept.image_size, root=kept.recipe.data.root)
     part = dataset.unlabelled or dataset.test
     if part is None:

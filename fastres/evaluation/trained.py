@@ -20,7 +20,7 @@ from fastres.runs.directory import read_recipe
 
 
 @dataclass(frozen=True)
-class Kept:
+class TrainedModel:
     """The network that a finished run kept, ready for images."""
 
     recipe: Recipe
@@ -31,7 +31,7 @@ class Kept:
     device: torch.device
 
     @classmethod
-    def load(cls, run: Path, device: str = "auto") -> "Kept":
+    def load(cls, run: Path, device: str = "auto") -> "TrainedModel":
         """Read checkpoints/final.safetensors. Raises UserError where the run has none yet."""
         recipe, where = read_recipe(run), choose_device(device)
         path = run / checkpoint.FINAL

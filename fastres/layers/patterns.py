@@ -139,8 +139,8 @@ def _only_reader(node: Any) -> fx.Node | None:
 def _activation(node: fx.Node, called: nn.Module | None) -> str | None:
     if called is not None:
         name = _ACTIVATION_MODULES.get(type(called))
-        plain = name is not None and is_plain(called) and _one_input(node)
-        return name if plain and getattr(called, "approximate", "none") == "none" else None
+        unchanged = name is not None and is_plain(called) and _one_input(node)
+        return name if unchanged and getattr(called, "approximate", "none") == "none" else None
     if node.op not in ("call_function", "call_method") or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     # Whether in place makes no difference: nobody else reads what it would overwrite.

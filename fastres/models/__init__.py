@@ -5,8 +5,8 @@ from fastres.models.network import Network
 from fastres.models.resnet import BasicBlock, ResNet
 from fastres.models.speednet import Speednet
 from fastres.models.summary import Layer, count_parameters, layers
-from fastres.recipe import Model
-from fastres.recipe import Speednet as SpeednetTable
+from fastres.recipe import ModelConfig
+from fastres.recipe import SpeednetConfig as SpeednetTable
 
 __all__ = ["BasicBlock", "Layer", "Network", "ResNet", "Speednet", "build", "count_parameters", "layers"]
 
@@ -14,7 +14,7 @@ _NOT_ARGUMENTS = {"name", "preset", "max_parameters"}
 """Keys of the table that are not the network's: every other one is an argument of its class."""
 
 
-def build(model: Model | SpeednetTable, classes: int, image_size: int) -> Network:
+def build(model: ModelConfig | SpeednetTable, classes: int, image_size: int) -> Network:
     """The network that `model` describes, in fp32 on the CPU, with weights drawn from torch's global generator.
 
     Raises UserError where the options do not fit the image or exceed `model.max_parameters`.

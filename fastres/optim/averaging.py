@@ -41,7 +41,7 @@ class Lookahead:
     weights are ahead of it. Which step of the run it is decides everything, so there is nothing to save but `network`.
     """
 
-    def __init__(self, network: nn.Module, options: recipe.Lookahead, steps: int) -> None:
+    def __init__(self, network: nn.Module, options: recipe.LookaheadConfig, steps: int) -> None:
         self.options, self.steps = options, steps
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 

@@ -9,15 +9,15 @@ from torch import nn
 
 from fastres.models.network import Network
 from fastres.optim.muon import Muon
-from fastres.recipe import Adam, AdamW, Sgd
-from fastres.recipe import Muon as MuonOptions
+from fastres.recipe import AdamConfig, AdamWConfig, SgdConfig
+from fastres.recipe import MuonConfig as MuonOptions
 
 Group = dict[str, Any]
 NONE: Mapping[nn.Parameter, float] = MappingProxyType({})
 """No parameter has a rate of its own."""
 
 
-def roles(network: nn.Module) -> list[tuple[nn.Parameter, str]]:
+def group_names(network: nn.Module) -> list[tuple[nn.Parameter, str]]:
     """The trainable parameters in the network's order, each with the group of `Network.groups` that it belongs to. In
     other modules `bias` has at most one axis and `filters` are the rest."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -29,7 +29,7 @@ def roles(network: nn.Module) -> list[tuple[nn.Parameter, str]]:
 
 def parameter_groups(
     parameters: list[tuple[nn.Parameter, str]],
-    options: Sgd | Adam | AdamW,
+    options: SgdConfig | AdamConfig | AdamWConfig,
     lr_factors: Mapping[nn.Parameter, float] = NONE,
 ) -> list[Group]:
     """Parameters of one rate and one decay together, as few groups as possible: each is one launch on a GPU.
@@ -47,7 +47,7 @@ def parameter_groups(
         rate = options.lr * factors.get(role, 1.0) * lr_factors.get(parameter, 1.0)
         decays = options.decay_norm_and_bias or parameter.ndim > 1
         decay = options.weight_decay if decays else 0.0
-        if not isinstance(options, Adam) and options.decouple_decay:
+        if not isinstance(options, AdamConfig) and options.decouple_decay:
             decay /= rate
         fades = options.whiten_bias_epochs if role == "whiten_bias" else 0.0
         group = groups.setdefault(
@@ -58,7 +58,9 @@ def parameter_groups(
 
 
 def build_optimizer(
-    options: Sgd | Adam | AdamW | MuonOptions, network: nn.Module, lr_factors: Mapping[nn.Parameter, float] = NONE
+    options: SgdConfig | AdamConfig | AdamWConfig | MuonOptions,
+    network: nn.Module,
+    lr_factors: Mapping[nn.Parameter, float] = NONE,
 ) -> torch.optim.Optimizer:
     """The optimizer for all trainable parameters of `network`, whose rates `lr_factors` multiplies; of torch's, the
     fused implementations: one pass over memory.
@@ -66,7 +68,7 @@ def build_optimizer(
     CPU time of a step on an AMD EPYC, 4.9 million parameters: SGD 6.6 ms fused, 8.4 foreach, 8.8 as a loop; AdamW 7.7,
     23 and 22. Muon with 3 Newton–Schulz steps adds 110 ms to the 1,170 of the report network's step at batch 128.
     """
-    parameters = roles(network)
+    parameters = group_names(network)
     if not isinstance(options, MuonOptions):
         return _torchs(options, parameter_groups(parameters, options, lr_factors))
     filters = [parameter for parameter, role in parameters if role == "filters"]
@@ -90,19 +92,19 @@ def build_optimizer(
         )
     if others:
         both.append(_torchs(options.auxiliary, parameter_groups(others, options.auxiliary, lr_factors)))
-    return both[0] if len(both) == 1 else Together(*both)
+    return both[0] if len(both) == 1 else ChainedOptimizer(*both)
 
 
-def _torchs(options: Sgd | Adam | AdamW, groups: list[Group]) -> torch.optim.Optimizer:
+def _torchs(options: SgdConfig | AdamConfig | AdamWConfig, groups: list[Group]) -> torch.optim.Optimizer:
     groups = [group | {"lr": group["initial_lr"]} for group in groups]
-    if isinstance(options, Sgd):
+    if isinstance(options, SgdConfig):
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=True)
-    kind = torch.optim.AdamW if isinstance(options, AdamW) else torch.optim.Adam
+    kind = torch.optim.AdamW if isinstance(options, AdamWConfig) else torch.optim.Adam
     beta1, beta2 = options.betas
     return kind(groups, lr=options.lr, betas=(beta1, beta2), eps=options.eps, fused=True)
 
 
-class Together(torch.optim.Optimizer):
+class ChainedOptimizer(torch.optim.Optimizer):
     """Optimizers of disjoint parameters as one, such as Muon and its auxiliary: `param_groups` are those of all."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
@@ -147,4 +149,4 @@ def restart(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
-    return optimizer.optimizers if isinstance(optimizer, Together) else (optimizer,)
+    return optimizer.optimizers if isinstance(optimizer, ChainedOptimizer) else (optimizer,)

@@ -2,9 +2,9 @@
 
 import math
 
-from fastres.recipe import Constant, Cosine, Knots, Linear, OneCycle, Step
+from fastres.recipe import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
 
-Schedule = Constant | Linear | Cosine | OneCycle | Step | Knots
+Schedule = ConstantConfig | LinearConfig | CosineConfig | OneCycleConfig | StepConfig | KnotsConfig
 
 
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
@@ -29,19 +29,19 @@ def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: float) -
         return (now + 1) / (warmup + 1)
     done = (now - warmup) / (end - warmup)
     match schedule:
-        case Constant():
+        case ConstantConfig():
             return 1.0
-        case Linear():
+        case LinearConfig():
             return 1 + (schedule.final - 1) * done
-        case Cosine():
+        case CosineConfig():
             return _half_cosine(1.0, schedule.final, done)
-        case OneCycle():
+        case OneCycleConfig():
             if done < schedule.peak:
                 return _half_cosine(schedule.start, 1.0, done / schedule.peak)
             return _half_cosine(1.0, schedule.final, (done - schedule.peak) / (1 - schedule.peak))
-        case Step():
+        case StepConfig():
             return schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones)
-        case Knots():
+        case KnotsConfig():
             return _piecewise_linear(schedule.points, epoch)
 
 
@@ -56,9 +56,9 @@ def _half_cosine(start: float, end: float, done: float) -> float:
 
 def _piecewise_linear(points: list[list[float]], epoch: float) -> float:
     """The line through the points around `epoch`; at a jump, its later end."""
-    behind = [point for point in points if point[0] <= epoch]
-    ahead = [point for point in points if point[0] > epoch]
-    if not behind or not ahead:
-        return (points[-1] if behind else points[0])[1]
-    (start, low), (end, high) = behind[-1], ahead[0]
+    earlier = [point for point in points if point[0] <= epoch]
+    later = [point for point in points if point[0] > epoch]
+    if not earlier or not later:
+        return (points[-1] if earlier else points[0])[1]
+    (start, low), (end, high) = earlier[-1], later[0]
     return low + (high - low) * (epoch - start) / (end - start)

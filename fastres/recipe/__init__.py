@@ -10,56 +10,78 @@ with a docstring under each field, and add it to `Recipe`. The schema, `--set`, 
 follow. loading.py does the parsing and the messages.
 """
 
-from fastres.recipe.augmentation import Augment, ColorJitter, Erasing, Mix, RandomResizedCrop
-from fastres.recipe.data import Data, Extra
+from typing import Any
+
+from fastres import aliases
+from fastres.recipe.augmentation import (
+    AugmentConfig,
+    ColorJitterConfig,
+    ErasingConfig,
+    MixConfig,
+    RandomResizedCropConfig,
+)
+from fastres.recipe.data import DataConfig, ExtraConfig
 from fastres.recipe.fields import Precision, Table
-from fastres.recipe.methods import Dino, Distill, EmpSsl, PseudoLabel, SelfSupervised, Supervised, Transfer
-from fastres.recipe.networks import PRESETS, Model, Speednet
-from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
+from fastres.recipe.methods import (
+    DinoConfig,
+    DistillConfig,
+    EmpSslConfig,
+    PseudoLabelConfig,
+    SelfSupervisedConfig,
+    SupervisedConfig,
+    TransferConfig,
+)
+from fastres.recipe.networks import PRESETS, ModelConfig, SpeednetConfig
+from fastres.recipe.optimizers import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
 from fastres.recipe.recipe import Recipe
-from fastres.recipe.running import Eval, Lookahead, Record, Train
-from fastres.recipe.schedules import Constant, Cosine, Knots, Linear, OneCycle, Step
+from fastres.recipe.running import EvalConfig, LookaheadConfig, RecordConfig, TrainConfig
+from fastres.recipe.schedules import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
 from fastres.recipe.schema import schema
-from fastres.recipe.sweeps import Point, Range, Search, Sweep
+from fastres.recipe.sweeps import PointConfig, RangeConfig, SearchConfig, SweepConfig
 
 __all__ = [
     "PRESETS",
-    "Adam",
-    "AdamW",
-    "Augment",
-    "ColorJitter",
-    "Constant",
-    "Cosine",
-    "Data",
-    "Dino",
-    "Distill",
-    "EmpSsl",
-    "Erasing",
-    "Eval",
-    "Extra",
-    "Knots",
-    "Linear",
-    "Lookahead",
-    "Mix",
-    "Model",
-    "Muon",
-    "OneCycle",
-    "Point",
+    "AdamConfig",
+    "AdamWConfig",
+    "AugmentConfig",
+    "ColorJitterConfig",
+    "ConstantConfig",
+    "CosineConfig",
+    "DataConfig",
+    "DinoConfig",
+    "DistillConfig",
+    "EmpSslConfig",
+    "ErasingConfig",
+    "EvalConfig",
+    "ExtraConfig",
+    "KnotsConfig",
+    "LinearConfig",
+    "LookaheadConfig",
+    "MixConfig",
+    "ModelConfig",
+    "MuonConfig",
+    "OneCycleConfig",
+    "PointConfig",
     "Precision",
-    "PseudoLabel",
-    "RandomResizedCrop",
-    "Range",
+    "PseudoLabelConfig",
+    "RandomResizedCropConfig",
+    "RangeConfig",
     "Recipe",
-    "Record",
-    "Search",
-    "SelfSupervised",
-    "Sgd",
-    "Speednet",
-    "Step",
-    "Supervised",
-    "Sweep",
+    "RecordConfig",
+    "SearchConfig",
+    "SelfSupervisedConfig",
+    "SgdConfig",
+    "SpeednetConfig",
+    "StepConfig",
+    "SupervisedConfig",
+    "SweepConfig",
     "Table",
-    "Train",
-    "Transfer",
+    "TrainConfig",
+    "TransferConfig",
     "schema",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A table by the name that it had: see aliases.py."""
+    return aliases.table(name, globals())

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fastres.recipe.fields import Alpha, Chance, Colour, Interval, Jitter, NotNegative, Table
 
 
-class RandomResizedCrop(Table):
+class RandomResizedCropConfig(Table):
     """A random part of the image, brought back to the image's own size (torchvision's RandomResizedCrop)."""
 
     scale: Interval = [0.08, 1.0]
@@ -23,7 +23,7 @@ class RandomResizedCrop(Table):
         return self
 
 
-class ColorJitter(Table):
+class ColorJitterConfig(Table):
     """Brightness, contrast, saturation and hue, changed in random order (torchvision's ColorJitter)."""
 
     brightness: Jitter = 0.0
@@ -38,7 +38,7 @@ class ColorJitter(Table):
     """Probability of changing anything."""
 
 
-class Erasing(Table):
+class ErasingConfig(Table):
     """A random rectangle filled with one colour (Zhong et al. 2020, torchvision's RandomErasing)."""
 
     p: Chance = 0.5
@@ -56,10 +56,10 @@ class Erasing(Table):
         return self
 
 
-class Augment(Table):
+class AugmentConfig(Table):
     """What happens to a training image before the network sees it, in this order; mixing has a table of its own."""
 
-    random_resized_crop: RandomResizedCrop | None = None
+    random_resized_crop: RandomResizedCropConfig | None = None
     """Crop at random and resize; by default not. `translate` still follows: set it to 0 where it should not."""
     translate: Annotated[int, Field(ge=0, le=64)] = 4
     """Largest shift in pixels along each axis, drawn uniformly: padding and a random crop."""
@@ -70,7 +70,7 @@ class Augment(Table):
     flip: Literal["none", "random", "alternating"] = "random"
     """Mirror left and right: with probability one half, or so at the first epoch and then in every second one (Jordan
     2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6)."""
-    color_jitter: ColorJitter | None = None
+    color_jitter: ColorJitterConfig | None = None
     """Change brightness, contrast, saturation and hue; by default not."""
     autocontrast: Chance = 0.0
     """Probability of stretching each channel to the full range (torchvision's RandomAutocontrast)."""
@@ -78,7 +78,7 @@ class Augment(Table):
     """Probability of taking the colour away (torchvision's RandomGrayscale)."""
     cutout: Annotated[int, Field(ge=0)] = 0
     """Side in pixels of a square of mean colour around a random pixel (DeVries and Taylor 2017); 0: none."""
-    erasing: Erasing | None = None
+    erasing: ErasingConfig | None = None
     """Erase a random rectangle; by default not."""
     noise: NotNegative = 0.0
     """Standard deviation of Gaussian noise in each value, in units of 1 = white; results stay within black and white
@@ -99,7 +99,7 @@ class Augment(Table):
         return self
 
 
-class Mix(Table):
+class MixConfig(Table):
     """Mixing each image of a batch with its neighbour, after `augment`; without an alpha there is none."""
 
     mixup_alpha: Alpha | None = None

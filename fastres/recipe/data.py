@@ -7,7 +7,7 @@ from pydantic import Field
 from fastres.recipe.fields import Positive, Table
 
 
-class Extra(Table):
+class ExtraConfig(Table):
     """Images of another source, with labels in a file, that are trained on too."""
 
     source: str
@@ -18,7 +18,7 @@ class Extra(Table):
     """Whether the probabilities are the target, instead of the most probable class."""
 
 
-class Data(Table):
+class DataConfig(Table):
     """Where the images come from, and how the training images are divided."""
 
     source: str = "shapes10"
@@ -46,7 +46,7 @@ class Data(Table):
     """Use only the first so many training images, before the split."""
     test_images: Positive | None = None
     """Use only the first so many test images."""
-    extra: Extra | None = None
+    extra: ExtraConfig | None = None
     """Images to train on besides; never validated or tested on. They need `loader = "resident"`."""
 
 

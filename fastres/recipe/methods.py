@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from fastres.recipe.augmentation import RandomResizedCrop
+from fastres.recipe.augmentation import RandomResizedCropConfig
 from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Table
 
 
-class Supervised(Table):
+class SupervisedConfig(Table):
     """Labels alone."""
 
     name: Literal["supervised"] = "supervised"
@@ -21,7 +21,7 @@ Teacher = Annotated[
 ]
 
 
-class Distill(Table):
+class DistillConfig(Table):
     """A teacher's predictions beside the labels (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
     Network", section 2)."""
 
@@ -37,7 +37,7 @@ class Distill(Table):
     """Share of the teacher's part of the loss, T²·KL(teacher ‖ student); the labels have the rest."""
 
 
-class PseudoLabel(Table):
+class PseudoLabelConfig(Table):
     """Self-training: a network labels images, and is trained again on these too (Lee 2013, "Pseudo-Label"; rounds as in
     Xie et al. 2020, "Self-training with Noisy Student", section 2). With `train.ema` the average labels them.
 
@@ -61,7 +61,7 @@ class PseudoLabel(Table):
     """Train from newly drawn weights in each round; else from those of the round before."""
 
 
-class SelfSupervised(Table):
+class SelfSupervisedConfig(Table):
     """What methods share that learn features without labels.
 
     The classifier learns beside, from labels, on features through which no gradient returns, so that the accuracy of
@@ -74,7 +74,7 @@ class SelfSupervised(Table):
     Non-Parametric Instance Discrimination", section 3.4)."""
 
 
-class Dino(SelfSupervised):
+class DinoConfig(SelfSupervisedConfig):
     """Self-distillation without labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
     Transformers", section 3). The `augment` table makes the two global views. The teacher is an average of the student
     in evaluation mode, BN statistics too (Cai et al. 2021, "Exponential Moving Average Normalization"), and is what is
@@ -84,7 +84,7 @@ class Dino(SelfSupervised):
     """The method."""
     local_views: Annotated[int, Field(ge=0)] = 6
     """Small views, which only the student sees."""
-    local_crop: RandomResizedCrop = RandomResizedCrop(scale=[0.1, 0.4])
+    local_crop: RandomResizedCropConfig = RandomResizedCropConfig(scale=[0.1, 0.4])
     """Their crop, in place of `augment.random_resized_crop`."""
     local_size: Positive = 16
     """Their size in pixels, which divides that of the images: they cost as much less."""
@@ -104,7 +104,7 @@ class Dino(SelfSupervised):
     """What the teacher keeps of itself in the first step; to the last one it grows to 1 like a cosine."""
 
 
-class EmpSsl(SelfSupervised):
+class EmpSslConfig(SelfSupervisedConfig):
     """Many patches of each image, which agree while all of them spread (Tong et al. 2023, "EMP-SSL: Towards
     Self-Supervised Learning in One Training Epoch", section 3). The `augment` table makes the patches."""
 
@@ -124,7 +124,7 @@ class EmpSsl(SelfSupervised):
     """ε² of the total coding rate: the squared error up to which projections are told apart."""
 
 
-class Transfer(Table):
+class TransferConfig(Table):
     """Starting from weights that were trained before."""
 
     weights: str

@@ -34,7 +34,7 @@ class _Network(Table):
     """More trainable parameters than this are an error; 5_000_000 in the report's challenge."""
 
 
-class Model(_Network):
+class ModelConfig(_Network):
     """A residual network of basic blocks (He et al. 2016, section 3.3), one list entry a stage."""
 
     name: Literal["resnet"] = "resnet"
@@ -90,7 +90,7 @@ class Model(_Network):
         return self
 
 
-class Speednet(_Network):
+class SpeednetConfig(_Network):
     """A plain, wide network for few epochs: airbench's (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
     section 3): a frozen layer that whitens 2×2 patches, then groups that convolve, halve the map and convolve again."""
 

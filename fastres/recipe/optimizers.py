@@ -25,7 +25,7 @@ class _Optimizer(Table):
     follows the schedule. 3 in airbench."""
 
 
-class Sgd(_Optimizer):
+class SgdConfig(_Optimizer):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013)."""
 
     name: Literal["sgd"] = "sgd"
@@ -58,7 +58,7 @@ class _Adam(_Optimizer):
     """Added to the root of the second moment."""
 
 
-class Adam(_Adam):
+class AdamConfig(_Adam):
     """Adam (Kingma and Ba 2015)."""
 
     name: Literal["adam"] = "adam"
@@ -67,7 +67,7 @@ class Adam(_Adam):
     """Added to the gradient, times the weight."""
 
 
-class AdamW(_Adam):
+class AdamWConfig(_Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     name: Literal["adamw"] = "adamw"
@@ -80,7 +80,7 @@ class AdamW(_Adam):
     decay)."""
 
 
-class Muon(Table):
+class MuonConfig(Table):
     """Momentum, orthogonalised, for the filters of convolutions (Jordan et al. 2024, "Muon: An optimizer for hidden
     layers in neural networks"); everything else has an optimizer of its own, `auxiliary`."""
 
@@ -103,7 +103,7 @@ class Muon(Table):
     renormalise_every: Annotated[int, Field(ge=0)] = 0
     """Steps after which each filter is scaled back to its initial norm, which BN behind it does not notice; 0:
     never."""
-    auxiliary: Annotated[Sgd | Adam | AdamW, Field(discriminator="name")] = Sgd()
+    auxiliary: Annotated[SgdConfig | AdamConfig | AdamWConfig, Field(discriminator="name")] = SgdConfig()
     """Optimizer of biases, BN and classifier, with a learning rate of its own under the same schedule; `sgd` unless its
     `name` says otherwise."""
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fastres.recipe import Data, Distill, PseudoLabel, Recipe
+from fastres.recipe import DataConfig, DistillConfig, PseudoLabelConfig, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.teacher import is_recipe, read_teacher
 
@@ -14,9 +14,9 @@ def self_contained(recipe: Recipe) -> Recipe:
     data = recipe.data
     changes: dict[str, Any] = {}
     others: dict[str, Any] = {}
-    if isinstance(recipe.method, Distill):
+    if isinstance(recipe.method, DistillConfig):
         others["method"] = recipe.method.model_copy(update={"teacher": _teacher(recipe.method.teacher, recipe.data)})
-    if isinstance(recipe.method, PseudoLabel):
+    if isinstance(recipe.method, PseudoLabelConfig):
         others["method"] = recipe.method.model_copy(update={"unlabelled": _source(recipe.method.unlabelled)})
     if recipe.transfer is not None:
         others["transfer"] = recipe.transfer.model_copy(update={"weights": _absolute(recipe.transfer.weights)})
@@ -29,7 +29,7 @@ def self_contained(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
 
 
-def _teacher(teacher: str | dict[str, Any], data: Data) -> str | dict[str, Any]:
+def _teacher(teacher: str | dict[str, Any], data: DataConfig) -> str | dict[str, Any]:
     if not is_recipe(teacher):
         return _absolute(str(teacher))
     return self_contained(read_teacher(teacher, data)).model_dump(exclude_none=True)

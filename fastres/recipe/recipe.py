@@ -6,43 +6,56 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from fastres.recipe.augmentation import Augment, Mix
-from fastres.recipe.data import Data
+from fastres.recipe.augmentation import AugmentConfig, MixConfig
+from fastres.recipe.data import DataConfig
 from fastres.recipe.fields import Table
-from fastres.recipe.methods import Dino, Distill, EmpSsl, PseudoLabel, SelfSupervised, Supervised, Transfer
-from fastres.recipe.networks import Model, Speednet
-from fastres.recipe.optimizers import Adam, AdamW, Muon, Sgd
-from fastres.recipe.running import Eval, Record, Train
-from fastres.recipe.schedules import Constant, Cosine, Knots, Linear, OneCycle, Step
-from fastres.recipe.sweeps import Sweep
+from fastres.recipe.methods import (
+    DinoConfig,
+    DistillConfig,
+    EmpSslConfig,
+    PseudoLabelConfig,
+    SelfSupervisedConfig,
+    SupervisedConfig,
+    TransferConfig,
+)
+from fastres.recipe.networks import ModelConfig, SpeednetConfig
+from fastres.recipe.optimizers import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
+from fastres.recipe.running import EvalConfig, RecordConfig, TrainConfig
+from fastres.recipe.schedules import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
+from fastres.recipe.sweeps import SweepConfig
 
 
 class Recipe(Table):
     """Every choice of a run."""
 
-    data: Data = Data()
+    data: DataConfig = DataConfig()
     """Images and split."""
-    model: Annotated[Model | Speednet, Field(discriminator="name")] = Model()
+    model: Annotated[ModelConfig | SpeednetConfig, Field(discriminator="name")] = ModelConfig()
     """Network."""
-    augment: Augment = Augment()
+    augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
-    mix: Mix = Mix()
+    mix: MixConfig = MixConfig()
     """Mixing of images within a batch."""
-    optimizer: Annotated[Sgd | Adam | AdamW | Muon, Field(discriminator="name")] = Sgd()
+    optimizer: Annotated[SgdConfig | AdamConfig | AdamWConfig | MuonConfig, Field(discriminator="name")] = SgdConfig()
     """Optimizer."""
-    schedule: Annotated[Constant | Linear | Cosine | OneCycle | Step | Knots, Field(discriminator="name")] = Cosine()
+    schedule: Annotated[
+        ConstantConfig | LinearConfig | CosineConfig | OneCycleConfig | StepConfig | KnotsConfig,
+        Field(discriminator="name"),
+    ] = CosineConfig()
     """Learning-rate schedule."""
-    train: Train = Train()
+    train: TrainConfig = TrainConfig()
     """The run."""
-    method: Annotated[Supervised | Distill | PseudoLabel | Dino | EmpSsl, Field(discriminator="name")] = Supervised()
+    method: Annotated[
+        SupervisedConfig | DistillConfig | PseudoLabelConfig | DinoConfig | EmpSslConfig, Field(discriminator="name")
+    ] = SupervisedConfig()
     """What teaches the network besides labels."""
-    transfer: Transfer | None = None
+    transfer: TransferConfig | None = None
     """Weights to start from; by default drawn ones."""
-    eval: Eval = Eval()
+    eval: EvalConfig = EvalConfig()
     """Measuring."""
-    record: Record = Record()
+    record: RecordConfig = RecordConfig()
     """Records."""
-    sweep: Sweep | None = None
+    sweep: SweepConfig | None = None
     """Many runs instead of one, for `fastres sweep`."""
 
     @model_validator(mode="before")
@@ -68,15 +81,15 @@ class Recipe(Table):
                 raise ValueError(f"train.best = '{best}' needs a test after each epoch: set eval.test_every to 1")
         if train.early_stopping and best is None:
             raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
-        if isinstance(self.method, SelfSupervised) and self.mix.active:
+        if isinstance(self.method, SelfSupervisedConfig) and self.mix.active:
             raise ValueError(f"method.name = '{self.method.name}' compares views of one image: leave the mix table out")
-        if isinstance(self.method, Dino) and (train.ema or train.lookahead):
+        if isinstance(self.method, DinoConfig) and (train.ema or train.lookahead):
             raise ValueError(
                 "method.name = 'dino' averages by method.teacher_momentum: no train.ema or train.lookahead"
             )
         if self.schedule.warmup_epochs >= train.epochs:
             raise ValueError("schedule.warmup_epochs must be below train.epochs")
-        if isinstance(self.schedule, Knots) and self.schedule.points[-1][0] > train.epochs:
+        if isinstance(self.schedule, KnotsConfig) and self.schedule.points[-1][0] > train.epochs:
             raise ValueError(
                 f"schedule.points end at epoch {self.schedule.points[-1][0]:g}, after train.epochs = {train.epochs:g}: "
                 "move the points, or train for longer"
@@ -117,6 +130,6 @@ class Recipe(Table):
             "train": {"checkpoint_seconds"},
         }
         values = self.model_dump(exclude=changes_nothing)
-        if isinstance(self.method, Distill) and isinstance(self.method.teacher, dict):
+        if isinstance(self.method, DistillConfig) and isinstance(self.method.teacher, dict):
             values["method"]["teacher"] = Recipe.model_validate(self.method.teacher).hash()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

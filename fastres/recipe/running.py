@@ -7,7 +7,7 @@ from pydantic import Field
 from fastres.recipe.fields import NotNegative, Positive, Precision, Rate, Share, Table
 
 
-class Lookahead(Table):
+class LookaheadConfig(Table):
     """Slow weights that follow the trained ones at intervals and replace them (Zhang et al. 2019, algorithm 1)."""
 
     every: Positive = 5
@@ -19,7 +19,7 @@ class Lookahead(Table):
     airbench96, whose slow weights follow fast at first and average over many steps at the end."""
 
 
-class Train(Table):
+class TrainConfig(Table):
     """The run itself."""
 
     epochs: Rate = 20.0
@@ -44,7 +44,7 @@ class Train(Table):
     """Share of the target spread over all classes (Szegedy et al. 2016, section 7)."""
     ema: Share = 0.0
     """Decay per step of an exponential moving average of the weights, which is then evaluated and kept; 0: none."""
-    lookahead: Lookahead | None = None
+    lookahead: LookaheadConfig | None = None
     """Slow weights, which are then evaluated and kept (unless `ema` is set too, which averages on top); by default
     none."""
     best: str | None = None
@@ -56,7 +56,7 @@ class Train(Table):
     """Save at most this often in mid-epoch; 0 saves after every step. The end of an epoch always saves."""
 
 
-class Eval(Table):
+class EvalConfig(Table):
     """Measuring."""
 
     batch_size: Positive = 500
@@ -74,7 +74,7 @@ class Eval(Table):
     """Whether validation and test after each epoch use `tta` too; the final test always does."""
 
 
-class Record(Table):
+class RecordConfig(Table):
     """What is written besides the metrics."""
 
     name: str | None = None

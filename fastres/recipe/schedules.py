@@ -14,14 +14,14 @@ class _Schedule(Table):
     """Epochs, fractions allowed, over which the rate rises linearly from nearly 0; the rest follows after them."""
 
 
-class Constant(_Schedule):
+class ConstantConfig(_Schedule):
     """The same rate throughout."""
 
     name: Literal["constant"] = "constant"
     """The kind of schedule."""
 
 
-class Linear(_Schedule):
+class LinearConfig(_Schedule):
     """A straight line from 1 to `final`."""
 
     name: Literal["linear"] = "linear"
@@ -30,7 +30,7 @@ class Linear(_Schedule):
     """Factor of the learning rate at the end."""
 
 
-class Cosine(_Schedule):
+class CosineConfig(_Schedule):
     """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, without restarts)."""
 
     name: Literal["cosine"] = "cosine"
@@ -39,7 +39,7 @@ class Cosine(_Schedule):
     """Factor of the learning rate at the end."""
 
 
-class OneCycle(_Schedule):
+class OneCycleConfig(_Schedule):
     """Up and down again in half cosines (Smith, Topin 2018): torch's OneCycleLR, which ends one step earlier, without
     its momentum cycle."""
 
@@ -59,7 +59,7 @@ class OneCycle(_Schedule):
         return self
 
 
-class Step(_Schedule):
+class StepConfig(_Schedule):
     """The rate is multiplied by `gamma` at each milestone."""
 
     name: Literal["step"] = "step"
@@ -76,7 +76,7 @@ class Step(_Schedule):
         return self
 
 
-class Knots(_Schedule):
+class KnotsConfig(_Schedule):
     """Straight lines through given points."""
 
     name: Literal["knots"] = "knots"

@@ -8,7 +8,7 @@ from fastres.recipe.recipe import Recipe
 def schema() -> dict[str, Any]:
     """The JSON Schema of a recipe file, from which editors complete keys and show their docstrings."""
     tables = Recipe.model_json_schema()
-    for table in (*tables["properties"].values(), tables["$defs"]["Muon"]["properties"]["auxiliary"]):
+    for table in (*tables["properties"].values(), tables["$defs"]["MuonConfig"]["properties"]["auxiliary"]):
         # A file that extends another may leave the kind (`name`) to it; then several kinds fit, which `oneOf` forbids.
         if "oneOf" in table:
             table["anyOf"] = table.pop("oneOf")

@@ -11,7 +11,7 @@ from fastres.recipe.fields import Positive, Table
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+-]{0,59}$")]
 
 
-class Point(Table):
+class PointConfig(Table):
     """Keys that belong together, under a name."""
 
     name: Name
@@ -23,7 +23,7 @@ class Point(Table):
 Number = Annotated[int | float, Field(allow_inf_nan=False)]
 
 
-class Range(Table):
+class RangeConfig(Table):
     """Numbers from `low` to `high`, both included: whole ones where both are whole."""
 
     low: Number
@@ -54,14 +54,14 @@ class Range(Table):
 
 
 # Pydantic names the branch of a union in its errors; loading.py knows these names from keys. Two are of a teacher.
-TAGS: dict[str, type[Table] | None] = {"<range>": Range, "<choices>": None, "<path>": None, "<recipe>": None}
+TAGS: dict[str, type[Table] | None] = {"<range>": RangeConfig, "<choices>": None, "<path>": None, "<recipe>": None}
 Parameter = Annotated[
-    Annotated[Range, Tag("<range>")] | Annotated[list[Any], Field(min_length=2), Tag("<choices>")],
+    Annotated[RangeConfig, Tag("<range>")] | Annotated[list[Any], Field(min_length=2), Tag("<choices>")],
     Discriminator(lambda value: "<choices>" if isinstance(value, list) else "<range>"),
 ]
 
 
-class Search(Table):
+class SearchConfig(Table):
     """A search with Optuna (Akiba et al. 2019) for the values that validate best; needs `pip install
     'fastres[sweep]'`."""
 
@@ -79,15 +79,15 @@ class Search(Table):
     """Decides what the sampler draws; with one worker, a search repeats."""
 
 
-class Sweep(Table):
+class SweepConfig(Table):
     """Many runs of one recipe, each a point: every one of `points` with every combination of the lists of `grid`, or
     what `search` finds."""
 
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Keys of the recipe, such as `"train.seed" = [0, 1, 2]`, with the values that each takes."""
-    points: list[Point] = []
+    points: list[PointConfig] = []
     """Named sets of keys that change together, such as an optimizer with a learning rate of its own."""
-    search: Search | None = None
+    search: SearchConfig | None = None
     """Instead of `grid` and `points`: values that a search chooses."""
     metric: Literal["test_accuracy", "test_loss", "val_accuracy", "val_loss"] | None = None
     """What the table is sorted by, of the weights that a run kept, and what a search goes by; by default

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.recipe import Data, Distill, Recipe
+from fastres.recipe import DataConfig, DistillConfig, Recipe
 from fastres.recipe.loading import Layer, layers, resolve
 
 FOLDER = "teacher"
 """Where in the student's run directory the teacher's is."""
 
 
-def read_teacher(teacher: str | dict[str, Any], data: Data) -> Recipe:
+def read_teacher(teacher: str | dict[str, Any], data: DataConfig) -> Recipe:
     """The recipe of a teacher, from its file or its table; `data` is the student's, which it has without one of its
     own. Raises UserError where it is no recipe, or not of a single training."""
     path = Path(teacher).expanduser() if isinstance(teacher, str) else Path("method.teacher")
@@ -27,7 +27,7 @@ def read_teacher(teacher: str | dict[str, Any], data: Data) -> Recipe:
 
 def trains_teacher(recipe: Recipe) -> bool:
     """Whether the teacher of `recipe` is itself a recipe."""
-    return isinstance(recipe.method, Distill) and is_recipe(recipe.method.teacher)
+    return isinstance(recipe.method, DistillConfig) and is_recipe(recipe.method.teacher)
 
 
 def is_recipe(teacher: str | dict[str, Any]) -> bool:

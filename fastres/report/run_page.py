@@ -19,7 +19,7 @@ from fastres.utils.statistics import wilson
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class ReportData:
     """What the page shows of the data and of the network's answers; arrays on the CPU."""
 
     classes: tuple[str, ...]
@@ -49,7 +49,7 @@ def write_report(
     rows: list[dict[str, Any]],
     summary: dict[str, Any],
     environment: dict[str, Any],
-    exhibits: Exhibits,
+    report_data: ReportData,
 ) -> Path:
     """Draw `figures/*.png` into the run directory and write `report.html` with them inside; returns the page's path.
 
@@ -57,22 +57,22 @@ def write_report(
     """
     leak = summary["split"] == "report"
     pictures = []
-    for name, figure, caption in _figures(rows, summary, exhibits, leak=leak):
+    for name, figure, caption in _figures(rows, summary, report_data, leak=leak):
         data = png(figure)
         write_bytes(run / "figures" / f"{name}.png", data)
         pictures.append(picture(name, data, caption))
-    what = f"A {recipe.model.name} for {plural(len(exhibits.classes), 'class', 'classes')} of {summary['source']}."
+    what = f"A {recipe.model.name} for {plural(len(report_data.classes), 'class', 'classes')} of {summary['source']}."
     body = [
         f"<h1>{escape(str(summary['name']))}</h1>",
         f'<p class="soft">{escape(what)}</p>',
-        _headline(summary, exhibits),
+        _headline(summary, report_data),
         *_notes(summary, leak=leak),
         "<h2>How it was made</h2>",
-        _made(summary, environment, exhibits),
+        _made(summary, environment, report_data),
         "<h2>Figures</h2>",
         *pictures,
         "<h2>Accuracy by class</h2>",
-        _by_class(exhibits),
+        _by_class(report_data),
         "<h2>Details</h2>",
         details("Every epoch", _epochs(rows, leak=leak)),
         details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
@@ -84,7 +84,7 @@ def write_report(
 
 
 def _figures(
-    rows: list[dict[str, Any]], summary: dict[str, Any], shown: Exhibits, *, leak: bool
+    rows: list[dict[str, Any]], summary: dict[str, Any], shown: ReportData, *, leak: bool
 ) -> list[tuple[str, Figure, str]]:
     """(file name, figure, caption) of each figure, in the order of the page."""
     best, classes, predicted = summary["best"], shown.classes, _predicted(shown)
@@ -149,11 +149,11 @@ def _figures(
     ]
 
 
-def _predicted(shown: Exhibits) -> np.ndarray:
+def _predicted(shown: ReportData) -> np.ndarray:
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _headline(summary: dict[str, Any], shown: Exhibits) -> str:
+def _headline(summary: dict[str, Any], shown: ReportData) -> str:
     total = len(shown.test_labels)
     low, high = wilson(round(summary["test_accuracy"] * total), total)
     speed = summary["images_per_second"]
@@ -200,7 +200,7 @@ def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
     return [f'<p class="warning">{note}</p>' for note in notes]
 
 
-def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits) -> str:
+def _made(summary: dict[str, Any], environment: dict[str, Any], shown: ReportData) -> str:
     commit = environment.get("commit")
     version = str(environment.get("fastres"))
     if commit:
@@ -234,7 +234,7 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: Exhibits)
     )
 
 
-def _by_class(shown: Exhibits) -> str:
+def _by_class(shown: ReportData) -> str:
     predicted = _predicted(shown)
     lines = []
     for label, name in enumerate(shown.classes):

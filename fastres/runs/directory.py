@@ -53,7 +53,7 @@ def new_folder(out: str | Path | None, name: str) -> Path:
 
 
 @contextmanager
-def claimed(run: Path) -> Iterator[None]:
+def run_lock(run: Path) -> Iterator[None]:
     """Keep other processes from training `run` meanwhile; the claim ends with the process, however that ends.
 
     Clears away the temporary files of a killed process. Raises UserError where another process has the claim.

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.recipe import Recipe, Record
+from fastres.recipe import Recipe, RecordConfig
 from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.runs.directory import PLAN
 from fastres.utils.files import write_text
@@ -28,7 +28,7 @@ START_SECONDS, FINISH_SECONDS = 30, 60
 with `wandb sync`."""
 
 
-def check_tracker(options: Record) -> None:
+def check_tracker(options: RecordConfig) -> None:
     """Raise UserError where the tracker that is asked for is not installed, or needs an account that nobody named."""
     if options.wandb == "off":
         return

@@ -21,7 +21,7 @@ from fastres.data.order import split
 from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
-from fastres.recipe import Data, Recipe
+from fastres.recipe import DataConfig, Recipe
 from fastres.training.views import views_of
 
 SAMPLED = 250
@@ -29,7 +29,7 @@ SAMPLED = 250
 
 
 @dataclass(frozen=True)
-class Feed:
+class DataModule:
     """All images and labels that a run meets."""
 
     dataset: Dataset
@@ -75,10 +75,10 @@ class Feed:
             "std": list(dataset.std),
         }
 
-    def unmixed(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
+    def augment_batch(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
         """What a step without mixing trains on, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those of
-        `Augment.unmixed`."""
-        make = self.augment.unmixed if self.views is None else self.views
+        `Augment.augment_batch`."""
+        make = self.augment.augment if self.views is None else self.views
         return make(batch, indices, epoch, rows)
 
     def classes_of(self, labels: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ class Feed:
         for start in range(0, count, SAMPLED):
             rows = chosen[start : start + SAMPLED]
             if resident is not None:
-                yield self.augment.plain(resident, torch.from_numpy(rows).to(resident.device))
+                yield self.augment.normalize(resident, torch.from_numpy(rows).to(resident.device))
             else:
-                yield self.augment.plain(torch.from_numpy(np.array(self.train_images[rows])))
+                yield self.augment.normalize(torch.from_numpy(np.array(self.train_images[rows])))
 
     def reseed(self, seed: int) -> None:
         """From the next epoch on, order and augment as a feed opened with `seed` would; without `data.split = "none"`
@@ -115,7 +115,7 @@ class Feed:
                 loader.close()
 
 
-def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> Feed:
+def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> DataModule:
     """Open the recipe's data, preparing the store where there is none yet.
 
     Raises UserError where the source cannot be used, or does not fit batch size, split or augmentation.
@@ -161,21 +161,21 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
         kind.augment.plan((images.shape[1], images.shape[2]))
 
     loading = choose.choose(dataset, data.loader, device)
-    if extra is not None and loading.kind != "resident":
-        raise UserError(f"data.extra needs data.loader = 'resident', and it is '{loading.kind}': {loading.why}")
-    pixels = choose.open_pixels(loading.kind, dataset, device, quiet=quiet)
+    if extra is not None and loading.name != "resident":
+        raise UserError(f"data.extra needs data.loader = 'resident', and it is '{loading.name}': {loading.reason}")
+    pixels = choose.open_pixels(loading.name, dataset, device, quiet=quiet)
     if extra is not None:
         images = np.concatenate([np.asarray(images), extra.images])
         pixels["train"] = on_device(images, device)
 
     def loader(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64], size: int, **options: Any) -> Loader:
         common: dict[str, Any] = {"workers": data.workers, "device": device}
-        return choose.build(loading.kind, pixels[part], labels, subset, size, **common, **options)
+        return choose.build(loading.name, pixels[part], labels, subset, size, **common, **options)
 
     def measured(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> Loader:
         return loader(part, labels, subset, min(recipe.eval.batch_size, len(subset)))
 
-    return Feed(
+    return DataModule(
         dataset=dataset,
         train_images=images,
         train_labels=labels,
@@ -191,7 +191,7 @@ def open_feed(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> F
     )
 
 
-def _extra(data: Data, dataset: Dataset, quiet: bool) -> Extra:
+def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:
     """What `data.extra` adds to the opened training set."""
     assert data.extra is not None
     other = open_dataset(data.extra.source, image_size=dataset.image_size, root=data.root, quiet=quiet)
@@ -203,7 +203,7 @@ def _extra(data: Data, dataset: Dataset, quiet: bool) -> Extra:
     return read(Path(data.extra.labels), other, len(dataset.classes))
 
 
-def shape_of(data: Data) -> tuple[int, int, bool]:
+def shape_of(data: DataConfig) -> tuple[int, int, bool]:
     """Number of classes, image size in pixels, and whether the classes are known without decoding anything.
 
     A source that was never prepared, and is none of the named ones, is taken to have ten classes.

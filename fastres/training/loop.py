@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
-from fastres.engine.memory import Beginning
+from fastres.engine.memory import StartupTimer
 from fastres.errors import Diverged, Interrupted, UserError
 from fastres.evaluation.metrics import Measures, measure, passes
 from fastres.models import Network
-from fastres.recipe import Eval, Recipe, SelfSupervised
+from fastres.recipe import EvalConfig, Recipe, SelfSupervisedConfig
 from fastres.runs import checkpoint
 from fastres.runs.recorder import Recorder, summary_writer
 from fastres.runs.tracking import Tracker, check_tracker
@@ -25,8 +25,8 @@ from fastres.training.methods.probe import fit_classifier
 from fastres.training.page import draw_page
 from fastres.training.progress import Progress
 from fastres.training.session import Session
-from fastres.training.state import Position
-from fastres.training.step import Phase
+from fastres.training.state import TrainState
+from fastres.training.step import StepVariant
 from fastres.training.summary import input_stall, peak_memory, summarise
 from fastres.utils.files import write_json
 from fastres.utils.machine import computes_bf16, environment
@@ -59,22 +59,24 @@ class Run(Session):
         recipe: Recipe,
         device: str,
         quiet: bool,
-        beginning: Beginning,
+        startup_timer: StartupTimer,
         on_epoch: OnEpoch | None = None,
         teacher: Path | None = None,
     ) -> None:
         self.on_epoch = on_epoch
-        self.beginning, self.began = beginning, beginning.seconds
+        self.startup_timer, self.began = startup_timer, startup_timer.seconds
         if recipe.record.tensorboard:
             summary_writer()  # where it is missing, say so before there is a run directory
         check_tracker(recipe.record)
         super().__init__(recipe, choose_device(device), quiet=quiet, teacher=teacher)
         self.steps = self.step.steps
-        self.epochs = math.ceil(self.steps / len(self.feed.train))  # one that stops in its middle counts
-        self.at = Position()
+        self.epochs = math.ceil(self.steps / len(self.data_module.train))  # one that stops in its middle counts
+        self.at = TrainState()
         self.uncaptured = False  # whether that has been said
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
-        self.met: set[tuple[int, Phase]] = set()  # batch sizes and phases of this process: the first of each compiles
+        self.met: set[tuple[int, StepVariant]] = (
+            set()
+        )  # batch sizes and phases of this process: the first of each compiles
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -86,8 +88,8 @@ class Run(Session):
         write_json(run / "environment.json", self.environment)
         self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
         self.progress = Progress(
-            epochs=self.steps / len(self.feed.train),
-            steps_per_epoch=len(self.feed.train),
+            epochs=self.steps / len(self.data_module.train),
+            steps_per_epoch=len(self.data_module.train),
             batch_size=options.batch_size,
             first_step=self._steps_done(),
             quiet=self.quiet,
@@ -98,7 +100,7 @@ class Run(Session):
         try:
             with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
-                self.progress.message(f"loader {self.feed.loading.kind}: {self.feed.loading.why}")
+                self.progress.message(f"loader {self.data_module.loading.name}: {self.data_module.loading.reason}")
                 if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
                     self.progress.message(
                         "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
@@ -121,16 +123,16 @@ class Run(Session):
         finally:
             self.tracker.close(summary)
             self.recorder.close()
-            self.feed.close()
+            self.data_module.close()
         return RunResult(run, summary)
 
     def _epoch(self) -> None:
         at, epoch = self.at, self.at.epoch
-        steps_before = epoch * len(self.feed.train)
+        steps_before = epoch * len(self.data_module.train)
         started = time.perf_counter()
         left = self.steps - steps_before - at.step  # a last epoch may stop in its middle
         for done in self.runner.epoch(epoch, at.step, left):
-            kind = (done.images // done.steps, self.step.phase(steps_before + at.step))
+            kind = (done.images // done.steps, self.step.variant(steps_before + at.step))
             at.step += done.steps
             self._show(steps_before + at.step, done.images)
             now = time.perf_counter()  # from one step's end to the next: waiting for the batch counts
@@ -145,12 +147,12 @@ class Run(Session):
             if now - self.saved >= self.recipe.train.checkpoint_seconds:
                 self._save()
                 started = time.perf_counter()
-        if self.device.type == "cuda" and self.runner.note and not self.uncaptured:
-            self.progress.message(f"steps are launched kernel by kernel: {self.runner.note}")
+        if self.device.type == "cuda" and self.runner.fallback_reason and not self.uncaptured:
+            self.progress.message(f"steps are launched kernel by kernel: {self.runner.fallback_reason}")
             self.uncaptured = True
         row = self._row()
         at.next_epoch()
-        self.tally.clear()
+        self.epoch_metrics.clear()
         self._keep_if_best(row)
         self.recorder.log(row)
         self.tracker.log(self.recorder.rows[-1])
@@ -159,7 +161,7 @@ class Run(Session):
 
     def _steps_done(self) -> int:
         """Steps of the run so far; a last epoch that ended in its middle counts with those it had."""
-        return min(self.at.epoch * len(self.feed.train) + self.at.step, self.steps)
+        return min(self.at.epoch * len(self.data_module.train) + self.at.step, self.steps)
 
     def _stop_if_asked(self) -> None:
         if self.interrupt.requested:
@@ -181,16 +183,20 @@ class Run(Session):
         """This process has done its first step."""
         compiled = self.step.loss_and_correct
         self.at.started(time.perf_counter() - self.began, compiled)
-        self.beginning.done()
-        if self.recipe.train.compile and compiled.note is not None:
-            self.progress.message(compiled.note if compiled.active else f"running without compilation: {compiled.note}")
+        self.startup_timer.done()
+        if self.recipe.train.compile and compiled.fallback_reason is not None:
+            self.progress.message(
+                compiled.fallback_reason
+                if compiled.active
+                else f"running without compilation: {compiled.fallback_reason}"
+            )
         if self.was_compiled not in (None, compiled.active):
             before = "compiled" if self.was_compiled else "not compiled"
             self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
 
     def _read_tally(self) -> tuple[float, float]:
         """Mean loss and accuracy of this epoch so far; a non-finite loss ends the run."""
-        loss, accuracy, bad = self.tally.read()
+        loss, accuracy, bad = self.epoch_metrics.read()
         if bad:
             raise self._not_finite("the loss is", bad)
         return loss, accuracy
@@ -200,7 +206,7 @@ class Run(Session):
         last = self.run / checkpoint.LAST
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
         return Diverged(
-            f"{what} not finite at step {step} (epoch {(step - 1) // len(self.feed.train) + 1}), learning rate "
+            f"{what} not finite at step {step} (epoch {(step - 1) // len(self.data_module.train) + 1}), learning rate "
             f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
             "Lower optimizer.lr or set train.grad_clip, and train again from the start."
         )
@@ -214,9 +220,9 @@ class Run(Session):
         at.time_step(0, time.perf_counter() - waited, timed=True)
         row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
         row |= {"train_loss": loss, "train_accuracy": accuracy}
-        if self.feed.validation is not None:
-            logits = self.evaluator.logits(self.feed.validation, self._while_training())
-            measured = measure(logits, labels_of(self.feed.validation))
+        if self.data_module.validation is not None:
+            logits = self.evaluator.logits(self.data_module.validation, self._while_training())
+            measured = measure(logits, labels_of(self.data_module.validation))
             row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
         every = self.recipe.eval.test_every
         if every and (at.epoch + 1) % every == 0:
@@ -235,7 +241,7 @@ class Run(Session):
         value, sign = row[metric], 1 if metric.endswith("loss") else -1
         if math.isfinite(value) and (best is None or sign * value < sign * best["value"]):
             self.at.best = {"metric": metric, "epoch": row["epoch"], "value": value}
-            checkpoint.save_weights(self.run / checkpoint.BEST, self.step.averaged, self.feed.about)
+            checkpoint.save_weights(self.run / checkpoint.BEST, self.step.averaged, self.data_module.about)
 
     def _out_of_patience(self) -> bool:
         patience, best = self.recipe.train.early_stopping, self.at.best
@@ -254,10 +260,10 @@ class Run(Session):
         self.at.seconds, self.began = self.at.seconds + now - self.began, now
         state = {
             "recipe": self.recipe.hash(),
-            "data": self.feed.fingerprint,
+            "data": self.data_module.fingerprint,
             "teacher": None if self.teacher is None else self.teacher.fingerprint,
             "position": self.at.state(),
-            "tally": self.tally.sums.cpu(),
+            "tally": self.epoch_metrics.sums.cpu(),
             "rows": self.recorder.rows,
             "step": self.step.state(),
         }
@@ -273,12 +279,12 @@ class Run(Session):
         try:
             if state["recipe"] != self.recipe.hash():
                 raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
-            if state["data"] != self.feed.fingerprint:
+            if state["data"] != self.data_module.fingerprint:
                 raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
             if self.teacher is not None and state["teacher"] != self.teacher.fingerprint:
                 raise UserError(f"method.teacher is not the one that {path} was trained with: restore it")
-            self.at = Position(**state["position"])
-            self.tally.sums.copy_(state["tally"])
+            self.at = TrainState(**state["position"])
+            self.epoch_metrics.sums.copy_(state["tally"])
             self.step.load_state(state["step"])
             self.was_compiled = bool(state["step"]["compiled"])
             return list(state["rows"])
@@ -287,13 +293,13 @@ class Run(Session):
 
     # ------------------------------------------------------------------------------------------------ the end
 
-    def _while_training(self) -> Eval | None:
+    def _while_training(self) -> EvalConfig | None:
         """How to evaluate after an epoch: without views, which multiply its time, unless they are asked for."""
         return self.recipe.eval if self.recipe.eval.tta_while_training else None
 
-    def _test(self, options: Eval | None) -> tuple[Measures, Tensor]:
-        logits = self.evaluator.logits(self.feed.test, options)
-        return measure(logits, labels_of(self.feed.test)), logits
+    def _test(self, options: EvalConfig | None) -> tuple[Measures, Tensor]:
+        logits = self.evaluator.logits(self.data_module.test, options)
+        return measure(logits, labels_of(self.data_module.test)), logits
 
     def _finish(self, stopped: str) -> dict[str, Any]:
         """Test what is kept; write weights, page and summary."""
@@ -301,29 +307,29 @@ class Run(Session):
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
         features = {}
-        if isinstance(self.recipe.method, SelfSupervised):
+        if isinstance(self.recipe.method, SelfSupervisedConfig):
             self.progress.message("a linear probe and nearest neighbours on the features")
             assert isinstance(self.step.averaged, Network)
-            features = fit_classifier(self.step.averaged, self.feed, self.recipe, self.device)
+            features = fit_classifier(self.step.averaged, self.data_module, self.recipe, self.device)
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self._steps_done())
-        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.feed.about)
+        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.data_module.about)
         summary = {
             "name": self.run.name,
             "stopped": stopped,
             "parameters": self.parameters,
             "multiply_adds": self.multiply_adds,
             "compiled": self.step.loss_and_correct.active,
-            "compile_note": self.step.loss_and_correct.note or self.evaluator.compiled.note,
+            "compile_note": self.step.loss_and_correct.fallback_reason or self.evaluator.compiled.fallback_reason,
             "captured": self.runner.captured,
-            "capture_note": self.runner.note,
+            "capture_note": self.runner.fallback_reason,
             "compiled_from_cache": self.step.loss_and_correct.from_cache,
             "tta": self.recipe.eval.tta,
             "tta_passes": passes(self.recipe.eval),
-            "loader": self.feed.loading.kind,
+            "loader": self.data_module.loading.name,
             "input_stall": input_stall(self.recorder.rows),
-            **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.feed.train)),
+            **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.data_module.train)),
             **features,
             "seconds": self.at.seconds + time.perf_counter() - self.began,
             "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
@@ -332,7 +338,13 @@ class Run(Session):
         if self.recipe.record.report:
             try:
                 page = draw_page(
-                    self.run, self.recipe, self.feed, self.recorder.rows, summary, self.environment, logits.softmax(1)
+                    self.run,
+                    self.recipe,
+                    self.data_module,
+                    self.recorder.rows,
+                    summary,
+                    self.environment,
+                    logits.softmax(1),
                 )
                 self.progress.message(f"report: {page}")
             except UserError:

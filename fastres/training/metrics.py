@@ -54,7 +54,7 @@ class StallMeter:
         return seconds
 
 
-class Tally:
+class EpochMetrics:
     """Sums over the steps of an epoch that stay on the device until somebody reads them."""
 
     def __init__(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastres.recipe import Recipe
-from fastres.training.data import Feed, labels_of, open_feed
+from fastres.training.data import DataModule, labels_of, open_data_module
 from fastres.utils.files import check_writable, write_bytes
 
 SHOWN = 40
@@ -20,31 +20,33 @@ STEPS_SHOWN, EACH_STEP = 4, 8
 def draw_page(
     run: Path,
     recipe: Recipe,
-    feed: Feed,
+    data_module: DataModule,
     rows: list[dict[str, Any]],
     summary: dict[str, Any],
     environment: dict[str, Any],
     probabilities: Tensor,
 ) -> Path:
     """Draw the figures and write report.html; `probabilities` [N, classes] are those of the test images."""
-    from fastres.report.run_page import Exhibits, write_report
+    from fastres.report.run_page import ReportData, write_report
 
-    shown = feed.train.subset[:SHOWN]
-    samples = np.array(feed.train_images[shown])
-    images, indices = (torch.from_numpy(array).to(feed.train.device) for array in (samples, shown))
-    augmented = feed.augment.restore(feed.augment.unmixed(images, indices, 0))
-    exhibits = Exhibits(
-        classes=feed.dataset.classes,
-        train_labels=feed.train_labels[feed.train.subset],
-        val_labels=None if feed.validation is None else feed.train_labels[feed.validation.subset],
+    shown = data_module.train.subset[:SHOWN]
+    samples = np.array(data_module.train_images[shown])
+    images, indices = (torch.from_numpy(array).to(data_module.train.device) for array in (samples, shown))
+    augmented = data_module.augment.restore(data_module.augment.augment(images, indices, 0))
+    report_data = ReportData(
+        classes=data_module.dataset.classes,
+        train_labels=data_module.train_labels[data_module.train.subset],
+        val_labels=None if data_module.validation is None else data_module.train_labels[data_module.validation.subset],
         samples=samples,
-        sample_labels=feed.train_labels[shown],
+        sample_labels=data_module.train_labels[shown],
         augmented=augmented.numpy(),
-        test_images=feed.test_images,
-        test_labels=labels_of(feed.test).numpy(),
+        test_images=data_module.test_images,
+        test_labels=labels_of(data_module.test).numpy(),
         test_probabilities=probabilities.numpy(),
     )
-    return write_report(run, recipe=recipe, rows=rows, summary=summary, environment=environment, exhibits=exhibits)
+    return write_report(
+        run, recipe=recipe, rows=rows, summary=summary, environment=environment, report_data=report_data
+    )
 
 
 def draw_augmented(recipe: Recipe, out: Path) -> int:
@@ -55,19 +57,21 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
     from fastres.report.style import png, short
 
     check_writable(out)
-    feed = open_feed(recipe, torch.device("cpu"))
-    names = feed.dataset.classes
+    data_module = open_data_module(recipe, torch.device("cpu"))
+    names = data_module.dataset.classes
     before, after, captions = [], [], []
-    for step, batch in zip(range(STEPS_SHOWN), feed.train.batches(0), strict=False):
-        mixed = feed.augment(batch.source, batch.labels, batch.indices, 0, step, batch.rows)
+    for step, batch in zip(range(STEPS_SHOWN), data_module.train.batches(0), strict=False):
+        mixed = data_module.augment(batch.source, batch.labels, batch.indices, 0, step, batch.rows)
         share = float(mixed.weight)
         before.append(batch.source[batch.rows[:EACH_STEP]])
-        after.append(feed.augment.restore(mixed.images[:EACH_STEP]))
-        labels, partners = (feed.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners))
+        after.append(data_module.augment.restore(mixed.images[:EACH_STEP]))
+        labels, partners = (
+            data_module.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners)
+        )
         for label, partner in zip(labels, partners, strict=True):
             own, other = short(names[label], 10), short(names[partner], 10)
             captions.append(f"{own}\n" if share == 1 else f"{own} {share:.0%}\n{other} {1 - share:.0%}")
-    feed.close()
+    data_module.close()
     figure = run_figures.mixed(torch.cat(before).numpy(), torch.cat(after).numpy(), captions, EACH_STEP)
     write_bytes(out, png(figure))
     return len(captions)

@@ -153,36 +153,36 @@ class Progress:
             return
         self._next = now + self._interval
         epoch, done = (step - 1) // self._per_epoch + 1, (step - 1) % self._per_epoch + 1
-        words = [self._counted(epoch)]
+        cells = [self._counted(epoch)]
         if self._bar is None:
-            words.append(f"step {done}/{min(self._per_epoch, self._steps - (epoch - 1) * self._per_epoch)}")
+            cells.append(f"step {done}/{min(self._per_epoch, self._steps - (epoch - 1) * self._per_epoch)}")
         if loss is not None:
-            words.append(f"loss {_loss(loss).strip()}")
+            cells.append(f"loss {_loss(loss).strip()}")
         if accuracy is not None:
-            words.append(f"acc {_percent(accuracy).strip()}")
+            cells.append(f"acc {_percent(accuracy).strip()}")
         # Launches run ahead of a GPU inside an epoch, so a whole epoch's speed is the truer one.
         speed, left = self._speed or self._pace.images_per_second(), self._pace.left()
         if speed is not None:
-            words.append(f"{speed:,.0f} images/s")
+            cells.append(f"{speed:,.0f} images/s")
         if left is not None:
-            words.append(f"{duration(left)} left")
+            cells.append(f"{duration(left)} left")
         if self._bar is None:
-            self.message("  ".join(words))
+            self.message("  ".join(cells))
         else:
-            self._bar.update(self._task, completed=step, description="  ".join(words), refresh=True)
+            self._bar.update(self._task, completed=step, description="  ".join(cells), refresh=True)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the line of a finished epoch; `row` is a row of metrics.jsonl."""
         self._speed = row.get("images_per_second") or self._speed
-        words = [self._counted(row["epoch"]), f"lr {row['lr']:<8.3g}"]
+        cells = [self._counted(row["epoch"]), f"lr {row['lr']:<8.3g}"]
         for part in ("train", "val", "test"):
             if f"{part}_loss" in row:
-                words.append(f"{part} {_loss(row[f'{part}_loss'])} {_percent(row.get(f'{part}_accuracy'))}")
-        words.append(f"{row['images_per_second'] or 0:>9,.0f} images/s  {row['seconds']:>7.1f} s")
+                cells.append(f"{part} {_loss(row[f'{part}_loss'])} {_percent(row.get(f'{part}_accuracy'))}")
+        cells.append(f"{row['images_per_second'] or 0:>9,.0f} images/s  {row['seconds']:>7.1f} s")
         left = self._pace.left()
         if self._bar is None and left is not None and row["epoch"] < self._epochs:
-            words.append(f"{duration(left)} left")
-        self.message("  ".join(words))
+            cells.append(f"{duration(left)} left")
+        self.message("  ".join(cells))
 
     def _counted(self, epoch: int) -> str:
         return f"epoch {epoch:>{len(str(self._epochs))}}/{self._epochs}"

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastres.engine.memory import Beginning
+from fastres.engine.memory import StartupTimer
 from fastres.errors import Interrupted, UserError
-from fastres.recipe import Distill, PseudoLabel, Recipe, Supervised
+from fastres.recipe import DistillConfig, PseudoLabelConfig, Recipe, SupervisedConfig
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.recipe.teacher import read_teacher, trains_teacher
@@ -23,12 +23,12 @@ def train(
     device: str = "auto",
     quiet: bool = False,
     name: str = "run",
-    beginning: Beginning | None = None,
+    startup_timer: StartupTimer | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
 
-    `beginning` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
+    `startup_timer` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
     metrics.jsonl so far; a text that it returns ends the training there, as `stopped` of the summary.
 
     Raises UserError for what the user can put right (Diverged where the loss leaves the reals), Interrupted after
@@ -37,12 +37,12 @@ def train(
     recipe.check_single()
     recipe = self_contained(recipe)
     directory.check_free(out)
-    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
-        return _runs_in(recipe, out, device, quiet, beginning, on_epoch, recipe.record.name or name)
-    with beginning or Beginning() as beginning:
-        run = Run(recipe, device, quiet, beginning, on_epoch)
+    if isinstance(recipe.method, PseudoLabelConfig) or trains_teacher(recipe):
+        return _runs_in(recipe, out, device, quiet, startup_timer, on_epoch, recipe.record.name or name)
+    with startup_timer or StartupTimer() as startup_timer:
+        run = Run(recipe, device, quiet, startup_timer, on_epoch)
         folder = directory.create(out, recipe.record.name or name, recipe)
-        with directory.claimed(folder):
+        with directory.run_lock(folder):
             return run.execute(folder, [])
 
 
@@ -51,7 +51,7 @@ def resume(
     *,
     device: str = "auto",
     quiet: bool = False,
-    beginning: Beginning | None = None,
+    startup_timer: StartupTimer | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Complete an interrupted run from its last checkpoint, to the same bits as if nothing had happened.
@@ -63,10 +63,10 @@ def resume(
     recipe.check_single()
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    if isinstance(recipe.method, PseudoLabel) or trains_teacher(recipe):
-        return _runs_in(recipe, folder, device, quiet, beginning, on_epoch)
-    with directory.claimed(folder), beginning or Beginning() as beginning:
-        resumed = Run(recipe, device, quiet, beginning, on_epoch)
+    if isinstance(recipe.method, PseudoLabelConfig) or trains_teacher(recipe):
+        return _runs_in(recipe, folder, device, quiet, startup_timer, on_epoch)
+    with directory.run_lock(folder), startup_timer or StartupTimer() as startup_timer:
+        resumed = Run(recipe, device, quiet, startup_timer, on_epoch)
         return resumed.execute(folder, resumed.restore(folder))
 
 
@@ -75,14 +75,14 @@ def _runs_in(
     out: str | Path | None,
     device: str,
     quiet: bool,
-    beginning: Beginning | None,
+    startup_timer: StartupTimer | None,
     on_epoch: OnEpoch | None,
     name: str | None = None,
 ) -> RunResult:
     """Several runs inside of the new run directory `out`, or without `name` of one that was begun."""
-    if beginning is not None:
-        beginning.done()  # each of them has one of its own
-    if isinstance(recipe.method, PseudoLabel):
+    if startup_timer is not None:
+        startup_timer.done()  # each of them has one of its own
+    if isinstance(recipe.method, PseudoLabelConfig):
         return _rounds(recipe, out, device, quiet, name)
     return _taught(recipe, out, device, quiet, on_epoch, name)
 
@@ -101,7 +101,7 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
         if not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         try:
             return RunResult(folder, rounds.execute(folder, one, say, device))
         except UserError:
@@ -120,12 +120,12 @@ def _taught(
 ) -> RunResult:
     """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
     run lies in it, and comes first."""
-    assert isinstance(recipe.method, Distill)
+    assert isinstance(recipe.method, DistillConfig)
     teacher = read_teacher(recipe.method.teacher, recipe.data)
     if name is not None:
-        _check_both(teacher, recipe.model_copy(update={"method": Supervised()}), device)
+        _check_both(teacher, recipe.model_copy(update={"method": SupervisedConfig()}), device)
     folder = Path(str(out)) if name is None else directory.create(out, name, recipe)
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         place = folder / TEACHER
         try:
             if not quiet:
@@ -135,8 +135,8 @@ def _taught(
             raise Interrupted(str(error).replace(str(place), str(folder))) from error
         if not quiet:
             print("the student", file=sys.stderr, flush=True)
-        with Beginning() as beginning:
-            student = Run(recipe, device, quiet, beginning, on_epoch, place)
+        with StartupTimer() as startup_timer:
+            student = Run(recipe, device, quiet, startup_timer, on_epoch, place)
             return student.execute(folder, student.restore(folder))
 
 
@@ -144,10 +144,10 @@ def _check_both(teacher: Recipe, student: Recipe, device: str) -> None:
     """Raise UserError for what is wrong with either: of the student it would else come out after hours of teaching."""
     from fastres.training.methods.distillation import check_fits
 
-    with Beginning() as beginning:
-        feeds = [Run(recipe, device, True, beginning).feed for recipe in (teacher, student)]
-    for feed in feeds:
-        feed.close()
+    with StartupTimer() as startup_timer:
+        feeds = [Run(recipe, device, True, startup_timer).data_module for recipe in (teacher, student)]
+    for data_module in feeds:
+        data_module.close()
     dataset = feeds[0].dataset
     check_fits(dataset.source, dataset.classes, dataset.image_size, feeds[1].dataset)
 

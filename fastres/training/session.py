@@ -12,14 +12,14 @@ from fastres.engine.memory import keep_freed_memory
 from fastres.errors import UserError
 from fastres.evaluation.evaluator import Evaluator
 from fastres.models import Layer, Network, build, count_parameters, layers
-from fastres.recipe import Dino, Distill, EmpSsl, Recipe
-from fastres.training.data import open_feed
+from fastres.recipe import DinoConfig, DistillConfig, EmpSslConfig, Recipe
+from fastres.training.data import open_data_module
 from fastres.training.epoch import Runner
 from fastres.training.methods.dino import DinoNetwork
 from fastres.training.methods.distillation import Distillation
 from fastres.training.methods.emp_ssl import EmpSslNetwork
 from fastres.training.methods.transfer import start_from
-from fastres.training.metrics import StallMeter, Tally
+from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
 
 
@@ -57,49 +57,49 @@ class Session:
     def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, teacher: Path | None = None) -> None:
         prepare_process(recipe, device)
         self.recipe, self.device, self.quiet = recipe, device, quiet
-        self.feed = open_feed(recipe, device, quiet=quiet)
+        self.data_module = open_data_module(recipe, device, quiet=quiet)
         self.opened = time.perf_counter()
         """When the data was open, by that clock."""
         network = self.draw(recipe.train.seed)
-        self.layers, self.parameters = layers(network, self.feed.dataset.image_size), count_parameters(network)
+        self.layers, self.parameters = layers(network, self.data_module.dataset.image_size), count_parameters(network)
         self.multiply_adds = sum(layer.multiply_adds for layer in self.layers)
-        check_statistics(self.layers, recipe, len(self.feed.train.subset))
+        check_statistics(self.layers, recipe, len(self.data_module.train.subset))
         loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
         self.teacher: Distillation | None = None
-        if isinstance(recipe.method, Distill):
-            self.teacher = Distillation(recipe.method, self.feed, device, teacher)
+        if isinstance(recipe.method, DistillConfig):
+            self.teacher = Distillation(recipe.method, self.data_module, device, teacher)
         self.step = Step(
             place(self.pretraining(network), recipe, device),
             recipe,
-            len(self.feed.train),
+            len(self.data_module.train),
             device,
             self.teacher,
-            self.feed.targets,
+            self.data_module.targets,
         )
-        self.tally, self.stall = Tally(device), StallMeter(device)
-        self.runner = Runner(self.step, self.feed, self.tally, self.stall)
+        self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
+        self.runner = Runner(self.step, self.data_module, self.epoch_metrics, self.stall)
         self.evaluator = Evaluator(
-            self.step.averaged, self.feed.augment, recipe.train.precision, device, compile=recipe.train.compile
+            self.step.averaged, self.data_module.augment, recipe.train.precision, device, compile=recipe.train.compile
         )
 
     def initialise(self, network: Network) -> None:
         """Turn drawn weights into those of the first step: what is computed from images or comes from elsewhere."""
-        network.initialise(self.feed.sample(network.initial_images))
+        network.initialise(self.data_module.sample(network.initial_images))
         if self.recipe.transfer is not None:
             start_from(network, self.recipe.transfer)
 
     def pretraining(self, network: Network) -> Network:
         """The network with what a self-supervised method trains besides, else itself."""
-        method, size = self.recipe.method, self.feed.dataset.image_size
-        if isinstance(method, Dino):
+        method, size = self.recipe.method, self.data_module.dataset.image_size
+        if isinstance(method, DinoConfig):
             return DinoNetwork(network, method, size)
-        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSsl) else network
+        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSslConfig) else network
 
     def draw(self, seed: int) -> Network:
         """`draw`, for this data."""
-        dataset = self.feed.dataset
+        dataset = self.data_module.dataset
         return draw(self.recipe, len(dataset.classes), dataset.image_size, seed)
 
 

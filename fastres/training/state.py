@@ -7,7 +7,7 @@ from fastres.engine.compile import Compiled
 
 
 @dataclass
-class Position:
+class TrainState:
     """Finished epochs and steps, the best checkpoint so far, and times summed over all interruptions."""
 
     epoch: int = 0
@@ -61,5 +61,5 @@ class Position:
         self.epoch_images, self.epoch_images_seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """Plain values, from which Position(**state) makes the same position."""
+        """Plain values, from which TrainState(**state) makes the same state."""
         return asdict(self)

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from fastres.engine.compile import Compiled
 from fastres.engine.precision import autocast
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
-from fastres.recipe import Dino, Muon, Recipe, SelfSupervised
+from fastres.recipe import DinoConfig, MuonConfig, Recipe, SelfSupervisedConfig
 from fastres.training.methods.self_supervised import Pretraining
 from fastres.training.methods.transfer import frozen_norms, rate_factors
 
 
-class Phase(NamedTuple):
+class StepVariant(NamedTuple):
     """What a step does besides what all do. Steps of one phase do the same work, on other numbers."""
 
     frozen: bool
@@ -44,7 +44,7 @@ class Step:
     generator to save.
 
     A call is `prepare`, which is the host's part, and `update`, the device's. `update` alone can be captured and
-    replayed, after `read_numbers_on_device`.
+    replayed, after `keep_hyperparameters_on_device`.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class Step:
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
         self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(backbone_of(network), recipe.transfer))
         self.ema = Ema(network, options.ema) if options.ema else None
-        if isinstance(recipe.method, Dino):
+        if isinstance(recipe.method, DinoConfig):
             self.ema = Ema(network, recipe.method.teacher_momentum, cosine_steps=self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
-        self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, Muon) else 0
+        self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, MuonConfig) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
         about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
-        about += f" {recipe.method!r}" if isinstance(recipe.method, SelfSupervised) else ""
+        about += f" {recipe.method!r}" if isinstance(recipe.method, SelfSupervisedConfig) else ""
         about += "" if targets is None else f" {list(targets.shape)}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
-        self._numbers: Tensor | None = None  # fp32 [1, numbers], of the step that runs
+        self._hyperparameters: Tensor | None = None  # fp32 [1, numbers], of the step that runs
 
     @property
     def averaged(self) -> nn.Module:
@@ -95,7 +95,7 @@ class Step:
     def _factor(self, step: int) -> float:
         return factor(self.recipe.schedule, step, self.steps_per_epoch, self.recipe.train.epochs)
 
-    def numbers(self, step: int) -> list[float]:
+    def hyperparameters(self, step: int) -> list[float]:
         """The rate of each of the optimizer's groups at `step`, then the share by which each average moves."""
         scheduled = self._factor(step)
         rates = []
@@ -104,28 +104,28 @@ class Step:
             rates.append(group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled))
         return rates + [average.share(step) for average in (self.ema, self.lookahead) if average is not None]
 
-    def phase(self, step: int) -> Phase:
+    def variant(self, step: int) -> StepVariant:
         """What step `step`, counted from 0, does besides what all do."""
         fades = [group["fades_after"] for group in self.optimizer.param_groups if group["fades_after"]]
-        return Phase(
+        return StepVariant(
             frozen=bool(fades) and all(fading(step, self.steps_per_epoch, epochs) == 0 for epochs in fades),
             renormalises=bool(self.renormalise_every) and (step + 1) % self.renormalise_every == 0,
             exchanges=self.lookahead is not None and self.lookahead.due(step),
         )
 
     @property
-    def uniform(self) -> bool:
+    def identical_steps(self) -> bool:
         """Whether steps that follow each other are alike, nearly all of them: none that comes every so often is
         different, and none draws from a generator that is seeded by its number."""
         periodic = self.renormalise_every > 1 or self.lookahead is not None
         return not periodic and not self.recipe.model.dropout
 
-    def read_numbers_on_device(self) -> None:
+    def keep_hyperparameters_on_device(self) -> None:
         """Let every step find its rates and shares in a table on the device, by a counter that is there too."""
-        self._table = torch.tensor([self.numbers(step) for step in range(self.steps)], dtype=torch.float32).to(
+        self._table = torch.tensor([self.hyperparameters(step) for step in range(self.steps)], dtype=torch.float32).to(
             self.device
         )
-        self._numbers = torch.zeros_like(self._table[:1])
+        self._hyperparameters = torch.zeros_like(self._table[:1])
         self._attach()
 
     def _attach(self) -> None:
@@ -133,10 +133,10 @@ class Step:
         CUDA: a checkpoint brings what it was there, where it was saved."""
         for group in self.optimizer.param_groups:
             if "capturable" in group:
-                group["capturable"] = self._numbers is not None and self.device.type == "cuda"
-        if self._numbers is None:
+                group["capturable"] = self._hyperparameters is not None and self.device.type == "cuda"
+        if self._hyperparameters is None:
             return
-        for group, rate in zip(self.optimizer.param_groups, self._numbers[0], strict=False):
+        for group, rate in zip(self.optimizer.param_groups, self._hyperparameters[0], strict=False):
             group["lr"] = rate
         # Adam warns of capturable groups whose step runs uncaptured, as the first ones do.
         for optimizer in getattr(self.optimizer, "optimizers", [self.optimizer]):
@@ -154,11 +154,11 @@ class Step:
         Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
         correct by the share of the label that it names), both still on the device.
         """
-        phase = self.prepare(step)
+        variant = self.prepare(step)
         counter = None if self._table is None else torch.tensor([step], device=self.device)
-        return self.update(phase, images, labels, partners, weight, counter=counter, step=step)
+        return self.update(variant, images, labels, partners, weight, counter=counter, step=step)
 
-    def prepare(self, step: int) -> Phase:
+    def prepare(self, step: int) -> StepVariant:
         """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after it.
         Returns that phase."""
         if self.recipe.model.dropout:
@@ -166,17 +166,17 @@ class Step:
         self.network.train()
         for norm in self._frozen_norms:
             norm.eval()
-        phase = self.phase(step)
-        if phase.frozen != self._frozen:
-            self._frozen = phase.frozen
+        variant = self.variant(step)
+        if variant.frozen != self._frozen:
+            self._frozen = variant.frozen
             for group in self.optimizer.param_groups:
                 for parameter in group["params"] if group["fades_after"] else ():
-                    parameter.requires_grad_(not phase.frozen)
-        return phase
+                    parameter.requires_grad_(not variant.frozen)
+        return variant
 
     def update(
         self,
-        phase: Phase,
+        variant: StepVariant,
         images: Tensor,
         labels: Tensor,
         partners: Tensor | None = None,
@@ -186,36 +186,36 @@ class Step:
         step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The device's part of a call. Which step it is, is in `counter`, int64 [1] on the device, after
-        `read_numbers_on_device`, and else in `step`."""
+        `keep_hyperparameters_on_device`, and else in `step`."""
         self.optimizer.zero_grad(set_to_none=True)
         mixed = () if partners is None or weight is None else (partners, weight)
-        loss, correct = self.loss_and_correct(images, labels, *mixed, variant=phase.frozen)
+        loss, correct = self.loss_and_correct(images, labels, *mixed, variant=variant.frozen)
         self.scaler.scale(loss).backward()
         if self.recipe.train.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.train.grad_clip, foreach=True)
-        shares = self._take_numbers(counter, step)
+        averaging_weights = self._apply_hyperparameters(counter, step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if phase.renormalises:
+        if variant.renormalises:
             renormalise(self.optimizer)
-        if phase.exchanges and self.lookahead is not None:
-            self.lookahead.exchange(self.network, shares[-1])
+        if variant.exchanges and self.lookahead is not None:
+            self.lookahead.exchange(self.network, averaging_weights[-1])
         if self.ema is not None:
-            self.ema.update(self.network, shares[0])
+            self.ema.update(self.network, averaging_weights[0])
         return loss.detach(), correct
 
-    def _take_numbers(self, counter: Tensor | None, step: int | None) -> list[Any]:
+    def _apply_hyperparameters(self, counter: Tensor | None, step: int | None) -> list[Any]:
         """Give each group its rate; returns the shares of the averages."""
         groups = self.optimizer.param_groups
-        if self._table is not None and self._numbers is not None and counter is not None:
-            torch.index_select(self._table, 0, counter, out=self._numbers)
-            return list(self._numbers[0, len(groups) :])
+        if self._table is not None and self._hyperparameters is not None and counter is not None:
+            torch.index_select(self._table, 0, counter, out=self._hyperparameters)
+            return list(self._hyperparameters[0, len(groups) :])
         assert step is not None  # without a table the host knows
-        numbers = self.numbers(step)
-        for group, rate in zip(groups, numbers, strict=False):
+        hyperparameters = self.hyperparameters(step)
+        for group, rate in zip(groups, hyperparameters, strict=False):
             group["lr"] = rate
-        return numbers[len(groups) :]
+        return hyperparameters[len(groups) :]
 
     def _loss_and_correct(
         self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None

@@ -6,10 +6,10 @@ import torch
 
 from fastres.evaluation.metrics import Measures
 from fastres.recipe import Recipe
-from fastres.training.state import Position
+from fastres.training.state import TrainState
 
 
-def summarise(recipe: Recipe, at: Position, measured: Measures, steps: int, steps_per_epoch: int) -> dict[str, Any]:
+def summarise(recipe: Recipe, at: TrainState, measured: Measures, steps: int, steps_per_epoch: int) -> dict[str, Any]:
     """The lines of summary.json that recipe, position and test give: accuracies are shares, times are seconds.
 
     `epochs` is a whole number, except where the last epoch ended in its middle. `cold_seconds` and `warm_seconds` are

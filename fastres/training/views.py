@@ -9,9 +9,9 @@ from fastres.recipe.recipe import Recipe
 def views_of(options: Recipe, augment: Augment, images: int) -> Views | None:
     """The views that the recipe's method compares, `augment` being its own policy; None for methods with labels."""
     method = options.method
-    if isinstance(method, recipe.EmpSsl):
+    if isinstance(method, recipe.EmpSslConfig):
         return Views([Kind(augment, method.patches)], images)
-    if not isinstance(method, recipe.Dino):
+    if not isinstance(method, recipe.DinoConfig):
         return None
     kinds = [Kind(augment, 2)]
     if method.local_views:

@@ -86,7 +86,7 @@ class Policy:
 
 
 @triton.jit
-def words(seed, index, epoch, stream, block):
+def random_bits(seed, index, epoch, stream, block):
     """Four words of Philox-4x32-10 with key (seed, 0); counters of 32 bits, since for 64 Triton has another Philox."""
     return tl.philox(seed, index.to(tl.uint32), epoch.to(tl.uint32), stream, block)
 
@@ -121,7 +121,7 @@ def place_of(first, second, third, POLICY: tl.constexpr):
 def settled_flip(seed, index, epoch, flip, POLICY: tl.constexpr):
     """The flip by the policy's rule, given the one that was drawn at this epoch."""
     if POLICY.flip == "alternating":
-        _, _, word, _ = words(seed, index, epoch * 0, GEOMETRY, 0)
+        _, _, word, _ = random_bits(seed, index, epoch * 0, GEOMETRY, 0)
         flip = chance(word, HALF).to(tl.int32) ^ (epoch & 1).to(tl.int32)
     return flip
 
@@ -129,7 +129,7 @@ def settled_flip(seed, index, epoch, flip, POLICY: tl.constexpr):
 @triton.jit
 def draw_geometry(seed, index, epoch, POLICY: tl.constexpr):
     """Shift down, shift right, flip."""
-    first, second, third, _ = words(seed, index, epoch, GEOMETRY, 0)
+    first, second, third, _ = random_bits(seed, index, epoch, GEOMETRY, 0)
     down, right, flip = place_of(first, second, third, POLICY)
     return down, right, settled_flip(seed, index, epoch, flip, POLICY)
 
@@ -179,7 +179,7 @@ def draw_sample(tables, seed, index, epoch, POLICY: tl.constexpr):
     """
     lane = tl.arange(0, 16)
     stream = tl.where(lane < 10, CROP, tl.where(lane == 10, GEOMETRY, COLOUR))
-    first, second, third, fourth = words(
+    first, second, third, fourth = random_bits(
         seed, index, epoch, stream, tl.where(lane < 10, lane, tl.where(lane == 12, 1, 0))
     )
     down, right, flip = place_of(first, second, third, POLICY)
@@ -223,7 +223,7 @@ def draw_sample(tables, seed, index, epoch, POLICY: tl.constexpr):
 @triton.jit
 def draw_cutout(seed, index, epoch, POLICY: tl.constexpr):
     """Top, left, bottom, right of the square, clipped to the image."""
-    _, row, column, _ = words(seed, index, epoch, ERASE, 0)
+    _, row, column, _ = random_bits(seed, index, epoch, ERASE, 0)
     top = below(row, 1.0 * POLICY.height) - POLICY.cutout // 2
     left = below(column, 1.0 * POLICY.width) - POLICY.cutout // 2
     bottom = tl.minimum(top + POLICY.cutout, POLICY.height)
@@ -234,10 +234,10 @@ def draw_cutout(seed, index, epoch, POLICY: tl.constexpr):
 @triton.jit
 def draw_erase(tables, seed, index, epoch, POLICY: tl.constexpr):
     """Top, left, bottom, right of the erased box; an empty one where nothing is erased."""
-    wanted, _, _, _ = words(seed, index, epoch, ERASE, 0)
+    wanted, _, _, _ = random_bits(seed, index, epoch, ERASE, 0)
     start = tables + ERASE_TABLES * LEVELS
     lane = tl.arange(0, 16)
-    area, ratio, down, right = words(seed, index, epoch, ERASE, 1 + lane)
+    area, ratio, down, right = random_bits(seed, index, epoch, ERASE, 1 + lane)
     corners, sides, fits = try_boxes(start, area, ratio, down, right, POLICY, True)
     best = tl.min(tl.where(fits & (lane < 10), lane, 15), axis=0)
     found = best < 15
@@ -250,7 +250,7 @@ def draw_erase(tables, seed, index, epoch, POLICY: tl.constexpr):
 @triton.jit
 def draw_mixing(tables, seed, epoch, step, POLICY: tl.constexpr):
     """Kind (0 none, 1 MixUp, 2 CutMix), weight λ, and top, left, bottom, right of CutMix's box, of the batch `step`."""
-    first, second, third, _ = words(seed, step, epoch, MIX, 0)
+    first, second, third, _ = random_bits(seed, step, epoch, MIX, 0)
     mixed = chance(first, POLICY.mix)
     if POLICY.until > 0:
         mixed = mixed & (epoch.to(tl.int32) < POLICY.until)
@@ -263,7 +263,7 @@ def draw_mixing(tables, seed, epoch, step, POLICY: tl.constexpr):
     kind = tl.where(mixed, kind, 0)
     weight = tl.load(tables + MIX_TABLES * LEVELS + level(third))
     half = tl.load(tables + (MIX_TABLES + 1) * LEVELS + level(third))
-    column, row, _, _ = words(seed, step, epoch, MIX, 1)
+    column, row, _, _ = random_bits(seed, step, epoch, MIX, 1)
     x = below(column, 1.0 * POLICY.width)
     y = below(row, 1.0 * POLICY.height)
     tall = (half * POLICY.height).to(tl.int32)
@@ -274,6 +274,6 @@ def draw_mixing(tables, seed, epoch, step, POLICY: tl.constexpr):
     bottom = tl.minimum(y + tall, POLICY.height) * cut
     right = tl.minimum(x + wide, POLICY.width) * cut
     # With an empty box, of no mixing too, this is exactly 1.
-    outside = POLICY.height * POLICY.width - (bottom - top) * (right - left)
-    share = tl.div_rn(outside.to(tl.float32), 1.0 * POLICY.height * POLICY.width)
+    remaining = POLICY.height * POLICY.width - (bottom - top) * (right - left)
+    share = tl.div_rn(remaining.to(tl.float32), 1.0 * POLICY.height * POLICY.width)
     return kind, tl.where(kind == MIXUP, weight, share), top, left, bottom, right

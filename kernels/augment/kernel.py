@@ -30,7 +30,7 @@ from fastres.kernels.augment.draws import (
     draw_mixing,
     draw_sample,
     level,
-    words,
+    random_bits,
 )
 from fastres.kernels.augment.geometry import placed, source_of
 
@@ -115,7 +115,7 @@ def normalised(grey, y, x, channel, seed, index, epoch, tables, factors, POLICY:
         box = draw_erase(tables, seed, index, epoch, POLICY)
         value = tl.where(in_box(y, x, box), of_channel(factors[3], channel), value)
     if POLICY.noise:
-        red, green, blue, _ = words(seed, index, epoch, NOISE, y * POLICY.width + x)
+        red, green, blue, _ = random_bits(seed, index, epoch, NOISE, y * POLICY.width + x)
         word = tl.where(channel == 0, red, tl.where(channel == 1, green, blue))
         normal = tl.load(tables + NORMAL_TABLE * LEVELS + level(word))
         value += normal * of_channel(factors[2], channel)

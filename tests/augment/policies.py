@@ -12,26 +12,26 @@ from fastres.augment.draws import UNMIXED, Mixing
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 
-REPORT = recipe.Augment(
-    random_resized_crop=recipe.RandomResizedCrop(scale=[0.85, 1.0], interpolation="bicubic"),
+REPORT = recipe.AugmentConfig(
+    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
-    color_jitter=recipe.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
+    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,
     grayscale=0.2,
 )
 """The report's."""
 
-EVERYTHING = recipe.Augment(
-    random_resized_crop=recipe.RandomResizedCrop(scale=[0.3, 1.0], interpolation="bilinear"),
+EVERYTHING = recipe.AugmentConfig(
+    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.3, 1.0], interpolation="bilinear"),
     translate=3,
     padding="constant",
     fill=[10, 200, 90],
     flip="alternating",
-    color_jitter=recipe.ColorJitter(brightness=0.4, contrast=2.0, saturation=0.7, hue=0.5, p=0.8),
+    color_jitter=recipe.ColorJitterConfig(brightness=0.4, contrast=2.0, saturation=0.7, hue=0.5, p=0.8),
     autocontrast=0.4,
     grayscale=0.3,
     cutout=5,
-    erasing=recipe.Erasing(p=0.6, value=[0.1, 0.9, 0.5]),
+    erasing=recipe.ErasingConfig(p=0.6, value=[0.1, 0.9, 0.5]),
     noise=0.05,
 )
 
@@ -46,17 +46,17 @@ def intervals(draw: st.DrawFn, low: float, high: float) -> list[float]:
 
 
 @st.composite
-def policies(draw: st.DrawFn, size: tuple[int, int]) -> recipe.Augment:
+def policies(draw: st.DrawFn, size: tuple[int, int]) -> recipe.AugmentConfig:
     """Any policy that fits images of `size`."""
     crop = st.builds(
-        recipe.RandomResizedCrop,
+        recipe.RandomResizedCropConfig,
         scale=intervals(0.01, 1.0),
         ratio=intervals(0.2, 5.0),
         interpolation=st.sampled_from(["bilinear", "bicubic"]),
     )
     strength = st.sampled_from([0.0, 0.1, 0.9, 2.0])
     jitter = st.builds(
-        recipe.ColorJitter,
+        recipe.ColorJitterConfig,
         brightness=strength,
         contrast=strength,
         saturation=strength,
@@ -65,14 +65,14 @@ def policies(draw: st.DrawFn, size: tuple[int, int]) -> recipe.Augment:
     )
     colour = st.lists(st.floats(0, 1), min_size=3, max_size=3)
     erasing = st.builds(
-        recipe.Erasing,
+        recipe.ErasingConfig,
         p=CHANCES,
         scale=intervals(0.01, 1.0),
         ratio=intervals(0.2, 5.0),
         value=st.none() | colour,
     )
     padding = draw(st.sampled_from(["zero", "reflect", "constant"]))
-    return recipe.Augment(
+    return recipe.AugmentConfig(
         random_resized_crop=draw(st.none() | crop),
         translate=draw(st.integers(0, min(size) - 1)),
         padding=padding,  # type: ignore[arg-type]
@@ -107,9 +107,9 @@ def by_reference(
     values = np.empty((len(rows), *size, 3), dtype=np.float32)
     for n in range(len(rows)):
         pixels = plain.augment_pixels(images[rows[n]].numpy(), augment.policy, drawn, n)
-        boxes = [(drawn.cutout[:, n], augment.finish[4]), (drawn.erase[:, n], augment.finish[5])]
+        boxes = [(drawn.cutout[:, n], augment.normalization[4]), (drawn.erase[:, n], augment.normalization[5])]
         noise = np.zeros((*size, 3), dtype=np.float32)
         if augment.policy.noise:
             noise = plain.noise(size, augment.noise_scale, augment.seed, epoch, int(indices[n]))
-        values[n] = plain.normalise(pixels, augment.finish[0], augment.finish[1], boxes, noise)
+        values[n] = plain.normalise(pixels, augment.normalization[0], augment.normalization[1], boxes, noise)
     return torch.from_numpy(plain.mix(values, mixing)).to(augment.dtype).permute(0, 3, 1, 2)

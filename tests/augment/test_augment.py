@@ -23,10 +23,10 @@ from fastres.recipe.recipe import Recipe
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MIXES = [
-    recipe.Mix(),
-    recipe.Mix(mixup_alpha=0.3),
-    recipe.Mix(cutmix_alpha=1.0),
-    recipe.Mix(mixup_alpha=1.0, cutmix_alpha=1.0, prob=0.8),
+    recipe.MixConfig(),
+    recipe.MixConfig(mixup_alpha=0.3),
+    recipe.MixConfig(cutmix_alpha=1.0),
+    recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0, prob=0.8),
 ]
 
 
@@ -48,7 +48,7 @@ def test_numba_has_the_references_bits(
     epoch: int,
     dtype: torch.dtype,
     channels_last: bool,
-    mix: recipe.Mix,
+    mix: recipe.MixConfig,
     rows: list[int],
 ) -> None:
     policy = data.draw(policies(size))
@@ -64,13 +64,13 @@ def test_numba_has_the_references_bits(
     if mixing.kind != NO_MIX:
         assert partners.tolist() == [(row - 1) % len(rows) for row in range(len(rows))]
     assert torch.equal(
-        augment.unmixed(images, indices, epoch, chosen), by_reference(augment, images, indices, epoch, chosen)
+        augment.augment(images, indices, epoch, chosen), by_reference(augment, images, indices, epoch, chosen)
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mix", MIXES[:3])
-def test_many_threads_have_the_references_bits(dtype: torch.dtype, mix: recipe.Mix) -> None:
+def test_many_threads_have_the_references_bits(dtype: torch.dtype, mix: recipe.MixConfig) -> None:
     """A batch large enough to be divided, among more threads than processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -89,25 +89,27 @@ def test_halves_are_rounded_as_torch_rounds() -> None:
     """All sizes of result: from below fp16's least number to beyond its largest."""
     for dtype in (torch.bfloat16, torch.float16):
         for std in (1e-6, 1e-3, 1.0, 1e3, 1e6, 1e9):
-            policy = recipe.Augment(translate=0, flip="none")
+            policy = recipe.AugmentConfig(translate=0, flip="none")
             images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3)
             augment = Augment(policy, (0.3, 0.5, 0.7), (std, std * 1.3, std * 1.7), dtype=dtype)
-            found = augment.unmixed(images, torch.tensor([0]), 0)
-            assert torch.equal(found, augment.plain(images))
+            found = augment.augment(images, torch.tensor([0]), 0)
+            assert torch.equal(found, augment.normalize(images))
 
 
-@pytest.mark.parametrize("policy", [recipe.Augment(), REPORT, EVERYTHING], ids=["default", "report", "everything"])
-def test_a_sample_is_the_same_in_any_batch(policy: recipe.Augment) -> None:
+@pytest.mark.parametrize(
+    "policy", [recipe.AugmentConfig(), REPORT, EVERYTHING], ids=["default", "report", "everything"]
+)
+def test_a_sample_is_the_same_in_any_batch(policy: recipe.AugmentConfig) -> None:
     augment = Augment(policy, MEAN, STD, seed=3, dtype=torch.bfloat16)
     images = torch.randint(0, 256, (50, 32, 32, 3), dtype=torch.uint8)
-    everything = augment.unmixed(images, torch.arange(50), 4)
+    everything = augment.augment(images, torch.arange(50), 4)
     for indices in ([7], [49, 7, 0], list(range(49, -1, -1)), [3, 3, 3]):
         chosen = torch.tensor(indices)
-        assert torch.equal(augment.unmixed(images, chosen, 4, chosen), everything[chosen])
-        assert torch.equal(augment.unmixed(images[chosen], chosen, 4), everything[chosen]), (
+        assert torch.equal(augment.augment(images, chosen, 4, chosen), everything[chosen])
+        assert torch.equal(augment.augment(images[chosen], chosen, 4), everything[chosen]), (
             "from another loader's buffer"
         )
-    assert not torch.equal(augment.unmixed(images, torch.arange(50), 5), everything)
+    assert not torch.equal(augment.augment(images, torch.arange(50), 5), everything)
 
 
 def test_the_same_step_mixes_the_same() -> None:
@@ -129,11 +131,11 @@ def test_two_threads_at_once() -> None:
     """As a prefetching thread beside a training loop does."""
     augment = Augment(EVERYTHING, MEAN, STD)
     images = torch.randint(0, 256, (64, 32, 32, 3), dtype=torch.uint8)  # enough for two threads each
-    expected = augment.unmixed(images, torch.arange(64), 0)
+    expected = augment.augment(images, torch.arange(64), 0)
     found: list[bool] = []
 
     def work() -> None:
-        found.extend(torch.equal(augment.unmixed(images, torch.arange(64), 0), expected) for _ in range(20))
+        found.extend(torch.equal(augment.augment(images, torch.arange(64), 0), expected) for _ in range(20))
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
@@ -148,23 +150,25 @@ import os, sys, time
 import torch
 from fastres import recipe
 from fastres.augment import Augment
-augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3)
+augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.2,) * 3)
 images, rows = torch.zeros(256, 32, 32, 3, dtype=torch.uint8), torch.arange(256)
 began = time.perf_counter()
 torch.set_num_threads(2)
-expected = augment.unmixed(images, rows, 0)
+expected = augment.augment(images, rows, 0)
 print(time.perf_counter() - began)
 child = os.fork()
 if not child:
     # Compared by NumPy: torch's OpenMP hangs in a child whose parent has used it.
-    os._exit(0 if (augment.unmixed(images, rows, 0).numpy() == expected.numpy()).all() else 3)
+    os._exit(0 if (augment.augment(images, rows, 0).numpy() == expected.numpy()).all() else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 def test_a_new_process_starts_fast_and_may_fork() -> None:
     """Compiled code comes from the cache on disk: 2 s leave room for a busy machine, compiling takes ten at least."""
-    Augment(recipe.Augment(), MEAN, STD).unmixed(torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0)
+    Augment(recipe.AugmentConfig(), MEAN, STD).augment(
+        torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0
+    )
     result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 2
@@ -179,9 +183,9 @@ def test_a_read_only_package_compiles_into_numbas_folder(tmp_path: Path) -> None
 
 
 def test_plain_only_normalises_and_restore_undoes_it() -> None:
-    augment = Augment(recipe.Augment(), MEAN, STD, channels_last=False)
+    augment = Augment(recipe.AugmentConfig(), MEAN, STD, channels_last=False)
     images = torch.randint(0, 256, (5, 8, 8, 3), dtype=torch.uint8)
-    batch = augment.plain(images, torch.tensor([4, 2]))
+    batch = augment.normalize(images, torch.tensor([4, 2]))
     assert batch.is_contiguous()
     expected = (images[[4, 2]].double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     # fp32 rounds scale, offset and result by 6e-8 of values up to 10 each.
@@ -191,49 +195,49 @@ def test_plain_only_normalises_and_restore_undoes_it() -> None:
 
 
 def test_a_constant_channel_is_centred_not_divided_by_zero() -> None:
-    augment = Augment(recipe.Augment(), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    assert augment.plain(torch.zeros(1, 4, 4, 3, dtype=torch.uint8)).eq(0).all()
+    augment = Augment(recipe.AugmentConfig(), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    assert augment.normalize(torch.zeros(1, 4, 4, 3, dtype=torch.uint8)).eq(0).all()
 
 
 def test_noise_has_its_deviation_and_stays_within_the_range() -> None:
-    augment = Augment(recipe.Augment(translate=0, flip="none", noise=0.1), MEAN, STD)
+    augment = Augment(recipe.AugmentConfig(translate=0, flip="none", noise=0.1), MEAN, STD)
     values = augment.restore(
-        augment.unmixed(torch.full((1, 200, 200, 3), 128, dtype=torch.uint8), torch.tensor([0]), 0)
+        augment.augment(torch.full((1, 200, 200, 3), 128, dtype=torch.uint8), torch.tensor([0]), 0)
     )
     # Deviations: 0.1/√40,000 = 0.0005 of a mean, 0.1/√80,000 = 0.00035 of a standard deviation.
     assert (values.mean(dim=(0, 1, 2)) - 128 / 255).abs().max() < 0.003
     assert (values.std(dim=(0, 1, 2)) - 0.1).abs().max() < 0.002
-    black = Augment(recipe.Augment(translate=0, flip="none", noise=0.1), MEAN, STD)
-    batch = black.unmixed(torch.zeros(1, 50, 50, 3, dtype=torch.uint8), torch.tensor([0]), 0)
-    assert batch.amin(dim=(0, 2, 3)).tolist() == black.finish[1].tolist()
+    black = Augment(recipe.AugmentConfig(translate=0, flip="none", noise=0.1), MEAN, STD)
+    batch = black.augment(torch.zeros(1, 50, 50, 3, dtype=torch.uint8), torch.tensor([0]), 0)
+    assert batch.amin(dim=(0, 2, 3)).tolist() == black.normalization[1].tolist()
 
 
 def test_arguments_that_do_not_fit() -> None:
-    augment = Augment(recipe.Augment(translate=1), MEAN, STD)
+    augment = Augment(recipe.AugmentConfig(translate=1), MEAN, STD)
     images = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="uint8"):
-        augment.unmixed(images.float(), torch.arange(3), 0)
+        augment.augment(images.float(), torch.arange(3), 0)
     with pytest.raises(ValueError, match="2 indices for 3 images"):
-        augment.unmixed(images, torch.arange(2), 0)
+        augment.augment(images, torch.arange(2), 0)
     for row in (-1, 3):
         with pytest.raises(IndexError, match="3 images"):
-            augment.unmixed(images, torch.tensor([0]), 0, torch.tensor([row]))
+            augment.augment(images, torch.tensor([0]), 0, torch.tensor([row]))
 
 
 def test_policies_that_do_not_fit_the_images() -> None:
     images = torch.zeros(1, 8, 12, 3, dtype=torch.uint8)
     for policy, message in (
-        (recipe.Augment(translate=8), "augment.translate = 8 is too large for 8-pixel images: set it below 8"),
-        (recipe.Augment(translate=0, cutout=9), "augment.cutout = 9 is larger than 8-pixel images"),
+        (recipe.AugmentConfig(translate=8), "augment.translate = 8 is too large for 8-pixel images: set it below 8"),
+        (recipe.AugmentConfig(translate=0, cutout=9), "augment.cutout = 9 is larger than 8-pixel images"),
     ):
         with pytest.raises(UserError, match=message):
-            Augment(policy, MEAN, STD).unmixed(images, torch.tensor([0]), 0)
+            Augment(policy, MEAN, STD).augment(images, torch.tensor([0]), 0)
 
 
 def test_mixing_needs_classes_and_neighbours() -> None:
-    mix = recipe.Mix(mixup_alpha=1.0)
+    mix = recipe.MixConfig(mixup_alpha=1.0)
     check_mix(mix, 2, 2)
-    check_mix(recipe.Mix(), 1, 1)
+    check_mix(recipe.MixConfig(), 1, 1)
     with pytest.raises(UserError, match="two classes"):
         check_mix(mix, 1, 20)
     with pytest.raises(UserError, match=r"train\.batch_size"):
@@ -276,7 +280,7 @@ def test_the_reports_policy_is_in_its_recipes() -> None:
     assert policy.model_copy(update={"mean": None, "std": None}) == REPORT
     compared = [Recipe.load(recipes / "augment" / f"{name}.toml") for name in ("none", "shift", "report", "mixed")]
     none, shift, report, mixed = (each.augment for each in compared)
-    assert none == recipe.Augment(translate=0, flip="none") and shift == recipe.Augment()
+    assert none == recipe.AugmentConfig(translate=0, flip="none") and shift == recipe.AugmentConfig()
     assert report == mixed == REPORT
     assert [each.mix.active for each in compared] == [False, False, False, True]
     rest = [each.model_dump(exclude={"augment", "mix"}) for each in compared]
@@ -288,7 +292,7 @@ def test_the_module_counts_and_resumes() -> None:
     labels = torch.arange(10)
 
     def module() -> AugmentModule:
-        return AugmentModule(Augment(REPORT, MEAN, STD, mix=recipe.Mix(mixup_alpha=1.0)))
+        return AugmentModule(Augment(REPORT, MEAN, STD, mix=recipe.MixConfig(mixup_alpha=1.0)))
 
     first = module()
     first.start_epoch(2)
@@ -305,10 +309,10 @@ def test_the_module_counts_and_resumes() -> None:
     # Given indices decide the draws, either layout will do, and without labels nothing is mixed.
     given = torch.tensor([5, 3])
     assert torch.equal(
-        resumed(images[0][:2].permute(0, 3, 1, 2), given), resumed.augment.unmixed(images[0][:2], given, resumed.epoch)
+        resumed(images[0][:2].permute(0, 3, 1, 2), given), resumed.augment.augment(images[0][:2], given, resumed.epoch)
     )
     resumed.eval()
-    assert torch.equal(resumed(images[0]), resumed.augment.plain(images[0]))
+    assert torch.equal(resumed(images[0]), resumed.augment.normalize(images[0]))
     _, _, partners, weight = resumed(images[0], labels=labels)
     assert torch.equal(partners, labels) and weight.item() == 1
 
@@ -345,5 +349,5 @@ def test_memory_maps_are_read_as_they_are(tmp_path: Path) -> None:
     augment = Augment(EVERYTHING, MEAN, STD)
     rows = torch.tensor([5, 0, 2])
     assert torch.equal(
-        augment.unmixed(torch.from_numpy(store), rows, 1, rows), augment.unmixed(noise_images((32, 32)), rows, 1, rows)
+        augment.augment(torch.from_numpy(store), rows, 1, rows), augment.augment(noise_images((32, 32)), rows, 1, rows)
     )

@@ -118,11 +118,11 @@ def test_numba_makes_the_same_noise() -> None:
 def test_streams_are_apart() -> None:
     assert len({GEOMETRY, CROP, COLOUR, ERASE, NOISE, MIX}) == 6
     # What geometry drew before there were other streams: the published policy keeps its meaning.
-    drawn = draw(plan(recipe.Augment(), (32, 32)), 5, 2, np.arange(1000))
-    words = uniforms(5, 2, np.arange(1000), GEOMETRY)
-    np.testing.assert_array_equal(drawn.down, np.floor(words[0] * np.float32(9)) - 4)
-    np.testing.assert_array_equal(drawn.right, np.floor(words[1] * np.float32(9)) - 4)
-    np.testing.assert_array_equal(drawn.flip, words[2] < 0.5)
+    drawn = draw(plan(recipe.AugmentConfig(), (32, 32)), 5, 2, np.arange(1000))
+    random_bits = uniforms(5, 2, np.arange(1000), GEOMETRY)
+    np.testing.assert_array_equal(drawn.down, np.floor(random_bits[0] * np.float32(9)) - 4)
+    np.testing.assert_array_equal(drawn.right, np.floor(random_bits[1] * np.float32(9)) - 4)
+    np.testing.assert_array_equal(drawn.flip, random_bits[2] < 0.5)
 
 
 def test_geometry_and_colour_follow_their_laws() -> None:
@@ -175,14 +175,16 @@ def test_crops_follow_torchvisions_law() -> None:
 
 
 def test_a_crop_that_never_fits_is_torchvisions_central_one() -> None:
-    policy = recipe.Augment(random_resized_crop=recipe.RandomResizedCrop(scale=[1.0, 1.0], ratio=[2.0, 3.0]))
+    policy = recipe.AugmentConfig(
+        random_resized_crop=recipe.RandomResizedCropConfig(scale=[1.0, 1.0], ratio=[2.0, 3.0])
+    )
     drawn = draw(plan(policy, (32, 30)), 0, 0, np.arange(10))
     for found, expected in ((drawn.top, 8), (drawn.left, 0), (drawn.height, 15), (drawn.width, 30)):
         assert (found == expected).all()
 
 
 def test_erased_boxes_have_their_share_of_the_area() -> None:
-    policy = recipe.Augment(cutout=7, erasing=recipe.Erasing(p=0.6, scale=[0.1, 0.2], ratio=[0.5, 2.0]))
+    policy = recipe.AugmentConfig(cutout=7, erasing=recipe.ErasingConfig(p=0.6, scale=[0.1, 0.2], ratio=[0.5, 2.0]))
     drawn = draw(plan(policy, (64, 64)), 1, 2, MANY)
     top, left, bottom, right = drawn.erase
     area, ratio = (bottom - top) * (right - left), (bottom - top) / np.maximum(right - left, 1)
@@ -208,7 +210,7 @@ def test_erased_boxes_have_their_share_of_the_area() -> None:
 
 
 def test_an_alternating_flip_is_random_first_and_then_every_second_epoch() -> None:
-    chosen = plan(recipe.Augment(flip="alternating"), (8, 8))
+    chosen = plan(recipe.AugmentConfig(flip="alternating"), (8, 8))
     first, second, third = (draw(chosen, 4, epoch, MANY).flip for epoch in (0, 1, 2))
     assert_counts(first.astype(np.int64), np.array([0.5, 0.5]))
     np.testing.assert_array_equal(second, ~first)
@@ -244,7 +246,7 @@ def test_the_beta_table_is_beta(alpha: float) -> None:
 
 def test_mixing_follows_its_laws() -> None:
     steps, size = 100_000, (32, 24)
-    mix = recipe.Mix(mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8, switch_prob=0.25)
+    mix = recipe.MixConfig(mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8, switch_prob=0.25)
     mixings = [draw_mix(mix, 3, 1, step, size) for step in range(steps)]
     assert_counts(np.array([mixing.kind for mixing in mixings]), np.array([0.2, 0.6, 0.2]))
     assert (NO_MIX, MIXUP, CUTMIX) == (0, 1, 2)
@@ -272,10 +274,10 @@ def test_mixing_follows_its_laws() -> None:
 
 
 def test_mixing_is_keyed_and_stops() -> None:
-    mix = recipe.Mix(mixup_alpha=1.0, until=3)
+    mix = recipe.MixConfig(mixup_alpha=1.0, until=3)
     first = draw_mix(mix, 3, 2, 7, (8, 8))
     assert first == draw_mix(mix, 3, 2, 7, (8, 8))
     for other in (draw_mix(mix, 4, 2, 7, (8, 8)), draw_mix(mix, 3, 1, 7, (8, 8)), draw_mix(mix, 3, 2, 8, (8, 8))):
         assert other.weight != first.weight
     assert draw_mix(mix, 3, 3, 7, (8, 8)).kind == NO_MIX
-    assert draw_mix(recipe.Mix(), 3, 0, 7, (8, 8)).kind == NO_MIX
+    assert draw_mix(recipe.MixConfig(), 3, 0, 7, (8, 8)).kind == NO_MIX

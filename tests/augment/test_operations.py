@@ -25,7 +25,7 @@ ADJUST = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
 OURS = (reference.brightness, reference.contrast, reference.saturation)
 
 
-def torchvisions(image: np.ndarray, policy: recipe.Augment, draws: Draws, n: int) -> np.ndarray:
+def torchvisions(image: np.ndarray, policy: recipe.AugmentConfig, draws: Draws, n: int) -> np.ndarray:
     """The 8-bit part of a policy by torchvision on a Pillow image, with the parameters of sample n, in the order of the
     report's code: the mirroring last."""
     height, width = image.shape[:2]
@@ -122,12 +122,12 @@ def test_every_hue_comes_back_as_pillow_has_it() -> None:
             np.testing.assert_array_equal(reference.hue(image, shift), np.asarray(expected))
 
 
-def compare_chain(images: np.ndarray, policy: recipe.Augment) -> None:
+def compare_chain(images: np.ndarray, policy: recipe.AugmentConfig) -> None:
     size = (images.shape[1], images.shape[2])
     draws = draw(plan(policy, size), 3, 4, np.arange(len(images)))
     # fp32 holds a normalised pixel to 2⁻²⁴ of at most 7; times 255·std the error is below 0.001 of a level.
     augment = Augment(policy.model_copy(update={"cutout": 0, "erasing": None, "noise": 0.0}), MEAN, STD, seed=3)
-    batch = augment.unmixed(torch.from_numpy(images), torch.arange(len(images)), 4)
+    batch = augment.augment(torch.from_numpy(images), torch.arange(len(images)), 4)
     restored = (augment.restore(batch) * 255).round().to(torch.uint8).numpy()
     for n, image in enumerate(images):
         expected = torchvisions(image, policy, draws, n)
@@ -137,12 +137,12 @@ def compare_chain(images: np.ndarray, policy: recipe.Augment) -> None:
 
 @pytest.mark.parametrize("policy", [REPORT, EVERYTHING], ids=["report", "everything"])
 @pytest.mark.parametrize("size", [(32, 32), (17, 40)])
-def test_the_whole_chain_has_pillows_bits(policy: recipe.Augment, size: tuple[int, int]) -> None:
+def test_the_whole_chain_has_pillows_bits(policy: recipe.AugmentConfig, size: tuple[int, int]) -> None:
     compare_chain(noise_images(size, 200).numpy(), policy)
 
 
 @pytest.mark.parametrize("policy", [REPORT, EVERYTHING], ids=["report", "everything"])
-def test_the_whole_chain_on_photographs(policy: recipe.Augment, photographs: np.ndarray) -> None:
+def test_the_whole_chain_on_photographs(policy: recipe.AugmentConfig, photographs: np.ndarray) -> None:
     compare_chain(photographs, policy)
 
 

@@ -268,7 +268,7 @@ def brighter(augment: Any) -> Any:
 
 def unmoved(augment: Any) -> Any:
     """Augmentation that does nothing."""
-    return lambda self, images, indices, epoch, rows: self.plain(images, rows)
+    return lambda self, images, indices, epoch, rows: self.normalize(images, rows)
 
 
 PLANTS: list[tuple[str, str, Any, str, Change]] = [

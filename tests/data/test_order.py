@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastres.data.loaders import ResidentLoader, on_device
 from fastres.data.order import epoch_order, split
 from fastres.errors import UserError
-from fastres.recipe import Data
+from fastres.recipe import DataConfig
 
 
 @given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 10_000), count=st.integers(1, 500))
@@ -30,7 +30,7 @@ def test_orders_differ_by_seed_and_epoch() -> None:
 
 @given(count=st.integers(2, 300), share=st.floats(0.01, 0.99), seed=st.integers(0, 99))
 def test_a_holdout_divides_without_overlap(count: int, share: float, seed: int) -> None:
-    data = Data(split="holdout", validation_share=share)
+    data = DataConfig(split="holdout", validation_share=share)
     if not 0 < round(count * share) < count:
         with pytest.raises(UserError, match="leaves a part empty"):
             split(data, count, seed)
@@ -41,7 +41,7 @@ def test_a_holdout_divides_without_overlap(count: int, share: float, seed: int) 
 
 
 def test_the_reports_split_leaks_as_its_code_did() -> None:
-    train, validation = split(Data(split="report", validation_share=0.2), 50_000, 0)
+    train, validation = split(DataConfig(split="report", validation_share=0.2), 50_000, 0)
     assert np.array_equal(validation, np.arange(10_000))
     assert len(train) == 40_000
     shared = len(np.intersect1d(train, validation))
@@ -50,7 +50,7 @@ def test_the_reports_split_leaks_as_its_code_did() -> None:
 
 
 def test_no_split_trains_on_everything() -> None:
-    train, validation = split(Data(split="none"), 10, 0)
+    train, validation = split(DataConfig(split="none"), 10, 0)
     assert np.array_equal(train, np.arange(10))
     assert len(validation) == 0
 

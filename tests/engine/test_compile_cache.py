@@ -23,7 +23,7 @@ SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "rec
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder for what is compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what `settle` sets is taken back
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what `configure_cache_dir` sets is taken back
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     return tmp_path
 
@@ -32,11 +32,11 @@ def test_the_folder_is_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch
     place = compile_cache.root()
     assert place == home / "fastres" / "compiled"
     assert place.stat().st_mode & 0o777 == 0o700
-    compile_cache.settle()
+    compile_cache.configure_cache_dir()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(place / "inductor")
-    assert compile_cache.root() == place, "what `settle` sets is no choice of the user's"
+    assert compile_cache.root() == place, "what `configure_cache_dir` sets is no choice of the user's"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "chosen"))
-    compile_cache.settle()
+    compile_cache.configure_cache_dir()
     assert compile_cache.root() == home / "chosen" / "fastres"
 
 
@@ -44,7 +44,7 @@ def test_the_folder_is_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_that_others_can_fill_is_not_used(home: Path, mode: int) -> None:
     place = compile_cache.root()
     place.chmod(mode)
-    with pytest.raises(compile_cache.NotKept, match=r"others can write into .*chmod 700"):
+    with pytest.raises(compile_cache.CacheUnavailable, match=r"others can write into .*chmod 700"):
         compile_cache.root()
 
 
@@ -52,11 +52,11 @@ def test_a_file_or_another_users_folder_is_not_used(home: Path, monkeypatch: pyt
     place = compile_cache.root()
     with monkeypatch.context() as patch:
         patch.setattr(os, "geteuid", lambda: 12345)
-        with pytest.raises(compile_cache.NotKept, match="belongs to another user"):
+        with pytest.raises(compile_cache.CacheUnavailable, match="belongs to another user"):
             compile_cache.root()
     place.rmdir()
     place.write_text("")
-    with pytest.raises(compile_cache.NotKept, match="not a folder"):
+    with pytest.raises(compile_cache.CacheUnavailable, match="not a folder"):
         compile_cache.root()
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_kept_is_compiled_all_the_same(home: Path, monkeypatch: p
     compiled(torch.zeros(2, 3))
     assert compiled.active
     assert not compiled.from_cache
-    assert "not kept for the next start: others can write into" in str(compiled.note)
+    assert "not kept for the next start: others can write into" in str(compiled.fallback_reason)
 
 
 # ------------------------------------------------------------------------------------------------- whole starts

@@ -60,13 +60,13 @@ def test_measures_of_anything_are_consistent(images: int, classes: int, seed: in
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24])
 def test_the_filled_up_batch_changes_nothing(count: int) -> None:
     torch.manual_seed(0)
-    network = build(recipe.Model(blocks=[1], channels=[4], strides=[1], kernels=[3], skip_kernels=[1]), 3, 8)
-    augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3)
+    network = build(recipe.ModelConfig(blocks=[1], channels=[4], strides=[1], kernels=[3], skip_kernels=[1]), 3, 8)
+    augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.2,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     loader = ResidentLoader(on_device(images), np.zeros(count, np.int64), np.arange(count), 8)
     found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader)
     with torch.no_grad():
-        expected = network.eval()(augment.plain(torch.from_numpy(images)))
+        expected = network.eval()(augment.normalize(torch.from_numpy(images)))
     assert found.shape == (count, 3)
     # Other batch sizes may sum in another order: fp32 rounding of values near 1.
     assert torch.allclose(found, expected, atol=1e-5)
@@ -106,9 +106,9 @@ def by_hand(images: np.ndarray, network: Dot) -> dict[str, np.ndarray]:
 def evaluate_views(tta: str, count: int = 21, share: float = 0.3, **options: Any) -> tuple[Tensor, Dot, np.ndarray]:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
     network = Dot(6, 5)
-    augment = Augment(recipe.Augment(), (0.5,) * 3, (0.25,) * 3, **options)
+    augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.25,) * 3, **options)
     loader = ResidentLoader(on_device(pixels), np.zeros(count, np.int64), np.arange(count), 8)
-    table = recipe.Eval(tta=tta, tta_share=share)  # type: ignore[arg-type]
+    table = recipe.EvalConfig(tta=tta, tta_share=share)  # type: ignore[arg-type]
     found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader, table)
     return found, network, (pixels / 255 - 0.5) / 0.25
 
@@ -122,7 +122,7 @@ def test_views_against_means_by_hand(tta: str, count: int, channels_last: bool) 
     assert np.allclose(found.numpy(), by_hand(images, network)[tta], atol=1e-4)
     assert len({shape for shape, _ in network.seen}) == 1, "one shape"
     assert count == 1 or len(set(network.seen)) == 1, "and one layout: one graph"
-    assert len(network.seen) == -(-count // 8) * passes(recipe.Eval(tta=tta))  # type: ignore[arg-type]
+    assert len(network.seen) == -(-count // 8) * passes(recipe.EvalConfig(tta=tta))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.8])
@@ -161,15 +161,15 @@ def test_views_move_pixels_and_nothing_else(dtype: torch.dtype) -> None:
 
 def test_views_compile_nothing_more() -> None:
     torch.manual_seed(0)
-    network = build(recipe.Speednet(widths=[4]), 3, 8)
-    augment = Augment(recipe.Augment(), (0.5,) * 3, (0.2,) * 3, dtype=torch.bfloat16)
+    network = build(recipe.SpeednetConfig(widths=[4]), 3, 8)
+    augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.2,) * 3, dtype=torch.bfloat16)
     images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
     loader = ResidentLoader(on_device(images), np.zeros(21, np.int64), np.arange(21), 8)
     evaluator = Evaluator(network, augment, "bf16", torch.device("cpu"), compile=True)
     plain = evaluator.logits(loader)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    found = {tta: evaluator.logits(loader, recipe.Eval(tta=tta)) for tta in ("none", "translate", "selective")}  # type: ignore[arg-type]
+    found = {tta: evaluator.logits(loader, recipe.EvalConfig(tta=tta)) for tta in ("none", "translate", "selective")}  # type: ignore[arg-type]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
     assert evaluator.compiled.active
     assert torch.equal(found["none"], plain)
-    assert torch.equal(evaluator.logits(loader, recipe.Eval(tta="selective", tta_share=1.0)), found["translate"])
+    assert torch.equal(evaluator.logits(loader, recipe.EvalConfig(tta="selective", tta_share=1.0)), found["translate"])

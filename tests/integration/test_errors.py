@@ -254,7 +254,7 @@ def test_a_run_that_another_process_trains(fastres: Any, tiny: Path, tmp_path: P
 
     assert fastres("train", tiny, "--out", tmp_path / "run", "--quiet")[0] == 0
     (tmp_path / "run" / "summary.json").unlink()
-    with directory.claimed(tmp_path / "run"):
+    with directory.run_lock(tmp_path / "run"):
         code, _, err = fastres("train", "--resume", tmp_path / "run")
     assert code == 2
     assert "another process is training" in err

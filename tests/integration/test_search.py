@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from fastres.errors import UserError
 from fastres.experiments.sweep import search, study
 from fastres.experiments.sweep.results import kept_epoch
-from fastres.recipe import Recipe, Search
+from fastres.recipe import Recipe, SearchConfig
 from fastres.runs import checkpoint
 from fastres.training.run import train
 
@@ -193,7 +193,7 @@ def test_trials_without_a_result_do_not_end_a_search(fastres: Any, tiny: Path, t
 def test_the_median_prunes(tmp_path: Path) -> None:
     """After epoch 1 the completed trials had 0.3, 0.5 and 0.7: a trial whose best is below 0.5 ends, but not after its
     last epoch."""
-    options = Search.model_validate({"parameters": {"optimizer.lr": [0.1, 0.2]}})
+    options = SearchConfig.model_validate({"parameters": {"optimizer.lr": [0.1, 0.2]}})
     known = study.open_study(tmp_path, options, "val_accuracy")
     for start in (0.3, 0.5, 0.7, 0.5, 0.5):
         trial = known.ask()
@@ -381,7 +381,7 @@ def test_a_study_that_cannot_be_used_is_one_line(
 
 def test_ranges_know_whole_numbers() -> None:
     def parameter(text: dict[str, Any]) -> Any:
-        return Search.model_validate({"parameters": {"a.b": text}}).parameters["a.b"]
+        return SearchConfig.model_validate({"parameters": {"a.b": text}}).parameters["a.b"]
 
     assert parameter({"low": 1, "high": 5}).whole
     assert not parameter({"low": 1, "high": 5.0}).whole

@@ -13,7 +13,7 @@ from PIL import Image
 from fastres.data import open_dataset
 from fastres.evaluation.corrupted import FIGURE, FILE
 from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES, corrupt
-from fastres.evaluation.trained import Kept
+from fastres.evaluation.trained import TrainedModel
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_clean_and_75_shifted_sets(fastres: Any, run: Path) -> None:
     assert shifted["mean_by_severity"] == pytest.approx(table.mean(axis=0).tolist(), abs=1e-12)
     assert "photographs" in shifted["notes"][0]
 
-    kept, test = Kept.load(run), open_dataset("shapes10").test
+    kept, test = TrainedModel.load(run), open_dataset("shapes10").test
     assert test is not None and test.labels is not None
     images, labels = np.array(test.images[:100]), test.labels[:100]
     for kind, severity in (("gaussian_noise", 5), ("contrast", 3)):

@@ -15,7 +15,7 @@ from fastres.evaluation.evaluator import Evaluator
 from fastres.models.speednet import whitening_filters
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 from fastres.training.step import Step
 
 SPEEDNET = ["model.name=speednet", "model.widths=[8, 8]", "model.whiten_images=50", "optimizer.nesterov=true"]
@@ -34,17 +34,17 @@ def test_whitening_comes_from_the_training_images_as_the_network_sees_them(
 ) -> None:
     run = tmp_path / "run"
     assert fastres("train", tiny, "--out", run, *sets(SPEEDNET), "--quiet")[0] == 0
-    feed = open_feed(Recipe.load(run / "recipe.toml"), torch.device("cpu"), quiet=True)
-    assert feed.validation is not None
-    chosen = feed.train.subset[np.arange(50) * 180 // 50]
-    assert not set(chosen) & set(feed.validation.subset)
-    seen = feed.augment.plain(torch.from_numpy(np.array(feed.train_images[chosen])))
+    data_module = open_data_module(Recipe.load(run / "recipe.toml"), torch.device("cpu"), quiet=True)
+    assert data_module.validation is not None
+    chosen = data_module.train.subset[np.arange(50) * 180 // 50]
+    assert not set(chosen) & set(data_module.validation.subset)
+    seen = data_module.augment.normalize(torch.from_numpy(np.array(data_module.train_images[chosen])))
     assert seen.dtype == torch.bfloat16
     expected = whitening_filters([seen], 2, 5e-4)
     # One batch here, one there: equal but for the last bits of fp64, below fp32's; 50 images are one batch in both.
     assert torch.equal(weights_of(run)["whiten.weight"], expected.float())
-    assert sum(map(len, feed.sample(10_000))) == 180, "all there are"
-    assert list(feed.sample(0)) == []
+    assert sum(map(len, data_module.sample(10_000))) == 180, "all there are"
+    assert list(data_module.sample(0)) == []
 
 
 @pytest.mark.parametrize("at", [1, 8], ids=["first step", "second epoch"])

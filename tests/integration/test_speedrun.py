@@ -79,11 +79,11 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
 
     seen: list[tuple[int, int]] = []
     asked: list[str] = []
-    original, obtain = run._Series._run, compile_cache.obtain
+    original, get_or_compile = run._Series._run, compile_cache.get_or_compile
 
     def counted(function: Any, *arguments: Any) -> Any:
         asked.append(function.__qualname__)
-        return obtain(function, *arguments)
+        return get_or_compile(function, *arguments)
 
     def compilations() -> tuple[int, int]:
         return len(asked), counters["stats"]["unique_graphs"]

@@ -16,7 +16,7 @@ from PIL import Image
 import fastres as library
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
@@ -92,9 +92,9 @@ def test_a_mixed_run_learns_and_repeats_to_the_bit(fastres: Any, tiny: Path, tmp
 
 def test_mixing_stops_after_its_last_epoch(tiny: Path) -> None:
     recipe = Recipe.load(tiny, [*MIXING, "mix.until=2"])
-    feed = open_feed(recipe, torch.device("cpu"), quiet=True)
-    weights = [float(feed.augment(b.source, b.labels, b.indices, epoch, 0, b.rows).weight)
-               for epoch in range(4) for b in [next(iter(feed.train.batches(epoch)))]]  # fmt: skip
+    data_module = open_data_module(recipe, torch.device("cpu"), quiet=True)
+    weights = [float(data_module.augment(b.source, b.labels, b.indices, epoch, 0, b.rows).weight)
+               for epoch in range(4) for b in [next(iter(data_module.train.batches(epoch)))]]  # fmt: skip
     assert weights[2:] == [1, 1]
     assert min(weights[:2]) < 1
 
@@ -154,9 +154,9 @@ def test_predictions_of_a_pickle_without_labels(fastres: Any, tiny: Path, tmp_pa
         header, *lines = csv.reader(file)
     assert header == ["ID", "Labels"]
     assert [int(line[0]) for line in lines] == ids.tolist()
-    from fastres.evaluation.trained import Kept
+    from fastres.evaluation.trained import TrainedModel
 
-    assert [int(line[1]) for line in lines] == Kept.load(run).logits(images).argmax(1).tolist()
+    assert [int(line[1]) for line in lines] == TrainedModel.load(run).logits(images).argmax(1).tolist()
 
 
 def test_the_best_checkpoint_is_the_one_that_is_kept(fastres: Any, tiny: Path, tmp_path: Path) -> None:

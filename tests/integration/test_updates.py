@@ -11,7 +11,7 @@ from fastres.errors import Interrupted
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
 from fastres.training.run import resume, train
-from fastres.training.state import Position
+from fastres.training.state import TrainState
 
 SETTINGS = [
     "optimizer.name=muon",
@@ -59,13 +59,13 @@ def test_steps_that_compile_are_not_in_the_speed(tmp_path: Path, monkeypatch: py
         "record": {"report": False},
     }
     counted: list[tuple[int, bool]] = []
-    count = Position.time_step
+    count = TrainState.time_step
 
-    def counting(self: Position, images: int, seconds: float, *, timed: bool) -> None:
+    def counting(self: TrainState, images: int, seconds: float, *, timed: bool) -> None:
         counted.append((images, timed))
         count(self, images, seconds, timed=timed)
 
-    monkeypatch.setattr(Position, "time_step", counting)
+    monkeypatch.setattr(TrainState, "time_step", counting)
     train(Recipe.model_validate(tables), out=tmp_path / "run", quiet=True, device="cpu")
     steps = [(images, timed) for images, timed in counted if images]
     # An epoch is three batches of 20 and one of 10; the bias has faded when the second begins.

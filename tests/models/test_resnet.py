@@ -10,7 +10,7 @@ from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
 from fastres.layers import fuse, fused_sites
 from fastres.models import ResNet, build, count_parameters, layers
-from fastres.recipe import Model
+from fastres.recipe import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from fastres.recipe import Model
     ],
 )
 def test_the_reports_networks_have_their_parameters(blocks: list[int], channels: list[int], parameters: int) -> None:
-    network = build(Model(blocks=blocks, channels=channels), 10, 32)
+    network = build(ModelConfig(blocks=blocks, channels=channels), 10, 32)
     assert count_parameters(network) == parameters
     assert sum(layer.parameters for layer in layers(network, 32)) == parameters
 
@@ -33,7 +33,7 @@ def test_the_reports_networks_have_their_parameters(blocks: list[int], channels:
 def test_torchvisions_state_dict_loads_strictly_and_gives_its_logits(name: str) -> None:
     torch.manual_seed(0)
     theirs = getattr(import_torchvision().models, name)().eval()
-    ours = build(Model(preset=f"{name}-imagenet"), 1000, 64).eval()  # type: ignore[arg-type]
+    ours = build(ModelConfig(preset=f"{name}-imagenet"), 1000, 64).eval()  # type: ignore[arg-type]
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, 3, 64, 64)
@@ -58,7 +58,7 @@ def test_trains_like_torchvisions_unfused_one(dtype: torch.dtype | None, compile
     """Fused layers and forked skips against separate layers: as near to fp64 as those are."""
     torch.manual_seed(0)
     theirs = import_torchvision().models.resnet18(num_classes=10)
-    ours = build(Model(preset="resnet18-imagenet"), 10, 64)
+    ours = build(ModelConfig(preset="resnet18-imagenet"), 10, 64)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert fused_sites(fuse(ours)) == [], "there is nothing left to fuse"
     exact = copy.deepcopy(theirs).double()
@@ -80,7 +80,7 @@ def test_trains_like_torchvisions_unfused_one(dtype: torch.dtype | None, compile
 
 def test_initial_weights_follow_kaiming_fan_out() -> None:
     torch.manual_seed(0)
-    network = build(Model(), 10, 32)
+    network = build(ModelConfig(), 10, 32)
     weight = network.get_submodule("layer4")[1].conv1.weight
     expected = (2 / (512 * 9)) ** 0.5
     # 2.4 million draws: the standard error of their standard deviation is 0.05%; 1% is twenty of those.
@@ -90,7 +90,7 @@ def test_initial_weights_follow_kaiming_fan_out() -> None:
 
 
 def test_zero_init_makes_blocks_start_as_their_skip() -> None:
-    network = build(Model(zero_init_residual=True), 10, 32).eval()
+    network = build(ModelConfig(zero_init_residual=True), 10, 32).eval()
     block = network.get_submodule("layer1")[0]
     x = torch.randn(2, 64, 8, 8)
     assert torch.equal(block(x), x.relu())
@@ -98,7 +98,7 @@ def test_zero_init_makes_blocks_start_as_their_skip() -> None:
 
 def test_a_uniform_stride_of_three() -> None:
     """The report's text: 32 → 11 → 4 → 2 → 1."""
-    network = build(Model(strides=[3, 3, 3, 3]), 10, 32)
+    network = build(ModelConfig(strides=[3, 3, 3, 3]), 10, 32)
     shapes = {layer.name: layer.output for layer in layers(network, 32)}
     assert [shapes[f"layer{stage}.0.bn2"][1] for stage in (1, 2, 3, 4)] == [11, 4, 2, 1]
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
@@ -108,7 +108,7 @@ def test_a_uniform_stride_of_three() -> None:
 @pytest.mark.parametrize("pool", [0, 2, 3])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_options_give_logits_of_the_right_shape(size: int, pool: int, stem: str) -> None:
-    model = Model(
+    model = ModelConfig(
         blocks=[1, 2, 1],
         channels=[8, 12, 16],
         strides=[1, 2, 1],
@@ -130,7 +130,7 @@ def test_multiply_adds_against_a_hand_count() -> None:
 
 
 def test_layers_leave_the_network_alone() -> None:
-    network = build(Model(), 10, 32)
+    network = build(ModelConfig(), 10, 32)
     layers(network, 32)
     assert network.training
     assert not network._forward_hooks
@@ -139,6 +139,6 @@ def test_layers_leave_the_network_alone() -> None:
 
 def test_errors_name_the_cure() -> None:
     with pytest.raises(UserError, match=r"model\.pool to at most 4"):
-        build(Model(pool=5), 10, 32)
+        build(ModelConfig(pool=5), 10, 32)
     with pytest.raises(UserError, match="11,173,962 trainable parameters"):
-        build(Model(max_parameters=5_000_000), 10, 32)
+        build(ModelConfig(max_parameters=5_000_000), 10, 32)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fastres.errors import UserError
 from fastres.models import ResNet, Speednet, build, count_parameters, layers
 from fastres.models.speednet import whitening_filters
-from fastres.recipe import Model, Recipe
-from fastres.recipe import Speednet as Table
+from fastres.recipe import ModelConfig, Recipe
+from fastres.recipe import SpeednetConfig as Table
 from fastres.training.step import Step
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_initialise_sets_the_frozen_filters_and_nothing_else() -> None:
 
 
 def test_a_resnet_needs_no_images() -> None:
-    network = build(Model(blocks=[1], channels=[4], strides=[1], kernels=[3], skip_kernels=[1]), 10, 8)
+    network = build(ModelConfig(blocks=[1], channels=[4], strides=[1], kernels=[3], skip_kernels=[1]), 10, 8)
     before = copy.deepcopy(network.state_dict())
     assert network.initial_images == 0
     network.initialise([])
@@ -109,7 +109,7 @@ def test_a_resnet_needs_no_images() -> None:
 def test_dirac_filters_pass_their_input_on() -> None:
     torch.manual_seed(0)
     speednet = build(Table(widths=[32, 16]), 10, 16)
-    resnet = build(Model(blocks=[1, 1], channels=[4, 6], dirac_init=True), 10, 16)
+    resnet = build(ModelConfig(blocks=[1, 1], channels=[4, 6], dirac_init=True), 10, 16)
     for network in (speednet, resnet):
         inner = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and n not in ("whiten", "conv1")}
         assert len(inner) >= 4
@@ -127,7 +127,7 @@ def test_dirac_filters_pass_their_input_on() -> None:
 
 def test_the_norms_take_their_options() -> None:
     options: dict[str, Any] = {"bn_momentum": 0.3, "bn_eps": 1e-4, "bn_scale": False, "activation": "silu"}
-    for table in (Table(widths=[8, 8], depth=3, **options), Model(blocks=[1, 1], **options)):
+    for table in (Table(widths=[8, 8], depth=3, **options), ModelConfig(blocks=[1, 1], **options)):
         norms = [m for m in build(table, 10, 16).modules() if isinstance(m, nn.BatchNorm2d)]
         for norm in norms:
             assert (norm.momentum, norm.eps) == (0.3, 1e-4)
@@ -149,7 +149,7 @@ def test_head_and_logits() -> None:
     assert drawn.fc.weight.std().item() == pytest.approx(96**-0.5, rel=0.15)
     x = torch.randn(3, 3, 16, 16)
     for name in ("speednet", "resnet"):
-        network = build(Table(widths=[8]) if name == "speednet" else Model(blocks=[1]), 10, 16).eval()
+        network = build(Table(widths=[8]) if name == "speednet" else ModelConfig(blocks=[1]), 10, 16).eval()
         network.logit_scale = 1.0
         plain = network(x)
         network.logit_scale = 0.25  # a power of two: exact
@@ -176,7 +176,7 @@ def test_parameters_by_group() -> None:
     }  # fmt: skip
     assert groups["whiten_bias"] == [network.whiten.bias]
     assert sum(p.numel() for group in groups.values() for p in group) == count_parameters(network)
-    resnet = build(Model(blocks=[1]), 10, 16)
+    resnet = build(ModelConfig(blocks=[1]), 10, 16)
     assert {name: len(group) for name, group in resnet.groups().items()} == {"filters": 3, "bias": 6, "head": 2}
 
 
@@ -233,7 +233,7 @@ def test_every_option_trains_and_resumes_to_the_bit(kind: str, options: dict[str
     losses = [straight(number, *batch(number % 2))[0].item() for number in range(2)]
     state = copy.deepcopy(straight.state())
     losses += [straight(number, *batch(number % 2))[0].item() for number in range(2, 8)]
-    assert straight.loss_and_correct.active == compiled, straight.loss_and_correct.note
+    assert straight.loss_and_correct.active == compiled, straight.loss_and_correct.fallback_reason
     assert min(losses[6:]) < losses[0], "it learns"
     after = tensors(straight)
     for name, parameter in straight.network.named_parameters():
@@ -288,4 +288,4 @@ def test_errors_name_the_cure() -> None:
     with pytest.raises(UserError, match="1,971,352 trainable parameters"):
         build(Table(max_parameters=1_900_000), 10, 32)
     assert isinstance(build(Table(), 10, 32), Speednet)
-    assert isinstance(build(Model(), 10, 32), ResNet)
+    assert isinstance(build(ModelConfig(), 10, 32), ResNet)

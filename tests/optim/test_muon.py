@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from update_options import batch, recipe, step_for
 
 from fastres.optim import Muon, build_optimizer
-from fastres.optim.groups import Together
+from fastres.optim.groups import ChainedOptimizer
 from fastres.optim.muon import COEFFICIENTS, newton_schulz, orthogonalise
-from fastres.recipe import Muon as Options
+from fastres.recipe import MuonConfig as Options
 
 SHAPES = [(4, 3, 3, 3), (8, 4, 3, 3), (8, 4, 3, 3), (8, 4, 1, 1), (16, 2, 1, 1), (2, 30, 1, 1), (5, 7)]
 
@@ -108,7 +108,7 @@ def test_renormalising_brings_filters_back_to_their_initial_norms() -> None:
 
 def test_filters_go_to_muon_and_the_rest_to_the_auxiliary() -> None:
     step = step_for(recipe("muon"))
-    assert isinstance(step.optimizer, Together)
+    assert isinstance(step.optimizer, ChainedOptimizer)
     muon, auxiliary = step.optimizer.optimizers
     names = {id(parameter): name for name, parameter in step.network.named_parameters()}
     taken = [{names[id(p)] for group in part.param_groups for p in group["params"]} for part in (muon, auxiliary)]

@@ -10,9 +10,20 @@ from torch import nn
 from update_options import batch, recipe, step_for
 
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, total_steps
-from fastres.optim.groups import parameter_groups, roles
-from fastres.recipe import Adam, AdamW, Constant, Cosine, Knots, Linear, Muon, OneCycle, Sgd, Step
-from fastres.recipe import Lookahead as LookaheadOptions
+from fastres.optim.groups import group_names, parameter_groups
+from fastres.recipe import (
+    AdamConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    KnotsConfig,
+    LinearConfig,
+    MuonConfig,
+    OneCycleConfig,
+    SgdConfig,
+    StepConfig,
+)
+from fastres.recipe import LookaheadConfig as LookaheadOptions
 
 
 def torchs(scheduler: type, steps: int, **options: object) -> list[float]:
@@ -39,19 +50,19 @@ EXACT = 1e-9
 def test_cosine_once_an_epoch_is_the_reports() -> None:
     lr = torch.optim.lr_scheduler
     theirs = torchs(lr.CosineAnnealingLR, 50, T_max=50)
-    assert ours(Cosine(per="epoch"), 50) == pytest.approx(theirs, abs=EXACT)
+    assert ours(CosineConfig(per="epoch"), 50) == pytest.approx(theirs, abs=EXACT)
     twice = [rate for rate in theirs for _ in range(4)]
-    assert ours(Cosine(per="epoch"), 50, 4) == pytest.approx(twice, abs=EXACT)
+    assert ours(CosineConfig(per="epoch"), 50, 4) == pytest.approx(twice, abs=EXACT)
 
 
 def test_linear_and_step_and_constant() -> None:
     lr = torch.optim.lr_scheduler
     theirs = torchs(lr.LinearLR, 20, start_factor=1.0, end_factor=0.1, total_iters=20)
-    assert ours(Linear(final=0.1), 20) == pytest.approx(theirs, abs=EXACT)
+    assert ours(LinearConfig(final=0.1), 20) == pytest.approx(theirs, abs=EXACT)
     theirs = torchs(lr.MultiStepLR, 20, milestones=[5, 12], gamma=0.2)
-    assert ours(Step(milestones=[5, 12], gamma=0.2, per="epoch"), 20) == pytest.approx(theirs, abs=EXACT)
-    assert ours(Step(milestones=[0.5], gamma=0.5), 1, 4) == [1, 1, 0.5, 0.5]
-    assert ours(Constant(), 3, 2) == [1.0] * 6
+    assert ours(StepConfig(milestones=[5, 12], gamma=0.2, per="epoch"), 20) == pytest.approx(theirs, abs=EXACT)
+    assert ours(StepConfig(milestones=[0.5], gamma=0.5), 1, 4) == [1, 1, 0.5, 0.5]
+    assert ours(ConstantConfig(), 3, 2) == [1.0] * 6
 
 
 def test_one_cycle_is_torchs_up_to_one_step() -> None:
@@ -61,13 +72,13 @@ def test_one_cycle_is_torchs_up_to_one_step() -> None:
     )
     # torch lets each phase end on its last step, we let it end after it: a shift of one step in 300, at a slope of at
     # most (π/2)/300 a step.
-    assert ours(OneCycle(), 10, 100) == pytest.approx(theirs, abs=math.pi / 2 / 300 * 1.01)
+    assert ours(OneCycleConfig(), 10, 100) == pytest.approx(theirs, abs=math.pi / 2 / 300 * 1.01)
 
 
 def test_warm_up_rises_evenly_to_the_start_of_the_rest() -> None:
-    rates = ours(Constant(warmup_epochs=2), 4, 3)
+    rates = ours(ConstantConfig(warmup_epochs=2), 4, 3)
     assert rates == pytest.approx([1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, 6 / 7, 1, 1, 1, 1, 1, 1])
-    rates = ours(Cosine(warmup_epochs=2, per="epoch"), 6)
+    rates = ours(CosineConfig(warmup_epochs=2, per="epoch"), 6)
     assert rates == pytest.approx([1 / 3, 2 / 3, *torchs(torch.optim.lr_scheduler.CosineAnnealingLR, 4, T_max=4)])
 
 
@@ -75,17 +86,17 @@ def test_knots_are_straight_lines_and_jumps() -> None:
     points = [[0.5, 0.2], [1, 1], [2, 1], [2, 0.5], [3.5, 0]]
     epochs = np.arange(4 * 8) / 8
     expected = np.interp(epochs, [0.5, 1, 2 - 1e-12, 2, 3.5], [0.2, 1, 1, 0.5, 0])
-    assert ours(Knots(points=points), 4, 8) == pytest.approx(expected, abs=EXACT)
-    assert ours(Knots(points=points, per="epoch"), 4, 8) == pytest.approx(np.repeat([0.2, 1, 0.5, 1 / 6], 8))
+    assert ours(KnotsConfig(points=points), 4, 8) == pytest.approx(expected, abs=EXACT)
+    assert ours(KnotsConfig(points=points, per="epoch"), 4, 8) == pytest.approx(np.repeat([0.2, 1, 0.5, 1 / 6], 8))
 
 
 def test_a_last_epoch_that_stops_in_its_middle() -> None:
     assert [total_steps(epochs, 10) for epochs in (7.5, 0.26, 0.001, 1.1, 3)] == [75, 3, 1, 11, 30]
-    steps = ours(Linear(), 2.5, 4)
+    steps = ours(LinearConfig(), 2.5, 4)
     assert steps == pytest.approx([1 - step / 10 for step in range(10)])
-    assert ours(Linear(per="epoch"), 2.5, 4) == pytest.approx([1] * 4 + [0.6] * 4 + [0.2] * 2)
-    assert ours(Knots(points=[[0, 1], [2.5, 0]]), 2.5, 4) == pytest.approx(steps)
-    warm = ours(Linear(warmup_epochs=0.5), 2.5, 4)
+    assert ours(LinearConfig(per="epoch"), 2.5, 4) == pytest.approx([1] * 4 + [0.6] * 4 + [0.2] * 2)
+    assert ours(KnotsConfig(points=[[0, 1], [2.5, 0]]), 2.5, 4) == pytest.approx(steps)
+    warm = ours(LinearConfig(warmup_epochs=0.5), 2.5, 4)
     assert warm[:3] == pytest.approx([1 / 3, 2 / 3, 1])
     assert warm[-1] == pytest.approx(1 / 8)
     assert [fading(step, 4, 1.5) for step in (0, 3, 6, 9)] == [1, 0.5, 0, 0]
@@ -93,12 +104,12 @@ def test_a_last_epoch_that_stops_in_its_middle() -> None:
 
 def test_groups_keep_norms_and_biases_from_decaying() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    options = Sgd(weight_decay=0.1, decay_norm_and_bias=False)
-    decaying, resting = parameter_groups(roles(network), options)
+    options = SgdConfig(weight_decay=0.1, decay_norm_and_bias=False)
+    decaying, resting = parameter_groups(group_names(network), options)
     assert [parameter.ndim for parameter in decaying["params"]] == [4, 2]
     assert [parameter.ndim for parameter in resting["params"]] == [1, 1, 1, 1]
     assert (decaying["weight_decay"], resting["weight_decay"]) == (0.1, 0.0)
-    [everything] = parameter_groups(roles(network), Sgd())
+    [everything] = parameter_groups(group_names(network), SgdConfig())
     assert len(everything["params"]) == 6
 
 
@@ -124,8 +135,8 @@ def test_groups_have_rates_and_decays_of_their_own() -> None:
     assert rates == pytest.approx([0.04, 0.04 * 2 / 3, 0.04 / 3, 0])
 
 
-@pytest.mark.parametrize("kind", [Sgd, AdamW])
-def test_decoupled_decay_is_the_same_at_any_rate(kind: type[Sgd | AdamW]) -> None:
+@pytest.mark.parametrize("kind", [SgdConfig, AdamWConfig])
+def test_decoupled_decay_is_the_same_at_any_rate(kind: type[SgdConfig | AdamWConfig]) -> None:
     for lr in (0.1, 0.4):
         network = nn.Linear(3, 3)
         options = kind(lr=lr, weight_decay=0.01, decouple_decay=True)
@@ -140,9 +151,9 @@ def test_decoupled_decay_is_the_same_at_any_rate(kind: type[Sgd | AdamW]) -> Non
 @pytest.mark.parametrize(
     ("options", "torchs_own"),
     [
-        (Sgd(lr=0.05, nesterov=True), lambda p: torch.optim.SGD(p, 0.05, 0.9, nesterov=True, weight_decay=5e-4)),
-        (Adam(lr=0.01), lambda p: torch.optim.Adam(p, 0.01)),
-        (AdamW(lr=0.01), lambda p: torch.optim.AdamW(p, 0.01)),
+        (SgdConfig(lr=0.05, nesterov=True), lambda p: torch.optim.SGD(p, 0.05, 0.9, nesterov=True, weight_decay=5e-4)),
+        (AdamConfig(lr=0.01), lambda p: torch.optim.Adam(p, 0.01)),
+        (AdamWConfig(lr=0.01), lambda p: torch.optim.AdamW(p, 0.01)),
     ],
 )
 def test_a_small_regression_against_torchs_plain_loops(options: Any, torchs_own: Any) -> None:
@@ -196,13 +207,13 @@ def test_lookahead_by_hand() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        Sgd(nesterov=True, lr=0.001, momentum=0.9, weight_decay=0.0),
-        Adam(lr=0.05),
-        AdamW(lr=0.05),
-        Muon(auxiliary=Adam(lr=0.05)),  # the point has one axis: all of it is the auxiliary's
+        SgdConfig(nesterov=True, lr=0.001, momentum=0.9, weight_decay=0.0),
+        AdamConfig(lr=0.05),
+        AdamWConfig(lr=0.05),
+        MuonConfig(auxiliary=AdamConfig(lr=0.05)),  # the point has one axis: all of it is the auxiliary's
     ],
 )
-def test_optimizers_descend_rosenbrocks_valley(options: Sgd | Adam | AdamW | Muon) -> None:
+def test_optimizers_descend_rosenbrocks_valley(options: SgdConfig | AdamConfig | AdamWConfig | MuonConfig) -> None:
     """(1 − x)² + 100 (y − x²)², minimum 0 at (1, 1); from (-1, 1), where it is 4."""
     point = nn.Module()
     point.xy = nn.Parameter(torch.tensor([-1.0, 1.0]))

@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from update_options import AVERAGES, EPOCHS, OPTIMIZERS, SCHEDULES, STEPS_PER_EPOCH, batch, recipe, step_for
 
 from fastres.optim import total_steps
-from fastres.recipe import Adam, AdamW, Constant, Cosine, Knots, Linear, Muon, OneCycle, Sgd, Step
+from fastres.recipe import (
+    AdamConfig,
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    KnotsConfig,
+    LinearConfig,
+    MuonConfig,
+    OneCycleConfig,
+    SgdConfig,
+    StepConfig,
+)
 
 STEPS = total_steps(EPOCHS, STEPS_PER_EPOCH)
 ALONE = [
@@ -31,10 +42,11 @@ def bits(network: nn.Module) -> Tensor:
 
 def test_every_kind_is_in_the_registry() -> None:
     assert {table["name"] for table in OPTIMIZERS.values()} == {
-        kind.model_fields["name"].default for kind in (Sgd, Adam, AdamW, Muon)
+        kind.model_fields["name"].default for kind in (SgdConfig, AdamConfig, AdamWConfig, MuonConfig)
     }
     assert set(SCHEDULES) == {
-        kind.model_fields["name"].default for kind in (Constant, Linear, Cosine, OneCycle, Step, Knots)
+        kind.model_fields["name"].default
+        for kind in (ConstantConfig, LinearConfig, CosineConfig, OneCycleConfig, StepConfig, KnotsConfig)
     }
 
 

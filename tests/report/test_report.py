@@ -22,7 +22,7 @@ from PIL import Image
 import fastres
 from fastres.recipe import Recipe
 from fastres.report import run_figures
-from fastres.report.run_page import Exhibits, write_report
+from fastres.report.run_page import ReportData, write_report
 from fastres.report.style import png, short, sure
 from fastres.utils.statistics import wilson
 
@@ -38,9 +38,9 @@ HOSTILE = (
 )
 
 
-def exhibits(
+def report_data(
     classes: tuple[str, ...], *, side: int = 8, test: int = 60, wrong: int = 7, val: bool = True, seed: int = 0
-) -> Exhibits:
+) -> ReportData:
     """Noise as images; the first `wrong` test images are given the next class, all others their own."""
     random = np.random.default_rng(seed)
     number = len(classes)
@@ -49,7 +49,7 @@ def exhibits(
     probabilities = np.full((test, number), 0.01, np.float32)
     probabilities[np.arange(test), predicted] = np.linspace(0.6, 0.99, test, dtype=np.float32)
     samples = random.integers(0, 256, (40, side, side, 3), dtype=np.uint8)
-    return Exhibits(
+    return ReportData(
         classes=classes,
         train_labels=random.integers(0, number, 500),
         val_labels=random.integers(0, number, 50) if val else None,
@@ -97,8 +97,10 @@ SUMMARY: dict[str, Any] = {
 MACHINE = {"fastres": "0.1.0", "commit": "c" * 40, "dirty": True, "torch": "2.13.0", "python": "3.11.7"}
 
 
-def write(run: Path, shown: Exhibits, rows: list[dict[str, Any]], **changes: Any) -> tuple[str, Page]:
-    path = write_report(run, recipe=Recipe(), rows=rows, summary=SUMMARY | changes, environment=MACHINE, exhibits=shown)
+def write(run: Path, shown: ReportData, rows: list[dict[str, Any]], **changes: Any) -> tuple[str, Page]:
+    path = write_report(
+        run, recipe=Recipe(), rows=rows, summary=SUMMARY | changes, environment=MACHINE, report_data=shown
+    )
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
@@ -151,7 +153,7 @@ def test_wilson_of_nothing_is_everything() -> None:
 
 
 def test_the_page_holds_all_and_needs_nothing_else(tmp_path: Path) -> None:
-    text, page = write(tmp_path, exhibits(("cat", "dog", "bird")), metrics(3))
+    text, page = write(tmp_path, report_data(("cat", "dog", "bird")), metrics(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "report.html"]
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == sorted(NAMES)
     assert len(page.images()) == len(NAMES)
@@ -180,7 +182,7 @@ def test_the_page_holds_all_and_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
-    shown = exhibits(("cat", "dog"))
+    shown = report_data(("cat", "dog"))
     assert write(tmp_path / "a", shown, metrics(2))[0] == write(tmp_path / "b", shown, metrics(2))[0]
 
 
@@ -188,7 +190,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     evil = "<script>alert(2)</script>"
     # Where the font lacks a script the figure has boxes, without a warning: warnings are errors here.
     text, page = write(
-        tmp_path, exhibits(HOSTILE), metrics(1), name=evil, source=evil, compile_note=evil, device=evil, stopped=evil
+        tmp_path, report_data(HOSTILE), metrics(1), name=evil, source=evil, compile_note=evil, device=evil, stopped=evil
     )
     assert "<script" not in text and "<img src=http" not in text
     assert not any("onerror" in attributes for _, attributes in page.tags)
@@ -200,7 +202,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 def test_the_leak_is_said_wherever_validation_is_shown(tmp_path: Path) -> None:
-    _, page = write(tmp_path, exhibits(("cat", "dog")), metrics(2), split="report")
+    _, page = write(tmp_path, report_data(("cat", "dog")), metrics(2), split="report")
     words = " ".join(page.text)
     assert "Leaky validation." in words and "Leaky validation loss" in words
     assert words.count("no estimate for new images") == 2  # under the loss and under the accuracy
@@ -208,7 +210,7 @@ def test_the_leak_is_said_wherever_validation_is_shown(tmp_path: Path) -> None:
 
 def test_a_choice_by_the_test_images_is_said(tmp_path: Path) -> None:
     best = {"metric": "test_accuracy", "epoch": 1, "value": 0.9}
-    _, page = write(tmp_path, exhibits(("cat", "dog")), metrics(1), best=best)
+    _, page = write(tmp_path, report_data(("cat", "dog")), metrics(1), best=best)
     assert "optimistic" in " ".join(page.text)
 
 
@@ -218,7 +220,7 @@ def test_a_choice_by_the_test_images_is_said(tmp_path: Path) -> None:
     ids=["tiny and perfect", "hundred classes", "large and all wrong"],
 )
 def test_unusual_runs_have_a_page(tmp_path: Path, classes: int, side: int, epochs: int, val: bool, wrong: int) -> None:
-    shown = exhibits(tuple(f"class {label}" for label in range(classes)), side=side, val=val, wrong=wrong)
+    shown = report_data(tuple(f"class {label}" for label in range(classes)), side=side, val=val, wrong=wrong)
     accuracy = 1 - wrong / 60
     _, page = write(
         tmp_path,
@@ -240,7 +242,7 @@ def test_unusual_runs_have_a_page(tmp_path: Path, classes: int, side: int, epoch
 
 
 def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
-    shown = exhibits(("cat", "dog"))
+    shown = report_data(("cat", "dog"))
     shown = replace(shown, test_probabilities=np.full_like(shown.test_probabilities, np.nan))
     rows = [row | {"train_loss": None, "val_loss": None} for row in metrics(2)]
     _, page = write(tmp_path, shown, rows, test_accuracy=0.5, test_loss=float("nan"), best=None)
@@ -385,7 +387,7 @@ def test_names_in_cells_do_not_overlap() -> None:
 
 
 def test_the_worst_mistakes_come_first_and_say_what_they_are() -> None:
-    shown = exhibits(("cat", "dog", "bird"), test=60, wrong=20)
+    shown = report_data(("cat", "dog", "bird"), test=60, wrong=20)
     figure = run_figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
     drawn(figure)
     captions = [text.get_text() for text in figure.texts]
@@ -397,14 +399,14 @@ def test_the_worst_mistakes_come_first_and_say_what_they_are() -> None:
 
 
 def test_without_a_mistake_the_figure_says_so() -> None:
-    shown = exhibits(("cat", "dog"), wrong=0)
+    shown = report_data(("cat", "dog"), wrong=0)
     figure = run_figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, shown.classes)
     drawn(figure)
     assert [text.get_text() for text in figure.texts] == ["No test image was given a wrong class."]
 
 
 def test_augmented_images_stand_below_their_originals() -> None:
-    shown = exhibits(("cat", "dog"), side=4)
+    shown = report_data(("cat", "dog"), side=4)
     figure = run_figures.augmented(shown.samples, shown.augmented, shown.sample_labels, shown.classes)
     drawn(figure)
     assert len(figure.axes) == 32  # sixteen pairs

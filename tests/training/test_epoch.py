@@ -9,9 +9,9 @@ from update_options import AVERAGES, OPTIMIZERS, SCHEDULES, recipe
 
 from fastres.models import build
 from fastres.recipe import Recipe
-from fastres.training.data import Feed, open_feed
+from fastres.training.data import DataModule, open_data_module
 from fastres.training.epoch import Runner
-from fastres.training.metrics import StallMeter, Tally
+from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,28 +29,28 @@ OPTIONS = [
 class Training:
     """A tiny run of a recipe: feed, step and runner."""
 
-    def __init__(self, options: Recipe, device: str, on_device: bool, together: bool = False) -> None:
+    def __init__(self, options: Recipe, device: str, on_device: bool, steps_per_launch: bool = False) -> None:
         where = torch.device(device)
-        self.feed: Feed = open_feed(options, where, quiet=True)
+        self.data_module: DataModule = open_data_module(options, where, quiet=True)
         torch.manual_seed(0)
         network = build(options.model, 10, 32).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.step = Step(network, options, len(self.feed.train), where)
-        self.tally = Tally(where)
-        self.runner = Runner(self.step, self.feed, self.tally, StallMeter(where), on_device=on_device)
-        if on_device and not together:
-            self.runner.together = 1
+        self.step = Step(network, options, len(self.data_module.train), where)
+        self.epoch_metrics = EpochMetrics(where)
+        self.runner = Runner(self.step, self.data_module, self.epoch_metrics, StallMeter(where), on_device=on_device)
+        if on_device and not steps_per_launch:
+            self.runner.steps_per_launch = 1
 
     def run(self, first: int = 0, last: int | None = None) -> list[float]:
         """Steps `first` to `last`, counted over the run; the mean loss after each launch since its epoch began."""
-        losses, per_epoch = [], len(self.feed.train)
+        losses, per_epoch = [], len(self.data_module.train)
         at, end = first, self.step.steps if last is None else last
         while at < end:
             epoch, within = divmod(at, per_epoch)
             if not within:
-                self.tally.clear()
+                self.epoch_metrics.clear()
             for done in self.runner.epoch(epoch, within, min(per_epoch - within, end - at)):
                 at += done.steps
-                losses.append(self.tally.read()[0])
+                losses.append(self.epoch_metrics.read()[0])
         return losses
 
 
@@ -116,13 +116,15 @@ def test_going_on_in_the_middle_leaves_the_same_bits(optimizer: str) -> None:
 
 def test_small_batches_are_launched_together() -> None:
     options = tiny("sgd", "linear", train={"epochs": 2.0}, data={"train_images": 100})
-    together, apart = (Training(options, "cpu", True, joined) for joined in (True, False))
-    assert together.runner.together == 21
-    launches = [done.steps for done in together.runner.epoch(0, 1, 6)]
+    steps_per_launch, apart = (Training(options, "cpu", True, joined) for joined in (True, False))
+    assert steps_per_launch.runner.steps_per_launch == 21
+    launches = [done.steps for done in steps_per_launch.runner.epoch(0, 1, 6)]
     assert launches == [6]
-    assert [done.steps for done in together.runner.epoch(0, 7, 2)] == [1, 1], "whole batches, then the partial one"
+    assert [done.steps for done in steps_per_launch.runner.epoch(0, 7, 2)] == [1, 1], (
+        "whole batches, then the partial one"
+    )
     assert [done.steps for done in apart.runner.epoch(0, 1, 8)] == [1] * 8
-    assert torch.equal(flat(together.step.network), flat(apart.step.network))
+    assert torch.equal(flat(steps_per_launch.step.network), flat(apart.step.network))
 
 
 def test_what_has_faded_gets_no_gradient() -> None:
@@ -147,16 +149,16 @@ def test_fifty_captured_steps_without_waiting(optimizer: str) -> None:
     expected = eager.run()
     # Two eager passes of each kind of launch, then captures, which synchronise by themselves: the first three epochs.
     losses = captured.run(0, 12)
-    assert captured.runner.note is None and captured.runner.captured
+    assert captured.runner.fallback_reason is None and captured.runner.captured
     torch.cuda.set_sync_debug_mode("error")
     try:
         for epoch in range(3, 12):
-            captured.tally.clear()
+            captured.epoch_metrics.clear()
             for _ in captured.runner.epoch(epoch, 0, 4):
                 pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    captured.tally.clear()
+    captured.epoch_metrics.clear()
     losses += captured.run(48)
     # As above for 10 steps; 50 steps of a network that has nearly converged spread rounding a little further.
     assert losses[-1] == pytest.approx(expected[-1], rel=2e-2)

@@ -181,8 +181,8 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why() -> None:
     compiled = Compiled(unsupported, enabled=True)
     assert compiled(torch.zeros(2)).tolist() == [1, 1]
     assert not compiled.active
-    assert compiled.note is not None
-    assert compiled.note.startswith("compilation failed")
+    assert compiled.fallback_reason is not None
+    assert compiled.fallback_reason.startswith("compilation failed")
 
 
 def test_without_a_compiler_the_note_has_the_line_that_installs_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_without_a_compiler_the_note_has_the_line_that_installs_one(monkeypatch:
     monkeypatch.delenv("CXX", raising=False)
     compiled = Compiled(lambda x: x, enabled=True)
     assert not compiled.active
-    assert "apt-get install g++" in str(compiled.note)
+    assert "apt-get install g++" in str(compiled.fallback_reason)
 
 
 UPDATES: dict[str, dict[str, Any]] = {

@@ -69,8 +69,10 @@ def augment_batch(
     out = flat.numpy() if augment.dtype == torch.float32 else flat.view(torch.int16).numpy().view(np.uint16)
     work = _Work(augment, size, images.view(-1).numpy(), chosen, samples, epoch, mixing, out)
     policy = augment.policy
-    dear = policy.random_resized_crop or policy.color_jitter or policy.autocontrast or policy.grayscale or policy.noise
-    per_thread = _PIXELS_PER_THREAD["dear" if dear else "cheap"]
+    expensive = (
+        policy.random_resized_crop or policy.color_jitter or policy.autocontrast or policy.grayscale or policy.noise
+    )
+    per_thread = _PIXELS_PER_THREAD["dear" if expensive else "cheap"]
     parts = max(1, min(torch.get_num_threads(), len(chosen) * size[0] * size[1] // per_thread))
     edges = [len(chosen) * part // parts for part in range(parts + 1)]
     waiting = [_pool().submit(work.run, *edges[part : part + 2]) for part in range(1, parts)]
@@ -129,7 +131,7 @@ class _Work:
             drawn,
             self.size,
             *self.constants.pixels,
-            augment.finish,
+            augment.normalization,
             noise,
             (mixing.kind, mixing.weight, *mixing.box),
             KINDS[augment.dtype],
@@ -137,7 +139,7 @@ class _Work:
         )
 
 
-def _constants(policy: recipe.Augment, plan: Plan) -> _Constants:
+def _constants(policy: recipe.AugmentConfig, plan: Plan) -> _Constants:
     """What compiled code needs of a policy for images of one size."""
     height, width = plan.size
     interpolation = "bilinear" if policy.random_resized_crop is None else policy.random_resized_crop.interpolation

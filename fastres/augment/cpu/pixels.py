@@ -359,7 +359,7 @@ def _geometry(images, start, row, size, taps, scratch):  # type: ignore[no-untyp
 
 
 @_compiled
-def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, finish, noise, mixing, kind, out):  # type: ignore[no-untyped-def]
+def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, normalization, noise, mixing, kind, out):  # type: ignore[no-untyped-def]
     """Augment the samples of `chosen`, normalise, mix each with the one before it, and write them.
 
     Args:
@@ -386,7 +386,7 @@ def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, fi
     edge = np.empty(line, dtype=np.uint8)
     for i in range(pattern.shape[1]):
         for k in range(4):
-            pattern[k, i] = finish[k, i % 3]
+            pattern[k, i] = normalization[k, i % 3]
     for i in range(line):
         edge[i] = fill[i % 3]
     how, weight, top, left, bottom, right = mixing
@@ -398,7 +398,7 @@ def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, fi
     _values(edge, 0, line, pattern, FP32, edge32, 0)
     _write(edge32, kind, edge_out)
     for k in range(2):
-        _write(finish[4 + k], kind, colours_out[k])
+        _write(normalization[4 + k], kind, colours_out[k])
     for n in range(len(chosen)):
         row = rows[n]
         source, begin = _geometry(images, chosen[n] * length, row, size, taps, scratch)
@@ -414,8 +414,8 @@ def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, fi
             continue
         own, partner = values[n & 1], values[1 - (n & 1)]
         _translate(source, begin, down_by, right_by, size, padding, edge32, pattern, FP32, own)
-        _fill(own, row[15:19], finish[4], width)
-        _fill(own, row[19:23], finish[5], width)
+        _fill(own, row[15:19], normalization[4], width)
+        _fill(own, row[19:23], normalization[5], width)
         if noise.size:
             for y in range(_U(height)):
                 for i in range(_U(line)):

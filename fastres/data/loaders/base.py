@@ -172,7 +172,7 @@ def to_device(batches: Generator[Tensor, None, None], device: torch.device) -> G
         yield from batches
         return
     stream = torch.cuda.Stream(device)
-    ahead: tuple[Tensor, torch.cuda.Event] | None = None
+    prefetch: tuple[Tensor, torch.cuda.Event] | None = None
 
     def arrived(moved: Tensor, copied: torch.cuda.Event) -> Tensor:
         current = torch.cuda.current_stream(device)
@@ -188,8 +188,8 @@ def to_device(batches: Generator[Tensor, None, None], device: torch.device) -> G
             # The host's allocator notices the copy and keeps pinned memory until it is over.
             moved = (batch if batch.is_pinned() else batch.pin_memory()).to(device, non_blocking=True)
             event = stream.record_event()
-        if ahead is not None:
-            yield arrived(*ahead)
-        ahead = moved, event
-    if ahead is not None:
-        yield arrived(*ahead)
+        if prefetch is not None:
+            yield arrived(*prefetch)
+        prefetch = moved, event
+    if prefetch is not None:
+        yield arrived(*prefetch)

@@ -33,9 +33,9 @@ _MODULES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
 class Choice(NamedTuple):
     """A loader, by name."""
 
-    kind: str
+    name: str
     """One of KINDS."""
-    why: str
+    reason: str
     """For people: one clause."""
 
 
@@ -175,7 +175,7 @@ def make_loader(
     chosen: Part | None = getattr(dataset, part)
     if chosen is None or chosen.labels is None:
         raise UserError(f"{dataset.source} has no {part} images with labels: give a source with train and test parts")
-    kind = choose(dataset, loader, device).kind
+    kind = choose(dataset, loader, device).name
     rows = np.arange(len(chosen.images)) if subset is None else np.asarray(subset, dtype=np.int64)
     if len(rows) and (rows.min() < 0 or rows.max() >= len(chosen.images)):
         raise ValueError(f"subset leaves the {len(chosen.images)} images of {part}")

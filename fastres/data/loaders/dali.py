@@ -35,7 +35,7 @@ from fastres.data.loaders.base import ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.store.encoded import load_decoders
 from fastres.errors import UserError
-from fastres.utils.prefetch import ahead
+from fastres.utils.prefetch import prefetch
 
 _QUEUE = 3  # batches that DALI has begun: one that is taken and two that are under way while the consumer works
 _READ_AHEAD = 2  # batches of bytes that wait for DALI, beyond the one that it copies
@@ -90,7 +90,7 @@ class DaliLoader(ReadingLoader):
         if self._encoded:
             load_decoders()
         read = self._files if self._encoded else self._gathered
-        with closing(ahead(read, batches, threads=self.workers, depth=_READ_AHEAD)) as arriving:
+        with closing(prefetch(read, batches, threads=self.workers, depth=_READ_AHEAD)) as arriving:
             pipeline, self._idle = self._idle or self._built(_Feed()), None
             feed = pipeline.feed
             pipeline.start(arriving)

@@ -2,7 +2,7 @@
 
 FFCV's `Loader` reads the file and puts its pipeline together; its iterator is not used. That one leaves its consumer
 waiting for ever when its thread fails, writes new batches into buffers of batches still in use, and leaves threads
-behind when it is left early. Here each batch is one call of the pipeline in a thread of `ahead`, into memory of its
+behind when it is left early. Here each batch is one call of the pipeline in a thread of `prefetch`, into memory of its
 own.
 
 FFCV would also compile its pipeline for 7 to 14 seconds at every start. Here the pipeline's one operation is compiled
@@ -32,7 +32,7 @@ from fastres.data.loaders.paging import Paging
 from fastres.data.store import ffcv_decode
 from fastres.data.store.beton import Beton
 from fastres.errors import UserError
-from fastres.utils.prefetch import ahead
+from fastres.utils.prefetch import prefetch
 
 
 class BetonPixels:
@@ -145,19 +145,19 @@ def _decode(
     """What FFCV calls the code of an operation that decodes; `beton` is bound."""
     flat, mapped = out.reshape(len(rows), -1), state[0].view(np.ndarray)
     if beton.sums is None:
-        failed, why = ffcv_decode.copy_rows(mapped, beton.starts, rows, flat), ffcv_decode.OUTSIDE
+        failed, failure = ffcv_decode.copy_rows(mapped, beton.starts, rows, flat), ffcv_decode.OUTSIDE
     else:
-        failed, why = ffcv_decode.decode_rows(
+        failed, failure = ffcv_decode.decode_rows(
             mapped, beton.starts, beton.sizes, beton.encoded, beton.sums, rows, beton.side, flat
         )
     if failed < 0:
         return out
     row = int(rows[failed])
-    if why == ffcv_decode.OUTSIDE:
+    if failure == ffcv_decode.OUTSIDE:
         raise IndexError(f"there is no sample {row} in {beton.path}, which has {len(beton)}")
-    if why == ffcv_decode.NO_DECODER:
+    if failure == ffcv_decode.NO_DECODER:
         raise MemoryError("libturbojpeg made no decompressor")
-    what = "was changed: its checksum is another" if why == ffcv_decode.CHANGED else "cannot be decoded"
+    what = "was changed: its checksum is another" if failure == ffcv_decode.CHANGED else "cannot be decoded"
     raise UserError(f"sample {row} of {beton.path} {what}:\n{_remedy(beton)}")
 
 
@@ -180,7 +180,7 @@ class FfcvLoader(ReadingLoader):
         assert self._images is not None  # a closed loader has no batches
         threads = max(1, self.workers)
         read = partial(self._images.read, pinned=self.device.type == "cuda")
-        return ahead(read, batches, threads=threads, depth=2 * threads)
+        return prefetch(read, batches, threads=threads, depth=2 * threads)
 
     def close(self) -> None:
         """End every iterator and its threads, and let go of the file."""

@@ -56,8 +56,8 @@ class _Random:
 
     def uniform(self, low: float, high: float, *shape: int) -> Array:
         """fp32 in [low, high): 24 bits of each word."""
-        words = self._bits.random_raw(int(np.prod(shape))).reshape(shape)
-        unit = (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        random_bits = self._bits.random_raw(int(np.prod(shape))).reshape(shape)
+        unit = (random_bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
         return np.float32(low) + np.float32(high - low) * unit
 
     def directions(self, *shape: int) -> tuple[Array, Array]:

@@ -172,11 +172,11 @@ def _samples(part: Part, side: int) -> Generator[NDArray[np.uint8], None, None]:
     if isinstance(part.images, np.ndarray):
         yield from (np.ascontiguousarray(pixels) for pixels in part.images)
         return
-    from fastres.utils.prefetch import ahead
+    from fastres.utils.prefetch import prefetch
 
     threads, several = len(os.sched_getaffinity(0)), 64  # a future for each image would cost as much as the image
     groups = (range(row, min(row + several, len(part.images))) for row in range(0, len(part.images), several))
-    with closing(ahead(partial(_shortest, part.images, side), groups, threads=threads, depth=2 * threads)) as found:
+    with closing(prefetch(partial(_shortest, part.images, side), groups, threads=threads, depth=2 * threads)) as found:
         for group in found:
             yield from group
 

@@ -32,21 +32,21 @@ class Draws:
     indices: NDArray[np.int64]
     """int64 [n], 0 to 2³² - 1: positions of the images in their test set."""
 
-    def words(self, count: int, concern: int = 0) -> NDArray[np.uint32]:
+    def random_bits(self, count: int, concern: int = 0) -> NDArray[np.uint32]:
         """uint32 [n, count]."""
         blocks = np.arange(-(-count // 4))
-        words = philox_4x32((self.indices[:, None], concern, self.kind, blocks), (self.seed, 1))
-        return np.ascontiguousarray(words.transpose(1, 2, 0).reshape(len(self.indices), -1)[:, :count])
+        random_bits = philox_4x32((self.indices[:, None], concern, self.kind, blocks), (self.seed, 1))
+        return np.ascontiguousarray(random_bits.transpose(1, 2, 0).reshape(len(self.indices), -1)[:, :count])
 
     def halves(self, count: int) -> NDArray[np.uint16]:
         """uint16 [n, count]: of each word the low half, then the high one."""
-        words = self.words(-(-count // 2)).astype("<u4", copy=False)
-        return words.view("<u2")[:, :count]
+        random_bits = self.random_bits(-(-count // 2)).astype("<u4", copy=False)
+        return random_bits.view("<u2")[:, :count]
 
     def uniform(self, shape: tuple[int, ...], concern: int = 0) -> Array:
         """float32 [n, *shape] in [0, 1): the top 24 bits of a word each, which float32 holds exactly."""
-        words = self.words(int(np.prod(shape)), concern)
-        return ((words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(-1, *shape)
+        random_bits = self.random_bits(int(np.prod(shape)), concern)
+        return ((random_bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(-1, *shape)
 
     def between(self, low: float, high: float, shape: tuple[int, ...], concern: int = 0) -> Array:
         """float32 [n, *shape], uniform in [low, high)."""

@@ -25,7 +25,7 @@ from fastres.experiments.pareto.page import mark_of
 from fastres.experiments.pareto.published import CLASSES, RECORDS
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.run import check_folder, complete, work_of
-from fastres.recipe import Data, Recipe
+from fastres.recipe import DataConfig, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, front
@@ -140,7 +140,7 @@ def pareto(
     points = [point for entry in entries for point in entry.points]
     work = [work_of(point) for point in points]
     folder = out if out is not None and (out / PLAN).is_file() else directory.new_folder(out, "pareto")
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         for point in points:
             check_folder(folder / point.name, point)
         about = {"recipes": [str(path) for path in paths], "runs": seeds, "set": list(settings)}
@@ -153,8 +153,8 @@ def pareto(
 
 
 def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:
-    words = ["fastres", "bench", "pareto", *map(str, paths), "--runs", str(seeds)]
-    return shlex.join([*words, *(word for text in settings for word in ("--set", text))])
+    command = ["fastres", "bench", "pareto", *map(str, paths), "--runs", str(seeds)]
+    return shlex.join([*command, *(word for text in settings for word in ("--set", text))])
 
 
 # ---------------------------------------------------------------------------------------------------- the numbers
@@ -203,7 +203,7 @@ def _run_facts(run: Path, row: dict[str, Any]) -> dict[str, Any]:
     return {**about, **{key: row[key] for key in _MEASURED}, **starts}
 
 
-def pixels_of(data: Data) -> str | None:
+def pixels_of(data: DataConfig) -> str | None:
     """`original` for CIFAR-10's own images, `copy` for other files of the whole of them, else None. The source has been
     prepared."""
     if is_cifar10(data.source):

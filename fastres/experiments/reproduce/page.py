@@ -57,9 +57,9 @@ def write(
 
 def command(plan: Plan) -> str:
     """The command that measures `plan` again."""
-    words = ["fastres", "reproduce", *plan.asked, "--source", plan.source, "--seeds", str(len(plan.seeds))]
-    words += [] if plan.scale == 1 else ["--scale", f"{plan.scale:g}"]
-    return shlex.join([*words, *(word for text in plan.settings for word in ("--set", text))])
+    command = ["fastres", "reproduce", *plan.asked, "--source", plan.source, "--seeds", str(len(plan.seeds))]
+    command += [] if plan.scale == 1 else ["--scale", f"{plan.scale:g}"]
+    return shlex.join([*command, *(word for text in plan.settings for word in ("--set", text))])
 
 
 def counts(findings: Sequence[Finding]) -> str:

@@ -16,7 +16,7 @@ from fastres.experiments.reproduce.scaling import scaled, trained_images
 from fastres.experiments.reproduce.verdicts import Claim, Measured, Need
 from fastres.experiments.sweep.plan import load
 from fastres.models import build, count_parameters, layers
-from fastres.recipe import PseudoLabel, Recipe
+from fastres.recipe import PseudoLabelConfig, Recipe
 from fastres.recipe.portable import self_contained
 
 UNLABELLED = "unlabelled.pkl"
@@ -138,7 +138,7 @@ def make(
             name = _name(own)
             run_of[need, seed] = name
             images = trained_images(own, train_images)
-            if isinstance(own.method, PseudoLabel):  # in each round but the first also those that it has labelled
+            if isinstance(own.method, PseudoLabelConfig):  # in each round but the first also those that it has labelled
                 images += own.method.rounds * (images + min(test_images, own.data.test_images or test_images))
             passes = own.train.epochs * images
             shifted = any(claim.shifted and need in claim.needs for claim in claims)
@@ -185,7 +185,7 @@ def _counts(data: Any) -> tuple[int, int, int, int, bool]:
 def _for_run(recipe: Recipe, seed: int, out: Path, *, record: bool) -> Recipe:
     """The recipe of one seed as it is trained below `out`."""
     changes: dict[str, Any] = {"train": recipe.train.model_copy(update={"seed": seed})}
-    if isinstance(recipe.method, PseudoLabel):
+    if isinstance(recipe.method, PseudoLabelConfig):
         changes["method"] = recipe.method.model_copy(update={"unlabelled": str((out / UNLABELLED).absolute())})
     if not record:  # figures and page take longer than a short training
         changes["record"] = recipe.record.model_copy(update={"report": False})

@@ -31,7 +31,7 @@ from fastres.experiments.reproduce.verdicts import Finding
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.results import DIVERGED
 from fastres.experiments.sweep.run import check_folder, train_point
-from fastres.recipe import PseudoLabel
+from fastres.recipe import PseudoLabelConfig
 from fastres.runs import directory
 from fastres.runs.reader import read_run
 from fastres.utils import workers as search_workers
@@ -80,7 +80,7 @@ def reproduce(
         open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
         plan = make(names, **options, settings=settings)
     folder = out if (out / PLAN).is_file() else directory.new_folder(out, "reproduce")
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         count = workers or (4 if where.type == "cuda" else 1)
         most = max(count, _check_plan(folder, plan))
         write_json(folder / PLAN, {**_begun(plan), "workers": most})
@@ -119,7 +119,7 @@ def _check_plan(folder: Path, plan: Plan) -> int:
 def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:
     """Write the test images as the challenge's file has its images, where pseudo-labels are asked for."""
     path = folder / UNLABELLED
-    job = next((job for job in plan.jobs if isinstance(job.recipe.method, PseudoLabel)), None)
+    job = next((job for job in plan.jobs if isinstance(job.recipe.method, PseudoLabelConfig)), None)
     if job is None or path.exists():
         return
     data = job.recipe.data

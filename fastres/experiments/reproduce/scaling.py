@@ -9,7 +9,7 @@ import math
 from pydantic import ValidationError
 
 from fastres.errors import UserError
-from fastres.recipe import Data, Recipe
+from fastres.recipe import DataConfig, Recipe
 
 STEPS = 10
 """Steps an epoch has at least, as far as there are images: fewer would measure little but the start."""
@@ -51,12 +51,12 @@ def trained_images(recipe: Recipe, train_images: int) -> int:
     return _after_split(recipe.data, min(train_images, recipe.data.train_images or train_images))
 
 
-def _after_split(data: Data, count: int) -> int:
+def _after_split(data: DataConfig, count: int) -> int:
     """Of `count` training images those that are trained on."""
     return count if data.split == "none" else count - round(count * data.validation_share)
 
 
-def _before_split(data: Data, wanted: int, most: int) -> int:
+def _before_split(data: DataConfig, wanted: int, most: int) -> int:
     """The fewest training images, up to `most`, of which `wanted` are trained on."""
     # One image more leaves one more to train on or none, so no number is passed over.
     return next((count for count in range(wanted, most) if _after_split(data, count) == wanted), most)

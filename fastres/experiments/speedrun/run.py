@@ -20,13 +20,13 @@ from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.metrics import measure, passes
 from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
-from fastres.recipe import PseudoLabel, Recipe, SelfSupervised
+from fastres.recipe import PseudoLabelConfig, Recipe, SelfSupervisedConfig
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import trains_teacher
 from fastres.runs import directory
 from fastres.training.data import labels_of
 from fastres.training.session import Session
-from fastres.training.step import Phase
+from fastres.training.step import StepVariant
 from fastres.utils.files import write_json, write_text
 from fastres.utils.format import duration
 from fastres.utils.machine import environment
@@ -86,7 +86,7 @@ def speedrun(
             "runs": count,
             "target": target,
             "device": facts["gpu_name" if where.type == "cuda" else "cpu_model"],
-            "data": session.feed.fingerprint,
+            "data": session.data_module.fingerprint,
         }
         if goes_on:
             folder = Path(str(out))
@@ -94,7 +94,7 @@ def speedrun(
         else:
             folder = directory.new_folder(out, f"{name}-speedrun")
             write_json(folder / PLAN, plan)
-        with directory.claimed(folder), cuda_graph.side_stream(where):
+        with directory.run_lock(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             write_json(folder / "environment.json", facts)
             rows = session.complete(folder, count)
@@ -102,7 +102,7 @@ def speedrun(
             write_json(folder / SUMMARY, summary)  # its presence says that all runs are done
             draw(folder, rows, summary)
     finally:
-        session.feed.close()
+        session.data_module.close()
     return SpeedrunResult(folder, summary)
 
 
@@ -114,9 +114,9 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
         raise UserError(f"--target {target:g}: give an accuracy as a share between 0 and 1, such as 0.94")
     if recipe.train.seed + count > 2**32:
         raise UserError(f"train.seed = {recipe.train.seed} leaves no {count} seeds below 2³²: set a smaller one")
-    if isinstance(recipe.method, PseudoLabel):
+    if isinstance(recipe.method, PseudoLabelConfig):
         raise UserError("a speedrun trains once, method.name = 'pseudo_label' in rounds: set it to 'supervised'")
-    if isinstance(recipe.method, SelfSupervised):
+    if isinstance(recipe.method, SelfSupervisedConfig):
         raise UserError(f"method.name = '{recipe.method.name}' learns features; a speedrun times supervised training")
     if trains_teacher(recipe):
         raise UserError("a speedrun trains once, a teacher's recipe besides: train it first, and name its folder")
@@ -136,7 +136,7 @@ class _Series(Session):
 
     def __init__(self, recipe: Recipe, device: torch.device, quiet: bool) -> None:
         super().__init__(recipe, device, quiet=quiet)
-        self.labels = labels_of(self.feed.test)
+        self.labels = labels_of(self.data_module.test)
 
     def about(self) -> dict[str, Any]:
         """What the summary says of recipe, network and data."""
@@ -148,11 +148,11 @@ class _Series(Session):
             "epochs": self.recipe.train.epochs,
             "steps": self.step.steps,
             "precision": self.recipe.train.precision,
-            "compile_note": self.step.loss_and_correct.note,
+            "compile_note": self.step.loss_and_correct.fallback_reason,
             "tta": self.recipe.eval.tta,
             "tta_passes": passes(self.recipe.eval),
             "test_images": len(self.labels),
-            "loader": self.feed.loading.kind,
+            "loader": self.data_module.loading.name,
             "timed": TIMED,
             "not_timed": NOT_TIMED,
         }
@@ -188,20 +188,20 @@ class _Series(Session):
     def _warm_up(self) -> None:
         """Compile, and do all that a run does. What comes out is nobody's: each run draws weights of its own."""
         self.step.restart(self.draw(self.recipe.train.seed), self.recipe.train.seed)
-        whole, options = len(self.feed.train), self.recipe.train
-        partial = not options.drop_last and len(self.feed.train.subset) % options.batch_size
-        kinds: dict[tuple[Phase, bool], int] = {}
+        whole, options = len(self.data_module.train), self.recipe.train
+        partial = not options.drop_last and len(self.data_module.train.subset) % options.batch_size
+        kinds: dict[tuple[StepVariant, bool], int] = {}
         for step in range(self.step.steps):
-            kind = self.step.phase(step), bool(partial) and step % whole == whole - 1
+            kind = self.step.variant(step), bool(partial) and step % whole == whole - 1
             kinds.setdefault(kind, step)
         for first in kinds.values():
             for _ in range(WARM_UP):
-                self._train(first, min(first + self.runner.together, self.step.steps))
-        measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
+                self._train(first, min(first + self.runner.steps_per_launch, self.step.steps))
+        measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
 
     def _run(self, seed: int, stepped: Callable[[int], None]) -> dict[str, Any]:
         """One run: its row of runs.jsonl."""
-        self.feed.reseed(seed)
+        self.data_module.reseed(seed)
         network = self.draw(seed)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -209,7 +209,7 @@ class _Series(Session):
         self.initialise(network)
         self.step.restart(network, seed)
         self._train(0, self.step.steps, stepped)
-        measured = measure(self.evaluator.logits(self.feed.test, self.recipe.eval), self.labels)
+        measured = measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
         return {
             "seed": seed,
@@ -221,7 +221,7 @@ class _Series(Session):
 
     def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:
         """Steps `first` to before `end` of a run; nothing here waits for a GPU. `stepped` hears how many are done."""
-        per_epoch = len(self.feed.train)
+        per_epoch = len(self.data_module.train)
         while first < end:
             epoch, begin = divmod(first, per_epoch)
             for done in self.runner.epoch(epoch, begin, min(per_epoch - begin, end - first)):
@@ -253,11 +253,11 @@ class _Progress:
 
     def end(self, rows: list[dict[str, Any]]) -> None:
         row, sample = rows[-1], Sample.of([row["test_accuracy"] for row in rows])
-        words = [self._counted(), f"seed {row['seed']}", f"test {row['test_accuracy']:7.2%}", f"{row['seconds']:.2f} s"]
-        words.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
+        cells = [self._counted(), f"seed {row['seed']}", f"test {row['test_accuracy']:7.2%}", f"{row['seconds']:.2f} s"]
+        cells.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
         if row["test_loss"] is None:
-            words.append("its loss is not finite")
-        self.message("  ".join([*words, self._left(self.run + 1)] if len(rows) < self.count else words))
+            cells.append("its loss is not finite")
+        self.message("  ".join([*cells, self._left(self.run + 1)] if len(rows) < self.count else cells))
 
     def _counted(self) -> str:
         return f"run {self.run + 1:>{len(str(self.count))}}/{self.count}"

@@ -57,7 +57,7 @@ def sweep(
     work = [work_of(point) for point in plan.points]
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         for point in plan.points:
             check_folder(folder / point.name, point)
         write_text(folder / PLAN, plan.recipe.to_toml())

@@ -33,7 +33,7 @@ from fastres.experiments.sweep.results import (
 from fastres.experiments.sweep.run import SweepResult, check_folder, train_point
 from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.models import build
-from fastres.recipe import Range, Recipe, Search
+from fastres.recipe import RangeConfig, Recipe, SearchConfig
 from fastres.recipe.loading import Layer, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.recipe.portable import self_contained
@@ -63,7 +63,7 @@ class SearchPlan:
     """The recipe without a trial's values, with its search."""
 
     @property
-    def search(self) -> Search:
+    def search(self) -> SearchConfig:
         """The search."""
         assert self.recipe.sweep is not None and self.recipe.sweep.search is not None
         return self.recipe.sweep.search
@@ -98,7 +98,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
                 f"{path}: '{key}' changes the validation images, by which trials are compared: leave it out"
             )
     ends = {
-        key: [inside.low, inside.high] if isinstance(inside, Range) else inside for key, inside in parameters.items()
+        key: [inside.low, inside.high] if isinstance(inside, RangeConfig) else inside
+        for key, inside in parameters.items()
     }
     first = {key: values[0] for key, values in ends.items()}
     for key, values in ends.items():
@@ -159,9 +160,9 @@ class _Worker:
         if "folder" in trial.user_attrs:
             return trial
         # Another worker may have asked meanwhile: who comes after the last place steps back.
-        beginning = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-        begun = {one.user_attrs["folder"] for one in beginning if "folder" in one.user_attrs}
-        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in beginning)
+        startup_timer = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        begun = {one.user_attrs["folder"] for one in startup_timer if "folder" in one.user_attrs}
+        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in startup_timer)
         if len(begun) + asking >= trials:
             study.tell(trial, state=TrialState.FAIL)
             return None
@@ -199,11 +200,11 @@ class _Worker:
         check_folder(run, point)
         row = read_row(run, name, "", point.settings)
         if row is None:
-            words = "  ".join(
+            shown = "  ".join(
                 f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
                 for key, value in point.settings.items()
             )
-            self._say(f"{name} of {self.plan.search.trials}: {words}  {self._left(study)}".rstrip())
+            self._say(f"{name} of {self.plan.search.trials}: {shown}  {self._left(study)}".rstrip())
             train_point(run, point, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
             row = read_row(run, name, "", point.settings)
             assert row is not None, "a run that ends without an error has a summary"
@@ -250,8 +251,8 @@ class _Watch:
         return PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
 
 
-def _suggest(trial: "optuna.Trial", key: str, inside: Range | list[Any]) -> None:
-    if not isinstance(inside, Range):
+def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -> None:
+    if not isinstance(inside, RangeConfig):
         # Optuna's choices are scalars; a recipe's can be lists.
         trial.suggest_categorical(key, [json.dumps(choice) for choice in inside])
     elif inside.whole:
@@ -260,10 +261,10 @@ def _suggest(trial: "optuna.Trial", key: str, inside: Range | list[Any]) -> None
         trial.suggest_float(key, inside.low, inside.high, step=inside.step, log=inside.log)
 
 
-def _values(params: dict[str, Any], search: Search) -> dict[str, Any]:
+def _values(params: dict[str, Any], search: SearchConfig) -> dict[str, Any]:
     """The parameters of a trial as values of the recipe."""
     return {
-        key: params[key] if isinstance(inside, Range) else json.loads(params[key])
+        key: params[key] if isinstance(inside, RangeConfig) else json.loads(params[key])
         for key, inside in search.parameters.items()
     }
 
@@ -293,7 +294,7 @@ def search(
     recipe = self_contained(plan.recipe)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
-    with directory.claimed(folder):
+    with directory.run_lock(folder):
         if goes_on:
             _check_plan(folder, recipe)
         write_text(folder / PLAN, recipe.to_toml())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastres.errors import UserError
-from fastres.recipe import Search
+from fastres.recipe import SearchConfig
 
 if TYPE_CHECKING:
     import optuna
@@ -51,7 +51,7 @@ def storage_faults(path: Path) -> Iterator[None]:
         raise UserError(said) from error
 
 
-def open_study(folder: Path, search: Search, metric: str) -> "optuna.Study":
+def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study":
     """The study in `folder`, made where there is none. Raises UserError where its file cannot be used."""
     optuna = import_optuna()
     from sqlalchemy.engine import URL

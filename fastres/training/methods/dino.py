@@ -45,7 +45,7 @@ class DinoNetwork(Pretraining):
     projection: ProjectionHead
     centre: Tensor
 
-    def __init__(self, backbone: Network, options: recipe.Dino, image_size: int) -> None:
+    def __init__(self, backbone: Network, options: recipe.DinoConfig, image_size: int) -> None:
         super().__init__(backbone)
         if options.local_views:
             check_size(backbone, image_size, options.local_size, "method.local_size")

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from fastres.data import Dataset
 from fastres.errors import UserError
-from fastres.evaluation.trained import Kept
-from fastres.recipe import Distill
+from fastres.evaluation.trained import TrainedModel
+from fastres.recipe import DistillConfig
 from fastres.runs import checkpoint
-from fastres.training.data import Feed
+from fastres.training.data import DataModule
 
 
 def check_fits(teacher: str, classes: tuple[str, ...], image_size: int, dataset: Dataset) -> None:
@@ -38,15 +38,17 @@ class Distillation:
     `options` do not name one. Raises UserError where it has other classes or another image size.
     """
 
-    def __init__(self, options: Distill, feed: Feed, device: torch.device, run: Path | None = None) -> None:
+    def __init__(
+        self, options: DistillConfig, data_module: DataModule, device: torch.device, run: Path | None = None
+    ) -> None:
         run = run or Path(str(options.teacher))
-        kept = Kept.load(run, device.type)
-        check_fits(str(run), kept.classes, kept.image_size, feed.dataset)
+        kept = TrainedModel.load(run, device.type)
+        check_fits(str(run), kept.classes, kept.image_size, data_module.dataset)
         self.options, self.network = options, kept.network.to(device).requires_grad_(False)
         self.about = f"{options.temperature} {options.weight} {kept.recipe.model!r}"
         self.fingerprint = hashlib.sha256((run / checkpoint.FINAL).read_bytes()).hexdigest()[:16]
         # The teacher's image is (pixel − mean′)/std′ = scale·(student's image) + shift.
-        own, theirs = feed.augment, kept.augment
+        own, theirs = data_module.augment, kept.augment
         scale, shift = own.std / theirs.std, (own.mean - theirs.mean) / theirs.std
         self._same = torch.equal(own.mean, theirs.mean) and torch.equal(own.std, theirs.std)
         self._scale, self._shift = (each.float().view(1, -1, 1, 1).to(device) for each in (scale, shift))

@@ -16,7 +16,7 @@ class EmpSslNetwork(Pretraining):
     Raises UserError where the network has no features of patches of `options.patch_size`.
     """
 
-    def __init__(self, backbone: Network, options: recipe.EmpSsl, image_size: int) -> None:
+    def __init__(self, backbone: Network, options: recipe.EmpSslConfig, image_size: int) -> None:
         super().__init__(backbone)
         check_size(backbone, image_size, options.patch_size, "method.patch_size")
         self.options = options

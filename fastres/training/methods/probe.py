@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fastres.evaluation.evaluator import Evaluator, everything
 from fastres.models import Network
-from fastres.recipe import Recipe, SelfSupervised
-from fastres.training.data import Feed, labels_of
+from fastres.recipe import Recipe, SelfSupervisedConfig
+from fastres.training.data import DataModule, labels_of
 
 DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """L2 penalties that are tried."""
@@ -35,26 +35,26 @@ class _Features(nn.Module):
         return self.network.features(images)
 
 
-def fit_classifier(network: Network, feed: Feed, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def fit_classifier(network: Network, data_module: DataModule, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Put a logistic regression on the features of the training images, not augmented, in the place of the network's
     classifier; returns what summary.json gets: `knn_accuracy` and `probe_decay`, the L2 penalty that was chosen."""
-    assert isinstance(recipe.method, SelfSupervised)
+    assert isinstance(recipe.method, SelfSupervisedConfig)
     evaluator = Evaluator(
-        _Features(network), feed.augment, recipe.train.precision, device, compile=recipe.train.compile
+        _Features(network), data_module.augment, recipe.train.precision, device, compile=recipe.train.compile
     )
-    rows = torch.from_numpy(feed.train.subset)
-    labels = torch.from_numpy(feed.train_labels)[rows].to(device)
-    features = evaluator.logits(everything(feed.train_images, recipe.eval.batch_size, device))[rows].to(device)
-    tested = evaluator.logits(feed.test).to(device)
-    votes = nearest_neighbours(features, labels, tested, recipe.method.neighbours, len(feed.dataset.classes))
+    rows = torch.from_numpy(data_module.train.subset)
+    labels = torch.from_numpy(data_module.train_labels)[rows].to(device)
+    features = evaluator.logits(everything(data_module.train_images, recipe.eval.batch_size, device))[rows].to(device)
+    tested = evaluator.logits(data_module.test).to(device)
+    votes = nearest_neighbours(features, labels, tested, recipe.method.neighbours, len(data_module.dataset.classes))
     weight, bias, decay = linear_probe(
-        features, labels, len(feed.dataset.classes), biased=network.classifier.bias is not None
+        features, labels, len(data_module.dataset.classes), biased=network.classifier.bias is not None
     )
     with torch.no_grad():  # in place: what is captured reads these tensors
         network.classifier.weight.copy_(weight / network.logit_scale)
         if bias is not None:
             network.classifier.bias.copy_(bias / network.logit_scale)
-    correct = (votes.argmax(1).cpu() == labels_of(feed.test)).double().mean().item()
+    correct = (votes.argmax(1).cpu() == labels_of(data_module.test)).double().mean().item()
     return {"knn_accuracy": correct, "probe_decay": decay}
 
 

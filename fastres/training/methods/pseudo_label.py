@@ -18,8 +18,8 @@ from torch import Tensor
 from fastres.data import Dataset, open_dataset
 from fastres.data.store.extra import unlabelled_part, write
 from fastres.errors import Interrupted, UserError
-from fastres.evaluation.trained import Kept
-from fastres.recipe import Extra, PseudoLabel, Recipe, Supervised, Transfer
+from fastres.evaluation.trained import TrainedModel
+from fastres.recipe import ExtraConfig, PseudoLabelConfig, Recipe, SupervisedConfig, TransferConfig
 from fastres.runs import checkpoint
 from fastres.utils.files import write_bytes, write_json
 
@@ -34,13 +34,13 @@ class Rounds:
     """The rounds of `recipe`, and the images that they label."""
 
     recipe: Recipe
-    options: PseudoLabel
+    options: PseudoLabelConfig
     unlabelled: Dataset
 
     @classmethod
     def open(cls, recipe: Recipe, *, quiet: bool = False) -> "Rounds":
         """Raises UserError where there are no images to label."""
-        assert isinstance(recipe.method, PseudoLabel)
+        assert isinstance(recipe.method, PseudoLabelConfig)
         if recipe.data.extra is not None:
             raise UserError("method.name = 'pseudo_label' chooses data.extra itself: leave it out")
         source, data = recipe.method.unlabelled, recipe.data
@@ -78,18 +78,18 @@ class Rounds:
 
     def of_round(self, number: int, run: Path) -> Recipe:
         """The recipe of a round: an ordinary run, from the second on with extra images."""
-        changes: dict[str, Any] = {"method": Supervised()}
+        changes: dict[str, Any] = {"method": SupervisedConfig()}
         if number:
             labels = str(_labels(run, number).absolute())
-            extra = Extra(source=self.options.unlabelled, labels=labels, soft=self.options.soft)
+            extra = ExtraConfig(source=self.options.unlabelled, labels=labels, soft=self.options.soft)
             changes["data"] = self.recipe.data.model_copy(update={"extra": extra})
             if not self.options.restart:
-                changes["transfer"] = Transfer(weights=str((run / "rounds" / str(number - 1)).absolute()))
+                changes["transfer"] = TransferConfig(weights=str((run / "rounds" / str(number - 1)).absolute()))
         return self.recipe.model_copy(update=changes)
 
     def _label(self, run: Path, number: int, device: str) -> NDArray[np.int64]:
         """Let the network of round `number` label images for the next one; returns which it chose."""
-        kept = Kept.load(run / "rounds" / str(number), device)
+        kept = TrainedModel.load(run / "rounds" / str(number), device)
         probabilities = kept.logits(unlabelled_part(self.unlabelled).images).softmax(1)
         rows = choose(probabilities, self.options.threshold, self.options.balance)
         if len(rows):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from fastres.errors import UserError
 from fastres.models import Network
-from fastres.recipe import Transfer
+from fastres.recipe import TransferConfig
 from fastres.runs import checkpoint
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-def start_from(network: Network, options: Transfer) -> None:
+def start_from(network: Network, options: TransferConfig) -> None:
     """Give `network` the weights that `options.weights` names, and freeze what `options.freeze` does.
 
     The classifier keeps its drawn weights where it has another number of classes. Raises UserError where anything else
@@ -44,7 +44,7 @@ def start_from(network: Network, options: Transfer) -> None:
         raise UserError("transfer.freeze leaves nothing to train: narrow its patterns")
 
 
-def rate_factors(network: nn.Module, options: Transfer | None) -> dict[nn.Parameter, float]:
+def rate_factors(network: nn.Module, options: TransferConfig | None) -> dict[nn.Parameter, float]:
     """The factors on the learning rate that are not 1. Raises UserError for a pattern that no parameter fits."""
     factors: dict[nn.Parameter, float] = {}
     for pattern, factor in ({} if options is None else options.lr_factors).items():

@@ -53,10 +53,10 @@ def test_a_set_that_does_not_fit_streams(
     installed(*packages)
     monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000 - 1)
     chosen = choose.choose(dataset)
-    assert chosen.kind == kind
+    assert chosen.name == kind
     assert chosen.why == "36.9 MB of images do not fit into 50% of this machine's memory, 73.7 MB" + (note or "")
     monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000)
-    assert choose.choose(dataset).kind == "resident"
+    assert choose.choose(dataset).name == "resident"
 
 
 def test_the_recipes_word_counts(dataset: Dataset) -> None:

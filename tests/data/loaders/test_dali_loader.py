@@ -168,15 +168,15 @@ def test_what_is_skipped_or_far_ahead_is_not_read() -> None:
         batches = loader.batches(0, 10)
         next(batches)
         time.sleep(0.2)  # time to read too far
-        ahead = 5 * (1 + module._QUEUE + module._READ_AHEAD + 1)
-        assert set(files.seen) <= set(range(50, 50 + ahead))
+        prefetch = 5 * (1 + module._QUEUE + module._READ_AHEAD + 1)
+        assert set(files.seen) <= set(range(50, 50 + prefetch))
 
 
 @needs_dali
 def test_a_pipeline_serves_one_epoch_after_another_unless_one_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     build = DaliLoader._built
-    monkeypatch.setattr(DaliLoader, "_built", lambda self, feed: built.append(1) or build(self, feed))
+    monkeypatch.setattr(DaliLoader, "_built", lambda self, data_module: built.append(1) or build(self, data_module))
     files = Files([packed(photo(seed), "JPEG") for seed in range(40)])
     expected = files.decode(range(40))
     with over(files, 4) as loader:

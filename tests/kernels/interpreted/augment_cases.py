@@ -59,7 +59,7 @@ class Case:
     count: int = 5
 
     def augment(self) -> Augment:
-        policy, mix = recipe.Augment(**self.policy), recipe.Mix(**self.mix)
+        policy, mix = recipe.AugmentConfig(**self.policy), recipe.MixConfig(**self.mix)
         options: dict[str, Any] = {"dtype": self.dtype, "channels_last": self.channels_last}
         return Augment(policy, MEAN, STD, mix=mix, seed=self.seed, **options)
 
@@ -104,9 +104,12 @@ def expected(augment: Augment, images: Tensor, rows: Tensor, indices: Tensor, ep
     values = []
     for sample, (row, index) in enumerate(zip(rows.tolist(), indices.tolist(), strict=True)):
         pixels = reference.augment_pixels(images[row].numpy(), augment.policy, drawn, sample)
-        boxes = [(drawn.cutout[:, sample], augment.finish[4]), (drawn.erase[:, sample], augment.finish[5])]
+        boxes = [
+            (drawn.cutout[:, sample], augment.normalization[4]),
+            (drawn.erase[:, sample], augment.normalization[5]),
+        ]
         noise = reference.noise(size, augment.noise_scale, augment.seed, epoch, index)
-        values.append(reference.normalise(pixels, augment.finish[0], augment.finish[1], boxes, noise))
+        values.append(reference.normalise(pixels, augment.normalization[0], augment.normalization[1], boxes, noise))
     return np.stack(values) if values else np.zeros((0, *size, 3), dtype=np.float32)
 
 

@@ -13,7 +13,7 @@ from fastres import recipe
 from fastres.augment import draws, gpu, reference
 from fastres.augment.philox import philox_4x32
 from fastres.kernels.augment.colour import turn_hue
-from fastres.kernels.augment.draws import draw_cutout, draw_erase, draw_geometry, draw_mixing, draw_sample, words
+from fastres.kernels.augment.draws import draw_cutout, draw_erase, draw_geometry, draw_mixing, draw_sample, random_bits
 from fastres.kernels.augment.kernel import OPTIONS
 from fastres.kernels.batch_norm import launch
 
@@ -24,7 +24,7 @@ INDICES = torch.cat([torch.arange(20), torch.tensor([2**31 - 1, 2**31, 2**32 - 1
 @triton.jit(do_not_specialize=["seed", "epoch", "block"])
 def words_kernel(indices, out, seed, epoch, stream: tl.constexpr, block):
     sample = tl.program_id(0)
-    first, second, third, fourth = words(seed, tl.load(indices + sample), epoch, stream, block)
+    first, second, third, fourth = random_bits(seed, tl.load(indices + sample), epoch, stream, block)
     tl.store(out + 4 * sample, first)
     tl.store(out + 4 * sample + 1, second)
     tl.store(out + 4 * sample + 2, third)
@@ -81,12 +81,12 @@ NAMES = ("top", "left", "height", "width", "down", "right", "flip", "jitter", "o
 )
 def test_draws(policy: dict[str, Any], size: tuple[int, int], epoch: int) -> None:
     """Every integer that is drawn."""
-    given = recipe.Augment(**policy)
+    given = recipe.AugmentConfig(**policy)
     plan = draws.plan(given, size)
     out = torch.zeros(len(INDICES), 26, dtype=torch.int32, device=DEVICE)
-    tables = torch.from_numpy(gpu.level_tables(plan, recipe.Mix())).to(DEVICE)
+    tables = torch.from_numpy(gpu.level_tables(plan, recipe.MixConfig())).to(DEVICE)
     draws_kernel[(len(INDICES),)](
-        INDICES, out, tables, 5, epoch, POLICY=gpu.kernel_policy(given, recipe.Mix(), plan), **COMPILER
+        INDICES, out, tables, 5, epoch, POLICY=gpu.kernel_policy(given, recipe.MixConfig(), plan), **COMPILER
     )
     found = dict(zip(NAMES, out.cpu().numpy().T, strict=False))
     wanted = draws.draw(plan, 5, epoch, INDICES.cpu().numpy())
@@ -126,12 +126,12 @@ def mixing_kernel(out, weights, tables, seed, epoch, POLICY: tl.constexpr):
 @pytest.mark.parametrize("size", [(32, 32), (7, 5), (1, 1)], ids=str)
 def test_mixing(table: dict[str, Any], size: tuple[int, int]) -> None:
     """Kind, weight and box of fifty batches, at an epoch where the last table has stopped mixing."""
-    mix, steps, epoch = recipe.Mix(**table), 50, 3
-    plan = draws.plan(recipe.Augment(**PLAIN), size)
+    mix, steps, epoch = recipe.MixConfig(**table), 50, 3
+    plan = draws.plan(recipe.AugmentConfig(**PLAIN), size)
     tables = torch.from_numpy(gpu.level_tables(plan, mix)).to(DEVICE)
     out = torch.zeros(steps, 5, dtype=torch.int32, device=DEVICE)
     weights = torch.zeros(steps, device=DEVICE)
-    policy = gpu.kernel_policy(recipe.Augment(**PLAIN), mix, plan)
+    policy = gpu.kernel_policy(recipe.AugmentConfig(**PLAIN), mix, plan)
     mixing_kernel[(steps,)](out, weights, tables, 11, epoch, POLICY=policy, **COMPILER)
     for step in range(steps):
         wanted = draws.draw_mix(mix, 11, epoch, step, size)

@@ -142,7 +142,7 @@ def test_mix_batch(shape: tuple[int, int, int, int], channels_last: bool, dtype:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype).to(memory_format=layout)
     labels, before = torch.arange(shape[0], device=DEVICE), batch.clone()
-    mix = recipe.Mix(**MIX, prob=0.7)
+    mix = recipe.MixConfig(**MIX, prob=0.7)
     steps = {draws.draw_mix(mix, 3, 1, step, shape[2:]).kind: step for step in range(20)}
     assert len(steps) == 3
     for step in steps.values():
@@ -164,7 +164,7 @@ def test_mix_batch(shape: tuple[int, int, int, int], channels_last: bool, dtype:
 
 def test_mix_batch_without_a_table() -> None:
     batch, labels = torch.randn(2, 3, 4, 4, device=DEVICE), torch.arange(2, device=DEVICE)
-    out, _, partners, weight = mix_batch(batch, labels, recipe.Mix())
+    out, _, partners, weight = mix_batch(batch, labels, recipe.MixConfig())
     assert torch.equal(out, batch) and torch.equal(partners, labels) and weight.item() == 1
 
 

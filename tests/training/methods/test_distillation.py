@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fastres import train
 from fastres.errors import UserError
-from fastres.evaluation.trained import Kept
+from fastres.evaluation.trained import TrainedModel
 from fastres.models import build
-from fastres.recipe import Distill, Recipe
+from fastres.recipe import DistillConfig, Recipe
 from fastres.runs import checkpoint
-from fastres.training.data import Feed, open_feed
+from fastres.training.data import DataModule, open_data_module
 from fastres.training.loop import Run, RunResult
 from fastres.training.methods.distillation import Distillation
 from fastres.training.run import resume
@@ -43,21 +43,21 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
     return train(recipe(augment=colours), out=out, device="cpu", quiet=True).run
 
 
-def opened(options: Recipe) -> Feed:
-    return open_feed(options, CPU, quiet=True)
+def opened(options: Recipe) -> DataModule:
+    return open_data_module(options, CPU, quiet=True)
 
 
 def test_the_loss_in_fp64_by_its_definition(teacher: Path) -> None:
     """On mixed images, with the teacher's own colours: (1 − w)·CE + w·T²·Σ p·log(p/q)."""
     options = recipe(method={"name": "distill", "teacher": str(teacher), "temperature": 3.0, "weight": 0.7})
-    assert isinstance(options.method, Distill)
-    feed = opened(options)
-    found = Distillation(options.method, feed, CPU)
+    assert isinstance(options.method, DistillConfig)
+    data_module = opened(options)
+    found = Distillation(options.method, data_module, CPU)
     torch.manual_seed(0)
     network = build(options.model, 10, 32)
     step = Step(network, options, 4, CPU, found)
     rows = torch.arange(16)
-    images = feed.augment.plain(feed.train.source, rows)  # type: ignore[attr-defined]
+    images = data_module.augment.normalize(data_module.train.source, rows)  # type: ignore[attr-defined]
     labels, partners, weight = rows % 10, (rows + 3) % 10, torch.tensor([0.25])
     network.train()
     loss, _ = step._loss_and_correct(images, labels, partners, weight)
@@ -65,14 +65,14 @@ def test_the_loss_in_fp64_by_its_definition(teacher: Path) -> None:
     twin = build(options.model, 10, 32).double().train()
     torch.manual_seed(0)
     twin.load_state_dict(build(options.model, 10, 32).state_dict())
-    kept = Kept.load(teacher, "cpu")
-    pixels = torch.from_numpy(feed.train_images[:16]).double().permute(0, 3, 1, 2) / 255
+    kept = TrainedModel.load(teacher, "cpu")
+    pixels = torch.from_numpy(data_module.train_images[:16]).double().permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(each, dtype=torch.float64).view(1, 3, 1, 1)
         for each in (kept.recipe.augment.mean, kept.recipe.augment.std)
     )
     told = kept.network.double().eval()((pixels - mean) / std)
-    logits = twin((pixels - feed.augment.mean.view(1, 3, 1, 1)) / feed.augment.std.view(1, 3, 1, 1))
+    logits = twin((pixels - data_module.augment.mean.view(1, 3, 1, 1)) / data_module.augment.std.view(1, 3, 1, 1))
 
     def cross_entropy(target: Tensor) -> Tensor:
         return -logits.log_softmax(1)[torch.arange(16), target].mean()
@@ -91,14 +91,14 @@ def test_no_weight_is_no_teacher_and_the_teacher_stays(teacher: Path) -> None:
     for weight in (None, 0.0, 1.0):
         method = {} if weight is None else {"method": {"name": "distill", "teacher": str(teacher), "weight": weight}}
         options = recipe(**method)
-        feed = opened(options)
-        found = Distillation(options.method, feed, CPU) if isinstance(options.method, Distill) else None
+        data_module = opened(options)
+        found = Distillation(options.method, data_module, CPU) if isinstance(options.method, DistillConfig) else None
         torch.manual_seed(0)
         network = build(options.model, 10, 32)
         step = Step(network, options, 4, CPU, found)
         for number in range(4):
             rows = torch.arange(16) + 16 * number
-            step(number, feed.augment.plain(feed.train.source, rows), rows % 10)  # type: ignore[attr-defined]
+            step(number, data_module.augment.normalize(data_module.train.source, rows), rows % 10)  # type: ignore[attr-defined]
         finals[weight] = network.state_dict()
         if found is not None:
             assert not found.network.training
@@ -122,7 +122,7 @@ def test_teachers_that_do_not_fit(teacher: Path, tmp_path: Path) -> None:
         other = tmp_path / f"other-{len(said)}"
         (other / "checkpoints").mkdir(parents=True)
         (other / "recipe.toml").write_bytes((teacher / "recipe.toml").read_bytes())
-        kept = Kept.load(teacher, "cpu").network
+        kept = TrainedModel.load(teacher, "cpu").network
         checkpoint.save_weights(other / checkpoint.FINAL, kept, {**about, **change})
         with pytest.raises(UserError, match=said):
             train(recipe(method=method(other)), out=tmp_path / "run", device="cpu", quiet=True)
@@ -150,7 +150,7 @@ def test_a_resumed_run_wants_the_same_teacher(teacher: Path, tmp_path: Path, mon
         with pytest.raises(Stopped):
             train(options.model_copy(update={}), out=tmp_path / "run", device="cpu", quiet=True)
     kept = (own / checkpoint.FINAL).read_bytes()
-    network = Kept.load(own, "cpu").network
+    network = TrainedModel.load(own, "cpu").network
     with torch.no_grad():
         network.get_parameter("conv1.weight").add_(1)
     checkpoint.save_weights(own / checkpoint.FINAL, network, checkpoint.load_weights(own / checkpoint.FINAL)[1])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fastres import train
 from fastres.data import open_dataset
 from fastres.data.sources import shapes10
-from fastres.evaluation.trained import Kept
+from fastres.evaluation.trained import TrainedModel
 from fastres.recipe import Recipe
 from fastres.training.loop import RunResult
 
@@ -112,7 +112,7 @@ def test_pseudo_labels_beat_the_labelled_images_alone(tmp_path: Path) -> None:
         by_steps.append(after["test_accuracy"] - longer.test_accuracy)
         chosen = load_file(result.run / "rounds" / "1.safetensors")
         sure = chosen["probabilities"].argmax(1).numpy() == truth[chosen["rows"].numpy()]
-        said = Kept.load(result.run / "rounds" / "0", "cpu").logits(dataset.unlabelled.images).argmax(1).numpy()
+        said = TrainedModel.load(result.run / "rounds" / "0", "cpu").logits(dataset.unlabelled.images).argmax(1).numpy()
         surer.append(sure.mean() - np.mean(said == truth))
     # Seeds 0 to 4 gain 10.1, 15.8, 14.2, 14.4 and 10.3 points on 73% to 82%: mean 13.0, SD 2.6. The mean of three has a
     # standard error of 1.5 points; 8 lie 3.3 of them below.

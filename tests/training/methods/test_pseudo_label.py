@@ -20,11 +20,11 @@ from fastres.data.sources import shapes10
 from fastres.data.store.extra import read, write
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.predict import evaluate
-from fastres.evaluation.trained import Kept
+from fastres.evaluation.trained import TrainedModel
 from fastres.models import build
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
-from fastres.training.data import open_feed
+from fastres.training.data import open_data_module
 from fastres.training.methods.pseudo_label import choose
 from fastres.training.run import resume
 from fastres.training.step import Step
@@ -97,13 +97,13 @@ def test_rounds_are_runs_with_more_images(run: Path, method: dict[str, Any]) -> 
     # Round 1 trains on what that network says of the unlabelled images.
     dataset = open_dataset(method["unlabelled"], quiet=True)
     assert dataset.unlabelled is not None
-    probabilities = Kept.load(run / "rounds" / "0", "cpu").logits(dataset.unlabelled.images).softmax(1)
+    probabilities = TrainedModel.load(run / "rounds" / "0", "cpu").logits(dataset.unlabelled.images).softmax(1)
     extra = read(run / "rounds" / "1.safetensors", dataset, 10)
     assert torch.equal(extra.probabilities, probabilities)
-    feed = open_feed(Recipe.load(run / "rounds" / "1" / "recipe.toml"), CPU, quiet=True)
-    assert len(feed.train.subset) == 64 + COUNT
-    assert np.array_equal(feed.train_labels[64:], probabilities.argmax(1).numpy())
-    assert np.array_equal(feed.train_images[64:], dataset.unlabelled.images)
+    data_module = open_data_module(Recipe.load(run / "rounds" / "1" / "recipe.toml"), CPU, quiet=True)
+    assert len(data_module.train.subset) == 64 + COUNT
+    assert np.array_equal(data_module.train_labels[64:], probabilities.argmax(1).numpy())
+    assert np.array_equal(data_module.train_images[64:], dataset.unlabelled.images)
     # The whole is a run like others: it can be evaluated.
     assert evaluate(run, device="cpu")[1].accuracy == summary["test_accuracy"]
     last = run / "rounds" / "2" / checkpoint.FINAL
@@ -147,22 +147,22 @@ def test_soft_labels_in_fp64_by_their_definition(tmp_path: Path) -> None:
     options = recipe(
         data={"extra": {"source": "shapes10", "labels": str(path), "soft": True}}, train={"label_smoothing": 0.1}
     )
-    feed = open_feed(options, CPU, quiet=True)
+    data_module = open_data_module(options, CPU, quiet=True)
     torch.manual_seed(0)
     network = build(options.model, 10, 32).train()
-    step = Step(network, options, 4, CPU, None, feed.targets)
+    step = Step(network, options, 4, CPU, None, data_module.targets)
     rows, partners = torch.arange(56, 72), torch.arange(56, 72).flip(0)  # eight labelled images and eight others
-    labels, others = (torch.as_tensor(feed.train.labels)[each] for each in (rows, partners))
-    images = feed.augment.plain(feed.train.source, rows)  # type: ignore[attr-defined]
+    labels, others = (torch.as_tensor(data_module.train.labels)[each] for each in (rows, partners))
+    images = data_module.augment.normalize(data_module.train.source, rows)  # type: ignore[attr-defined]
     loss, correct = step._loss_and_correct(images, labels, others, torch.tensor([0.75]))
 
     twin = build(options.model, 10, 32)
     torch.manual_seed(0)
     twin.load_state_dict(build(options.model, 10, 32).state_dict())
     logits = twin.double().train()(images.double())
-    assert feed.extra is not None
-    hard = F.one_hot(torch.from_numpy(feed.train_labels[:64]), 10).double()
-    table = 0.9 * torch.cat([hard, feed.extra.probabilities.double()]) + 0.1 / 10
+    assert data_module.extra is not None
+    hard = F.one_hot(torch.from_numpy(data_module.train_labels[:64]), 10).double()
+    table = 0.9 * torch.cat([hard, data_module.extra.probabilities.double()]) + 0.1 / 10
     expected = -((0.75 * table[rows] + 0.25 * table[partners]) * logits.log_softmax(1)).sum(1).mean()
     # fp32 through a network of four layers, against fp64: some 1e-6 of a loss near 2.3.
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -171,7 +171,7 @@ def test_soft_labels_in_fp64_by_their_definition(tmp_path: Path) -> None:
         (logits.argmax(1) == table.argmax(1)[partners]).double(),
     )
     assert correct.item() == pytest.approx((0.75 * right[0] + 0.25 * right[1]).sum().item(), rel=1e-6)
-    assert torch.equal(feed.classes_of(labels), torch.from_numpy(feed.train_labels)[rows])
+    assert torch.equal(data_module.classes_of(labels), torch.from_numpy(data_module.train_labels)[rows])
 
 
 def test_rounds_from_the_weights_before(method: dict[str, Any], tmp_path: Path) -> None:

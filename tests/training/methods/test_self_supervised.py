@@ -15,14 +15,14 @@ from fastres.evaluation.predict import evaluate
 from fastres.experiments.speedrun.run import speedrun
 from fastres.models import build
 from fastres.optim import Ema
-from fastres.recipe import Dino, EmpSsl, Recipe
+from fastres.recipe import DinoConfig, EmpSslConfig, Recipe
 from fastres.runs import checkpoint
-from fastres.training.data import Feed, open_feed
+from fastres.training.data import DataModule, open_data_module
 from fastres.training.epoch import Runner
 from fastres.training.methods.dino import DinoNetwork, cross_entropies
 from fastres.training.methods.emp_ssl import EmpSslNetwork, coding_rate
 from fastres.training.methods.probe import linear_probe, nearest_neighbours
-from fastres.training.metrics import StallMeter, Tally
+from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.run import resume
 from fastres.training.step import Step
 
@@ -48,16 +48,16 @@ def recipe(kind: str, **tables: Any) -> Recipe:
     )
 
 
-def opened(options: Recipe) -> Feed:
-    return open_feed(options, CPU, quiet=True)
+def opened(options: Recipe) -> DataModule:
+    return open_data_module(options, CPU, quiet=True)
 
 
 def network(options: Recipe) -> DinoNetwork | EmpSslNetwork:
     torch.manual_seed(0)
     backbone = build(options.model, 10, 32)
-    if isinstance(options.method, Dino):
+    if isinstance(options.method, DinoConfig):
         return DinoNetwork(backbone, options.method, 32)
-    assert isinstance(options.method, EmpSsl)
+    assert isinstance(options.method, EmpSslConfig)
     return EmpSslNetwork(backbone, options.method, 32)
 
 
@@ -146,26 +146,26 @@ def test_emp_ssls_loss_in_fp64_by_its_definition() -> None:
 
 def test_a_view_is_what_another_image_index_would_draw() -> None:
     options = recipe("dino")
-    feed = opened(options)
-    assert feed.views is not None
-    source, rows = feed.train.source, torch.tensor([7, 3])  # type: ignore[attr-defined]
-    views = feed.unmixed(source, rows, 1, rows).view(5, 2, 3, 32, 32)
-    alone = feed.unmixed(source, rows[1:], 1, rows[1:]).view(5, 1, 3, 32, 32)
+    data_module = opened(options)
+    assert data_module.views is not None
+    source, rows = data_module.train.source, torch.tensor([7, 3])  # type: ignore[attr-defined]
+    views = data_module.augment_batch(source, rows, 1, rows).view(5, 2, 3, 32, 32)
+    alone = data_module.augment_batch(source, rows[1:], 1, rows[1:]).view(5, 1, 3, 32, 32)
     assert torch.equal(views[:, 1:], alone), "whatever the batch"
-    assert torch.equal(views[0], feed.augment.unmixed(source, rows, 1, rows))
-    assert torch.equal(views[1], feed.augment.unmixed(source, rows + 64, 1, rows))
+    assert torch.equal(views[0], data_module.augment.augment(source, rows, 1, rows))
+    assert torch.equal(views[1], data_module.augment.augment(source, rows + 64, 1, rows))
     assert all(not torch.equal(views[one], views[two]) for one in range(5) for two in range(one))
-    local = options.augment.model_copy(update={"random_resized_crop": Dino().local_crop})
-    assert torch.equal(views[4], feed.augment.with_policy(local).unmixed(source, rows + 4 * 64, 1, rows))
+    local = options.augment.model_copy(update={"random_resized_crop": DinoConfig().local_crop})
+    assert torch.equal(views[4], data_module.augment.with_policy(local).augment(source, rows + 4 * 64, 1, rows))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_teach_the_classifier_alone(method: str) -> None:
     options = recipe(method)
     module = network(options).train()
-    feed = opened(options)
+    data_module = opened(options)
     rows = torch.arange(8)
-    views = feed.unmixed(feed.train.source, rows, 0, rows)  # type: ignore[attr-defined]
+    views = data_module.augment_batch(data_module.train.source, rows, 0, rows)  # type: ignore[attr-defined]
     logits, loss = module.compare(views, 8, Ema(module, 0.9).network)
     assert logits.shape == (8, 10)
     logits.square().sum().backward(retain_graph=True)
@@ -185,13 +185,13 @@ def test_on_the_device_as_on_the_host(method: str) -> None:
     ends = []
     for on_device in (False, True):
         options = recipe(method)
-        feed = opened(options)
-        step = Step(network(options), options, len(feed.train), CPU)
-        tally = Tally(CPU)
-        runner = Runner(step, feed, tally, StallMeter(CPU), on_device=on_device)
+        data_module = opened(options)
+        step = Step(network(options), options, len(data_module.train), CPU)
+        epoch_metrics = EpochMetrics(CPU)
+        runner = Runner(step, data_module, epoch_metrics, StallMeter(CPU), on_device=on_device)
         for epoch in range(2):
-            list(runner.epoch(epoch, 0, len(feed.train)))
-        ends.append([tally.sums, *step.averaged.state_dict().values()])
+            list(runner.epoch(epoch, 0, len(data_module.train)))
+        ends.append([epoch_metrics.sums, *step.averaged.state_dict().values()])
     for one, other in zip(*ends, strict=True):
         # Rates are fp32 on the device and fp64 on the host: 6e-8 of each update, over 8 steps.
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

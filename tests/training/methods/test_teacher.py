@@ -16,7 +16,7 @@ from fastres.experiments.speedrun.run import speedrun
 from fastres.experiments.sweep.plan import load as load_sweep
 from fastres.experiments.sweep.run import sweep
 from fastres.experiments.sweep.search import load as load_search
-from fastres.recipe import Data, Distill, Recipe
+from fastres.recipe import DataConfig, DistillConfig, Recipe
 from fastres.recipe.portable import self_contained
 from fastres.recipe.teacher import read_teacher
 from fastres.runs import checkpoint
@@ -122,22 +122,22 @@ def test_an_interrupted_run_goes_on_where_it_was(
 
 def test_whose_data_it_is_trained_on(tmp_path: Path, teacher: Path) -> None:
     """Its own where its recipe, or one that it extends, has a table for them; else the student's."""
-    data = Data(train_images=64, split="none")
+    data = DataConfig(train_images=64, split="none")
     assert read_teacher(str(teacher), data).data == data
     own = tmp_path / "own.toml"
     own.write_text(TEACHER + "[data]\ntrain_images = 100\n")
-    assert read_teacher(str(own), data).data == Data(train_images=100)
+    assert read_teacher(str(own), data).data == DataConfig(train_images=100)
     (tmp_path / "child.toml").write_text('extends = "own.toml"\n[train]\nseed = 7\n')
-    assert read_teacher(str(tmp_path / "child.toml"), data).data == Data(train_images=100)
+    assert read_teacher(str(tmp_path / "child.toml"), data).data == DataConfig(train_images=100)
 
 
 def test_what_changes_nothing_in_the_teacher_changes_no_hash(teacher: Path) -> None:
     first = self_contained(student(teacher))
-    assert isinstance(first.method, Distill) and isinstance(first.method.teacher, dict)
+    assert isinstance(first.method, DistillConfig) and isinstance(first.method.teacher, dict)
     assert self_contained(first) == first
 
     def changed(table: str, **values: Any) -> str:
-        assert isinstance(first.method, Distill) and isinstance(first.method.teacher, dict)
+        assert isinstance(first.method, DistillConfig) and isinstance(first.method.teacher, dict)
         table_of = {**first.method.teacher[table], **values}
         return student({**first.method.teacher, table: table_of}).hash()
 

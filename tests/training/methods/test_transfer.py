@@ -10,7 +10,7 @@ from torch import nn
 from fastres.data.compat.torchvision import import_torchvision
 from fastres.errors import UserError
 from fastres.models import Network, build
-from fastres.recipe import Recipe, Transfer
+from fastres.recipe import Recipe, TransferConfig
 from fastres.runs import checkpoint
 from fastres.training.methods.transfer import frozen_norms, rate_factors, read_weights, start_from
 from fastres.training.step import Step
@@ -32,13 +32,13 @@ def saved(state: Any, path: Path) -> str:
 def test_everything_but_a_classifier_of_other_classes_arrives(tmp_path: Path) -> None:
     source, here = network(classes=10, seed=1), network(classes=7, seed=2)
     drawn = here.fc.weight.clone()  # type: ignore[union-attr, operator]
-    start_from(here, Transfer(weights=saved(source.state_dict(), tmp_path / "w.pt")))
+    start_from(here, TransferConfig(weights=saved(source.state_dict(), tmp_path / "w.pt")))
     for name, tensor in here.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(tensor, source.state_dict()[name]), name
     assert torch.equal(here.fc.weight, drawn)  # type: ignore[union-attr, arg-type]
     same = network(classes=10, seed=2)
-    start_from(same, Transfer(weights=str(tmp_path / "w.pt")))
+    start_from(same, TransferConfig(weights=str(tmp_path / "w.pt")))
     assert torch.equal(same.fc.weight, source.fc.weight)  # type: ignore[union-attr, arg-type]
 
 
@@ -48,7 +48,7 @@ def test_torchvisions_names_load(tmp_path: Path) -> None:
     shape = {"blocks": [2, 2, 2, 2], "channels": [64, 128, 256, 512], "strides": [1, 2, 2, 2], "stem": "imagenet"}
     options = Recipe.model_validate({"model": {**shape, "max_parameters": None}}).model
     here = build(options, 10, 64)
-    start_from(here, Transfer(weights=saved(theirs, tmp_path / "resnet18.pth")))
+    start_from(here, TransferConfig(weights=saved(theirs, tmp_path / "resnet18.pth")))
     for name, tensor in here.state_dict().items():
         assert name.startswith("fc.") or torch.equal(tensor, theirs[name]), name
 
@@ -76,7 +76,7 @@ def test_the_forms_that_weights_come_in(suffix: str, tmp_path: Path) -> None:
 
 def test_counters_may_be_missing(tmp_path: Path) -> None:
     state = {name: t for name, t in network(seed=1).state_dict().items() if not name.endswith("num_batches_tracked")}
-    start_from(network(), Transfer(weights=saved(state, tmp_path / "old.pth")))
+    start_from(network(), TransferConfig(weights=saved(state, tmp_path / "old.pth")))
 
 
 class Hostile:
@@ -90,16 +90,16 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     more = {**state, "layer9.weight": torch.zeros(3)}
     for found, said in ((less, "has no layer2.0.conv2.weight"), (more, "makes no layer9.weight")):
         with pytest.raises(UserError, match=said):
-            start_from(network(), Transfer(weights=saved(found, tmp_path / "w.pt")))
+            start_from(network(), TransferConfig(weights=saved(found, tmp_path / "w.pt")))
     path = saved(state, tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"conv1.weight is \[4, 3, 3, 3\] there, \[6, 3, 3, 3\] here"):
-        start_from(network(channels=[6, 8]), Transfer(weights=path))
+        start_from(network(channels=[6, 8]), TransferConfig(weights=path))
     with pytest.raises(UserError, match=r"transfer.freeze: no parameter fits 'layr1.\*'; they have names like conv1"):
-        start_from(network(), Transfer(weights=path, freeze=["layr1.*"]))
+        start_from(network(), TransferConfig(weights=path, freeze=["layr1.*"]))
     with pytest.raises(UserError, match="leaves nothing to train"):
-        start_from(network(), Transfer(weights=path, freeze=["*"]))
+        start_from(network(), TransferConfig(weights=path, freeze=["*"]))
     with pytest.raises(UserError, match=r"transfer.lr_factors: no parameter fits 'head.\*'"):
-        rate_factors(network(), Transfer(weights=path, lr_factors={"head.*": 2.0}))
+        rate_factors(network(), TransferConfig(weights=path, lr_factors={"head.*": 2.0}))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04N."])
