@@ -20,6 +20,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
 
 # Kills, chaos and every build; the log of the last run on a quiet machine is committed.
 test-slow: $(VENV)/.test

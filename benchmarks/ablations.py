@@ -1,4 +1,4 @@
-"""What each technique of a recipe contributes: the command of published/ablations.py, which says more.
+"""Contribution of each technique of a recipe: the command of published/ablations.py, which explains it.
 
 python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
 """

@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """Loss or weights of a run have left the reals; other runs of a sweep go on."""
+    """Loss or weights of a run are not finite; other runs of a sweep go on."""
 
 
 class Interrupted(Exception):

@@ -48,11 +48,11 @@ def symmetric_kernel(
             total = tl.dot(left, tl.trans(right), total)
         total *= alpha
         inside = (first[:, None] < rows) & (second[None, :] < rows)
-        place = matrix * rows * rows + first[:, None] * rows + second[None, :]
+        offset = matrix * rows * rows + first[:, None] * rows + second[None, :]
         if c is not None:
-            total += beta * tl.load(c + place, mask=inside, other=0.0).to(tl.float32)
+            total += beta * tl.load(c + offset, mask=inside, other=0.0).to(tl.float32)
         value = total.to(out.dtype.element_ty)
-        tl.store(out + place, value, mask=inside)
+        tl.store(out + offset, value, mask=inside)
         if across < down:
             mirrored = matrix * rows * rows + second[:, None] * rows + first[None, :]
             tl.store(out + mirrored, tl.trans(value), mask=(second[:, None] < rows) & (first[None, :] < rows))
@@ -83,7 +83,7 @@ def symmetric_product(x: Tensor, *, alpha: float = 1.0, c: Tensor | None = None,
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is decided before the kernel is compiled."""
+    """Compile-time choices of the kernel."""
 
     dtype: str
     """`bf16` or `fp16`."""

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "results" / "baselines"
 
 
 def machine_class() -> str:
-    """What has to be the same for seconds to be: processor, cores, what torch uses of them, torch."""
+    """Facts that must agree for seconds to be comparable: processor, cores, what torch uses of them, torch."""
     facts = environment()
     words = [facts["cpu_model"], f"{facts['usable_cores']}-cores", facts["torch_isa"], f"torch-{facts['torch']}"]
     return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower().partition("+")[0]).strip("-")
@@ -39,7 +39,7 @@ def main(folder: Path = FOLDER) -> Path:
     import statistics
 
     from benchmarks.gate import gate
-    from benchmarks.suites.bench_step import reports
+    from benchmarks.suites.bench_step import paper_configuration
     from fastres.recipe import Recipe
 
     rates = {}
@@ -48,7 +48,7 @@ def main(folder: Path = FOLDER) -> Path:
         for part in gate.PARTS:
             seconds = statistics.median(tree.turn(part) for _ in range(20))
             rates[part] = tree.parts[part]["images"] / seconds
-        ratio = gate.against_rival(tree, reports(recipe, tree.parts["step"]["images"]).run)
+        ratio = gate.against_rival(tree, paper_configuration(recipe, tree.parts["step"]["images"]).run)
     machine = facts_to_publish()
     path = folder / f"{machine_class()}.json"
     folder.mkdir(parents=True, exist_ok=True)

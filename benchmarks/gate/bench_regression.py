@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.gate import baselines, gate
 from benchmarks.harness.versus import note
-from benchmarks.suites.bench_step import reports
+from benchmarks.suites.bench_step import paper_configuration
 from fastres.recipe import Recipe
 
 
@@ -63,7 +63,7 @@ def test_against_the_baseline(
         **baselines.beside(part, finding.images / finding.seconds),
     )
     if part == "step":
-        rival = reports(Recipe.load(gate.RECIPE, gate.SETTINGS), finding.images).run
+        rival = paper_configuration(Recipe.load(gate.RECIPE, gate.SETTINGS), finding.images).run
         note(request, benchmark, plain_pytorch_over_ours=gate.against_rival(sides.sides[1], rival))
     if request.config.getoption("--fail-on-regression"):
         assert not finding.slower, f"{finding.text}; the limit is {sides.rule.limit - 1:+.0%}"

@@ -114,7 +114,7 @@ def interval(ratios: Sequence[float], error: float = 0.05) -> tuple[float, float
 
 def decide(four: Callable[[], float], rule: Rule) -> tuple[list[float], bool, bool]:
     """Ask for ratios of `four` until the rule decides: the ratios, whether the working tree is slower, and whether the
-    sign test said so."""
+    sign test decided it."""
     ratios: list[float] = []
     for look in rule.looks:
         ratios += [four() for _ in range(look - len(ratios))]
@@ -152,7 +152,7 @@ class Side:
     def turn(self, part: str) -> float:
         """Seconds of a turn of `part`."""
         time.sleep(PAUSE)
-        with suppress(BrokenPipeError):  # then there is no answer, which says so
+        with suppress(BrokenPipeError):  # the missing answer is reported by _answer
             self._asks.write(part + "\n")
             self._asks.flush()
         return float(self._answer())

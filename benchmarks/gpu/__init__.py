@@ -1,1 +1,1 @@
-"""What only a GPU can tell, in one command that ends in time."""
+"""Measurements that need a GPU, in one command that ends in time."""

@@ -21,9 +21,9 @@ from fastres.training.data import open_data_module
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("report_best", "speed/94")
-REPORT_STEPS = 200_000
+PAPER_STEPS = 200_000
 """Of the report's run on CIFAR-10: 100 epochs of 40,000 images in batches of 20."""
-REPORT_EVALUATED = 100 * 10_000 + 10_000
+PAPER_EVALUATED = 100 * 10_000 + 10_000
 """Images that it evaluates: the 10,000 to validate on after each epoch, the test images in the end."""
 WARM_UP = 3
 """Epochs before any is timed: what a run captures, it captures when it meets a shape for the third time, and the last,
@@ -81,9 +81,9 @@ def measure(name: str, source: str, root: str, device: torch.device, *, dry: boo
         figures |= synchronisations(lambda: _run_through(ours), device)
         figures |= _gaps(ours, device, figures["milliseconds_per_step"] / 1e3)
         if name == "report_best":
-            figures["projected_run_seconds"] = REPORT_STEPS * seconds_of(figures) + REPORT_EVALUATED / evaluation
+            figures["projected_run_seconds"] = PAPER_STEPS * seconds_of(figures) + PAPER_EVALUATED / evaluation
             figures["projection"] = (
-                f"{REPORT_STEPS:,} steps and {REPORT_EVALUATED:,} evaluated images at the measured rates; start, "
+                f"{PAPER_STEPS:,} steps and {PAPER_EVALUATED:,} evaluated images at the measured rates; start, "
                 "compilation, checkpoints and page not included"
             )
         return figures
@@ -134,8 +134,8 @@ def _evaluation(ours: Ours, device: torch.device) -> float:
 
 
 def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[str, Any]:
-    """How often the host waits for the device in `epoch`, as PyTorch notices: `synchronisations`, and of the first
-    `synchronises` says what; None on a CPU."""
+    """Number of times that the host waits for the device in `epoch`, as PyTorch notices: `synchronisations`, and of
+    the first `synchronises` says what; None on a CPU."""
     if device.type != "cuda":
         epoch()
         return {"synchronisations": None, "synchronises": None}

@@ -1,4 +1,4 @@
-"""How long the device waits for each loader, while the report's network trains on what it delivers.
+"""Time that the device waits for each loader, while the report's network trains on what it delivers.
 
 One compiled step serves all loaders, in the loop of `fastres train`; each goes through one epoch to warm up and one
 that counts, at batch 512 with the report's augmentation. pydantic has to be installed, since a recipe's tables are its
@@ -39,7 +39,7 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
     rows = np.arange(64 if dry else len(dataset.train.images))
     network = session.draw(recipe, len(dataset.classes), dataset.image_size, seed=0)
     batch = recipe.train.batch_size
-    step = Step(session.place(network, recipe, device), recipe, len(rows) // batch, device)
+    step = Step(session.move_network(network, recipe, device), recipe, len(rows) // batch, device)
     augment = Augment(recipe.augment, dataset.mean, dataset.std, dtype=DTYPES[recipe.train.precision])
     for kind in choose.KINDS:
         if not choose.installed(kind):

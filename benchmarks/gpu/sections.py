@@ -68,7 +68,7 @@ class Suite:
             self._stores.cleanup()
 
     def figures_of(self, name: str) -> list[dict[str, Any]]:
-        """What the section `name` has put on record in this run; nothing where it has not run."""
+        """Records of the section `name` in this run; nothing where it has not run."""
         return self.report.get("sections", {}).get(name, {}).get("figures", [])
 
     def save(self) -> None:

@@ -30,7 +30,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 46_080
 """In the set: whole batches of 20, 512 and 1,024, and of 240, the images of 12 steps at 20."""
 SHIFTS = AugmentConfig(translate=4, flip="random")
-"""What the rivals do as well."""
+"""Augmentation that the rivals do as well."""
 GROUPS = (("eager", "graphed"), ("max-autotune",))
 """Rivals that are measured together with ours. What may compile for minutes comes last."""
 RATE_OF = {"bf16": "bf16", "fp16": "fp16", "fp32": "tf32"}
@@ -51,7 +51,7 @@ class StepCase:
     steps: int
     """In one timed call."""
     goals: tuple[tuple[str, float], ...] = ()
-    """What the figures are to be compared with: `microseconds` a step at most, `share_of_matrix_rate` and
+    """Goals to compare the figures with: `microseconds` a step at most, `share_of_matrix_rate` and
     `times_max_autotune` at least."""
 
     @property
@@ -60,7 +60,7 @@ class StepCase:
         return f"{self.network} {self.batch} {self.precision}"
 
     def recipe(self, dry: bool) -> Recipe:
-        """What ours trains by; in a dry run with narrow layers and uncompiled."""
+        """Recipe of our side; in a dry run with narrow layers and uncompiled."""
         changes = [f"train.batch_size={self.batch}", f"train.precision={self.precision}", "data.split=none"]
         changes += ["train.best=train_loss"]
         if self.network == "resnet18":

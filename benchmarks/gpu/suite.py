@@ -1,13 +1,13 @@
-"""Everything that only a GPU can tell, in one command that ends in time:
+"""All measurements that need a GPU, in one command that ends in time:
 
     python benchmarks/gpu_suite.py --minutes 8 --json out.json --data cifar10.tar.xz
 
 Without --data and without $FASTRES_TEST_DATA, the sections that train take shapes10. `routing` writes `routing.json`
 beside the JSON: copied to kernels/batch_norm/, it is what the kernels choose by. Needs torch, triton and numpy, and no
-installation of fastres; it runs from a checkout, and a section that needs more says so and is skipped. Sections run in
-the order of this file, each for as long as its share of the time allows; the JSON is whole after every case. `--device
-cpu` runs the same code on tiny shapes to see that it runs: its figures say nothing about a GPU and are marked so. Exit
-status: 0; 1 when a section failed; 2 for a mistake in the call.
+installation of fastres; it runs from a checkout, and a section that needs more is skipped, with the reason on record.
+Sections run in the order of this file, each for as long as its share of the time allows; the JSON is whole after every
+case. `--device cpu` runs the same code on tiny shapes to see that it runs: its figures say nothing about a GPU and are
+marked as such. Exit status: 0; 1 when a section failed; 2 for a mistake in the call.
 
 To add a section, write a function that takes a Suite and puts its figures on record, and decorate it with `section`.
 """
@@ -202,13 +202,13 @@ def epoch(suite: Suite) -> None:
 def report_best(suite: Suite) -> None:
     """The report's whole run: wall time from the start of its process to the end."""
     requires("pydantic", "rich", "matplotlib", "safetensors")
-    from benchmarks.gpu import report_run
+    from benchmarks.gpu import paper_run
 
     known = [each for each in suite.figures_of("epoch") if "projected_run_seconds" in each]
     if known and not suite.dry and known[0]["projected_run_seconds"] > suite.left():
         projected = known[0]["projected_run_seconds"]
         raise Skipped(f"projected to take {projected:.0f} s, {suite.left():.0f} s were left: give more --minutes")
-    found = report_run.run(suite.source, suite.root, suite.device.type, suite.left() - 2, dry=suite.dry)
+    found = paper_run.run(suite.source, suite.root, suite.device.type, suite.left() - 2, dry=suite.dry)
     suite.record(found)
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows of the GPU suite's report: a line for each section, and a few for its figures."""
+"""Terminal table of the GPU suite's results: a line for each section, and a few for its figures."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

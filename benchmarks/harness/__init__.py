@@ -1,1 +1,1 @@
-"""What the suites share: measuring by turns, whether both sides compute the same, memory, tables."""
+"""Common parts of the suites: measuring by turns, whether both sides compute the same, memory, tables."""

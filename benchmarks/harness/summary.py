@@ -39,7 +39,7 @@ def with_parts(figures: Figures) -> dict[str, Mapping[str, Any]]:
 
 
 def parts_table(figures: Figures) -> list[str]:
-    """Where the time of an epoch goes, in percent of its seconds."""
+    """Parts of an epoch's time, in percent of its seconds."""
     widths = (35, 9, 10, 8, 7, 8, 8, 7, 8)
     names = (
         part.replace("augmentation", "augm.").replace("optimizer", "optim.").removeprefix("host ") for part in PARTS
@@ -100,7 +100,7 @@ def _line(cells: tuple[str, ...], widths: tuple[int, ...] = _WIDTHS) -> str:
 
 
 def _footnotes(what: str, rows: Figures, key: str) -> list[str]:
-    """What a column stands for, and in which benchmarks, where it is not the same in all."""
+    """Meaning of a column, and in which benchmarks, where it is not the same in all."""
     named: dict[str, list[str]] = {}
     for name, entry in rows.items():
         if entry.get(key):

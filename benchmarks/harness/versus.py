@@ -1,4 +1,4 @@
-"""What the pytest suites share: ours and a rival by turns, if they compute the same, and the record of it."""
+"""Common parts of the pytest suites: ours and a rival by turns, if they compute the same, and the record of it."""
 
 import functools
 import statistics
@@ -15,7 +15,7 @@ from fastres.recipe import Recipe
 from fastres.utils.machine import environment
 
 FIGURES: dict[str, dict[str, Any]] = {}
-"""What each benchmark of this session put on record."""
+"""Records of all benchmarks of this session."""
 
 Call = Callable[[], Any]
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ class Side:
     run: Call
     """A turn: what is timed."""
     units: float = 1.0
-    """How much a turn does of what the benchmark counts: images, bytes."""
+    """Units that a turn processes, as the benchmark counts them: images, bytes."""
     outcome: Call | None = None
     """Gives what the other side's is compared with, once, before anything is timed; by default a turn does."""
     before: Call | None = None
@@ -49,12 +49,12 @@ class Side:
         return took
 
     def prepare(self) -> None:
-        """What comes before a turn."""
+        """Set-up before a turn."""
         if self.before is not None:
             self.before()
 
     def finish(self) -> None:
-        """What comes after a turn."""
+        """Tear-down after a turn."""
         if self.after is not None:
             self.after()
 
@@ -116,7 +116,7 @@ def note(request: pytest.FixtureRequest, benchmark: Any, **figures: Any) -> None
 
 @functools.cache
 def versions() -> dict[str, Any]:
-    """What decides a figure besides the recipe."""
+    """Facts besides the recipe that decide a figure."""
     facts = environment()
     return {key: facts[key] for key in _VERSIONS}
 

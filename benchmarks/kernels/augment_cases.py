@@ -29,14 +29,14 @@ BATCHES = (16_384, 1024, 128)
 WARPS = (1, 2, 4, 8, 16)
 
 SHIFT = recipe.AugmentConfig(translate=4, padding="zero")
-REPORT = recipe.AugmentConfig(
+PAPER = recipe.AugmentConfig(
     random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
     color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,
     grayscale=0.2,
 )
-POLICIES = {"shift": SHIFT, "report": REPORT}
+POLICIES = {"shift": SHIFT, "report": PAPER}
 MIX = recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
 
 

@@ -113,7 +113,7 @@ class _Operators(TorchDispatchMode):
 
 
 def kernels_of_case(case: Case, device: torch.device, *, dry: bool = False) -> Iterator[dict[str, Any]]:
-    """What each variant launches on the device: a record for a training step's two passes and one for evaluation.
+    """Launches of each variant on the device: a record for a training step's two passes and one for evaluation.
 
     Apart from `time_case`, and best after it: a profiler that has once been attached may slow later launches.
     """

@@ -1,4 +1,4 @@
-"""What each technique of a recipe contributes: the recipe as it is, then without one thing at a time.
+"""Contribution of each technique of a recipe: the recipe as it is, then without one thing at a time.
 
     python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
 

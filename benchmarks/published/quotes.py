@@ -126,7 +126,7 @@ def quotes(results: Results) -> list[Quote]:
         ),
         quote(
             BENCHMARKS,
-            "the product falls to {product:.1f} TFLOP/s, the step reaches {share:.0%} of it",
+            "the product drops to {product:.1f} TFLOP/s, the step reaches {share:.0%} of it",
             product=slow_units["matrix_product_gflops"] / 1e3,
             share=slow_units["share_of_matrix_product"],
         ),

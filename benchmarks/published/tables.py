@@ -13,9 +13,9 @@ from fastres.report.document import markdown_table
 from fastres.report.style import png
 
 PARETO, ROOFLINE = "pareto/pareto.json", "roofline/roofline.json"
-"""What `fastres bench pareto` and `roofline` write, with `--out` here."""
+"""Output of `fastres bench pareto` and `roofline`, with `--out` here."""
 SUITES = "suites-cpu-amd-epyc.json"
-"""What `pytest --benchmark-only --save-results` of it writes."""
+"""Output of `pytest --benchmark-only --save-results`."""
 
 
 def rounded(value: float) -> str:
@@ -127,7 +127,7 @@ def loaders(results: Results) -> str:
     lines = []
     for name, key in named.items():
         columns = [(plain, "images/s"), (plain, "first epoch"), (moved, "images/s"), (files, "images/s")]
-        rates = [run_figures.get(f"{key} {what}") for run_figures, what in columns]
+        rates = [figures.get(f"{key} {what}") for figures, what in columns]
         cells = ["" if rate is None else rounded(rate) for rate in rates]
         if key == "resident":
             cells[3] = "–"  # its images are decoded when it opens

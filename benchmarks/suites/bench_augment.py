@@ -42,7 +42,7 @@ THREADS = torch.get_num_threads()
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
-REPORT = recipe.AugmentConfig(
+PAPER = recipe.AugmentConfig(
     random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
     color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
@@ -127,10 +127,10 @@ def torchvisions_tensors(store: Tensor) -> Side:
     return one_by_one(v2.Compose([*steps, *last]), list(store[:COMPARED].permute(0, 3, 1, 2).contiguous()))
 
 
-def the_reports(store: Tensor) -> Side:
+def paper_pipeline(store: Tensor) -> Side:
     """The report's pipeline: torchvision on Pillow images."""
     pictures = [Image.fromarray(image.numpy()) for image in store[:COMPARED]]
-    return one_by_one(plain.pipeline(REPORT, MEAN, STD), pictures)
+    return one_by_one(plain.pipeline(PAPER, MEAN, STD), pictures)
 
 
 def torchvisions_mixing(store: Tensor) -> Side:
@@ -205,8 +205,8 @@ def shares_alike(ours: Tensor, rival: list[tuple[float, float]]) -> None:
 
 CASES: dict[str, tuple[recipe.AugmentConfig, recipe.MixConfig | None, Callable[[Tensor], Side], str]] = {
     "simple": (SIMPLE, None, torchvisions_tensors, "torchvision v2, one image at a time"),
-    "report": (REPORT, None, the_reports, "the report's pipeline: torchvision on Pillow images"),
-    "report_mixed": (REPORT, MIX, the_reports, "the report's pipeline, without mixing"),
+    "report": (PAPER, None, paper_pipeline, "the report's pipeline: torchvision on Pillow images"),
+    "report_mixed": (PAPER, MIX, paper_pipeline, "the report's pipeline, without mixing"),
     "simple_mixed": (SIMPLE, MIX, torchvisions_mixing, "torchvision's mixing alone"),
 }
 
@@ -214,7 +214,11 @@ CASES: dict[str, tuple[recipe.AugmentConfig, recipe.MixConfig | None, Callable[[
 @pytest.mark.parametrize("case", CASES)
 def test_augment(case: str, store: Tensor, versus: Versus) -> None:
     policy, mix, rival, against = CASES[case]
-    same: dict[Any, Same] = {torchvisions_tensors: moved(store), the_reports: alike, torchvisions_mixing: shares_alike}
+    same: dict[Any, Same] = {
+        torchvisions_tensors: moved(store),
+        paper_pipeline: alike,
+        torchvisions_mixing: shares_alike,
+    }
     # Who only mixes has but a part of the work to do.
     at_least = None if rival is torchvisions_mixing else 1
     measure(Ours(policy, store, mix), rival(store), same[rival], against, at_least, versus)

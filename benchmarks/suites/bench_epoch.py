@@ -30,7 +30,7 @@ SUBSET = (
     replace(DEFAULTS[0], compiled=False),
     replace(DEFAULTS[0], fused=False),
 )
-"""What runs without --full."""
+"""Variants that run without --full."""
 
 keep_freed_memory()  # as `fastres train` does
 

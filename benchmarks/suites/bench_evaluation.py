@@ -50,7 +50,11 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
     network = seen(session.draw(recipe, len(data_module.dataset.classes), 32, seed=0), images[:256])
     rival = plain.stock(network, recipe).to(DEVICE)
     evaluator = Evaluator(
-        session.place(network, recipe, DEVICE), data_module.augment, precision, DEVICE, compile=recipe.train.compile
+        session.move_network(network, recipe, DEVICE),
+        data_module.augment,
+        precision,
+        DEVICE,
+        compile=recipe.train.compile,
     )
     multiply_adds = sum(layer.multiply_adds for layer in layers(network, 32))
 

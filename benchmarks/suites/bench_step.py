@@ -53,7 +53,7 @@ def ours(recipe: Recipe, size: int) -> Side:
     return trained(network, lambda: step(0, images, labels)[0])
 
 
-def reports(recipe: Recipe, size: int) -> Side:
+def paper_configuration(recipe: Recipe, size: int) -> Side:
     """The step of the report's code: eager, contiguous N, C, H, W, fp32, torch's own SGD."""
     torch.manual_seed(0)
     network = build(recipe.model, 10, 32).train()
@@ -93,7 +93,7 @@ def test_step_against_the_reports(size: int, versus: Versus, dry: bool) -> None:
     recipe, size = recipe_of(dry), 4 if dry else size
     versus(
         ours(recipe, size),
-        reports(recipe, size),
+        paper_configuration(recipe, size),
         same=SAME,
         rounds=20 if size == 20 else 8,
         against="the report's configuration: eager, fp32, N, C, H, W",
@@ -175,7 +175,7 @@ def test_step_against_its_convolutions(versus: Versus, dry: bool) -> None:
     recipe, size = recipe_of(dry), 4 if dry else 128
 
     def same(ours: dict[str, Any], rival: list[float]) -> None:
-        SAME(ours, reports(recipe, size).outcome())  # type: ignore[misc]
+        SAME(ours, paper_configuration(recipe, size).outcome())  # type: ignore[misc]
         # bf16 rounds a result to one part in 256.
         assert len(rival) == 2 * 12 and max(rival) < 1 / 256
 

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes: loader, augmentation, forward, backward, optimizer, and what lies between them.
+"""Parts of an epoch's time: loader, augmentation, forward, backward, optimizer, and the gaps between them.
 
 Seconds come from steps without the profiler, shares from others under it. There each part of a step runs in a range of
 the profiler. On a CPU a part is what operators and compiled graphs cover of its range (loader and augmentation, which
@@ -90,7 +90,7 @@ def ranges(ours: Ours) -> Iterator[Runner]:
 
 
 class _Train:
-    """What a runner asks of a loader."""
+    """The part of a loader's interface that a runner uses."""
 
     def __init__(self, batches: Callable[[int, int], Iterator[Batch]], length: int) -> None:
         self.batches, self._length = batches, length

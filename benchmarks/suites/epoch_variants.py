@@ -1,4 +1,4 @@
-"""What is trained in the suite of epochs: two networks, three batch sizes, and one factor at a time that differs from
+"""Training variants of the suite of epochs: two networks, three batch sizes, and one factor at a time that differs from
 the default; each made ready to do some steps in the middle of an epoch when it is its turn."""
 
 import copy
@@ -37,7 +37,7 @@ _DRY = ["model.channels=[4,4,8,8]", "train.precision=fp32", "data.train_images=2
 
 @dataclass(frozen=True)
 class Variant:
-    """What is trained, and how."""
+    """A training variant."""
 
     network: str = "report"
     """One of NETWORKS."""
@@ -61,7 +61,7 @@ class Variant:
 
     @property
     def factor(self) -> str:
-        """What is changed."""
+        """The changed settings."""
         if self.loader != "resident":
             return f"loader {self.loader}"
         if self.augmentation != "report's":
@@ -126,7 +126,7 @@ class Training:
         self.take(self.lead)
 
     def turn(self) -> None:
-        """What remains."""
+        """The remaining steps."""
         self.take(self.steps)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""What is random in the augmentation: the specification, in NumPy, that the Numba and Triton twins follow bit for bit.
+"""Random draws of the augmentation: the specification, in NumPy, that the Numba and Triton twins follow bit for bit.
 
 **Random bits.** Philox-4x32-10 (philox.py) with key (seed, 0) and counter (dataset index, epoch, stream, block), all
 below 2³². Each concern has its own stream, so that switching one on or off leaves the others' draws alone:
@@ -90,7 +90,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What is done to each of N samples; every array has N entries."""
+    """Drawn operations on each of N samples; every array has N entries."""
 
     top: Integers
     """First row of the crop; with left, height and width the whole image where there is no random_resized_crop."""
@@ -120,7 +120,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is done to a batch: sample b is mixed with sample b - 1, the first with the last."""
+    """Drawn mixing of a batch: sample b is mixed with sample b - 1, the first with the last."""
 
     kind: int
     """NO_MIX, MIXUP or CUTMIX."""

@@ -33,7 +33,7 @@ where that is more."""
 
 @dataclass(frozen=True)
 class Launch:
-    """How a policy runs on images of one size."""
+    """Kernel and tile of a policy for images of one size."""
 
     policy: Policy
     kernel: str
@@ -73,32 +73,32 @@ def augment_batch(
     size = (images.shape[1], images.shape[2])
     device = images.device
     ready = _prepared(augment, size, device, step is not None)
-    chosen, tables, factors = ready.launch, ready.tables, ready.factors
+    route, tables, factors = ready.launch, ready.tables, ready.factors
     count = len(indices)
     batch = torch.empty((count, *size, 3) if augment.channels_last else (count, 3, *size), dtype=augment.dtype,
                         device=device)  # fmt: skip
-    if not chosen.policy.mixes:
+    if not route.policy.mixes:
         partners, weight = labels, torch.ones(1, device=device)
     else:
         partners = None if labels is None else torch.empty_like(labels)
         weight = torch.empty(1, device=device)
     if count:
-        options = _compiler_options(chosen.warps)
-        labelled = (labels, partners, weight) if chosen.policy.mixes else (None, None, None)
+        options = _compiler_options(route.warps)
+        labelled = (labels, partners, weight) if route.policy.mixes else (None, None, None)
         sources, written = (images, rows, indices), (batch, *labelled)
-        if chosen.kernel == "direct":
+        if route.kernel == "direct":
             direct_kernel[(count,)](
                 *sources, *written, tables, factors, ready.seed, epoch, step,
-                POLICY=chosen.policy, BLOCK=chosen.columns, **options,
+                POLICY=route.policy, BLOCK=route.columns, **options,
             )  # fmt: skip
         else:
-            tile = {"POLICY": chosen.policy, "ROWS": chosen.rows, "COLUMNS": chosen.columns, **options}
-            statistics = torch.empty((count, 7), dtype=torch.int32, device=device) if chosen.measures else None
-            if chosen.measures:
+            tile = {"POLICY": route.policy, "ROWS": route.rows, "COLUMNS": route.columns, **options}
+            statistics = torch.empty((count, 7), dtype=torch.int32, device=device) if route.measures else None
+            if route.measures:
                 measure_kernel[(count,)](
                     *sources, ready.across, ready.down, statistics, tables, ready.seed, epoch, **tile
                 )
-            tile_kernel[count, -(-size[0] // chosen.rows)](
+            tile_kernel[count, -(-size[0] // route.rows)](
                 *sources,
                 *written,
                 ready.across,
@@ -111,7 +111,7 @@ def augment_batch(
                 step,
                 **tile,
             )
-    elif chosen.policy.mixes:
+    elif route.policy.mixes:
         weight.fill_(1.0)
     return (batch.permute(0, 3, 1, 2) if augment.channels_last else batch), partners, weight
 
@@ -133,7 +133,7 @@ def launch(policy: Policy) -> Launch:
 def kernel_policy(
     policy: recipe.AugmentConfig, mix: recipe.MixConfig, plan: draws.Plan, channels_last: bool = True
 ) -> Policy:
-    """What the kernel is compiled for."""
+    """The kernel's compile-time constants."""
     red, green, blue = policy.fill or (0, 0, 0)
     return Policy(
         *plan.size,
@@ -180,7 +180,7 @@ def _threshold(p: np.float32) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """What an `Augment` needs on a device for images of one size."""
+    """An `Augment`'s tensors on a device for images of one size."""
 
     launch: Launch
     tables: Tensor

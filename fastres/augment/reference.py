@@ -85,8 +85,8 @@ def saturation(image: Image, factor: int) -> Image:
 
 def hue(image: Image, shift: int) -> Image:
     """Turn the hue by shift/255 turns, through Pillow's 8-bit HSV; a shift of 0 rounds as well."""
-    angle, share, value = _to_hsv(image)
-    return _from_hsv((angle + shift) & 255, share, value)
+    angle, ratio, value = _to_hsv(image)
+    return _from_hsv((angle + shift) & 255, ratio, value)
 
 
 def _to_hsv(image: Image) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
@@ -105,16 +105,16 @@ def _to_hsv(image: Image) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray
         ),
     )
     turns = np.fmod(sixths.astype(np.float64) / 6.0 + 1.0, 1.0).astype(np.float32)
-    share = spread / np.maximum(top, 1).astype(np.float32)
-    angle, share8 = ((x.astype(np.float64) * 255.0).astype(np.int32) for x in (turns, share))
-    return np.where(grey, 0, angle), np.where(grey, 0, share8), top
+    ratio = spread / np.maximum(top, 1).astype(np.float32)
+    angle, ratio8 = ((x.astype(np.float64) * 255.0).astype(np.int32) for x in (turns, ratio))
+    return np.where(grey, 0, angle), np.where(grey, 0, ratio8), top
 
 
-def _from_hsv(angle: NDArray[np.int32], share: NDArray[np.int32], value: NDArray[np.int32]) -> Image:
+def _from_hsv(angle: NDArray[np.int32], ratio: NDArray[np.int32], value: NDArray[np.int32]) -> Image:
     """Back to red, green and blue; fp32 and fp64 as in Pillow's C, halves rounded up."""
     sixths = angle * 6.0 / 255.0
     sector = np.floor(sixths).astype(np.int32)
-    rest, part = (sixths - sector).astype(np.float32), (share / 255.0).astype(np.float32)
+    rest, part = (sixths - sector).astype(np.float32), (ratio / 255.0).astype(np.float32)
     down, up = (part * rest).astype(np.float64), part.astype(np.float64) * (1.0 - rest.astype(np.float64))
     p, q, t = (np.floor(value * (1.0 - x) + 0.5).astype(np.int32) for x in (part.astype(np.float64), down, up))
     choice = sector % 6

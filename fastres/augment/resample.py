@@ -45,9 +45,9 @@ def taps(size: int, interpolation: str) -> Taps:
         stop = np.minimum((centre + count / 2 + 0.5).astype(np.int64), side)
         # One more than the taps: rounding of `centre` can let in a pixel at the filter's edge, of weight 0.
         position = start[:, None] + np.arange(count + 1)
-        share = _filter(np.abs(position - centre[:, None] + 0.5), interpolation) * (position < stop[:, None])
-        share /= share.sum(axis=1, keepdims=True)
-        fixed = np.trunc(share * 2**FRACTION + np.copysign(0.5, share)).astype(np.int32)
+        weights = _filter(np.abs(position - centre[:, None] + 0.5), interpolation) * (position < stop[:, None])
+        weights /= weights.sum(axis=1, keepdims=True)
+        fixed = np.trunc(weights * 2**FRACTION + np.copysign(0.5, weights)).astype(np.int32)
         # A window of the right length that ends at the last pixel, or that leaves out the pixel of weight 0.
         moved = np.minimum(start + (fixed[:, count] != 0), max(side - count, 0))
         for tap in range(count):

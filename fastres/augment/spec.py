@@ -1,4 +1,4 @@
-"""What an augmentation does, as both devices' code reads it, and what comes out.
+"""Specification of an augmentation, as both devices' code reads it, and its result.
 
 Below pipeline.py, which calls cpu/ and gpu.py: those know this file and not their caller.
 """
@@ -77,7 +77,7 @@ class AugmentSpec:
         self.noise_scale = (policy.noise / std64).astype(np.float32)
         """float32 [3]: deviation of the noise, normalised."""
         self.prepared: dict[Any, Any] = {}
-        """What a GPU needs, by size, device and whether batches are mixed: gpu.py makes it once."""
+        """Tensors for a GPU, by size, device and whether batches are mixed: gpu.py makes them once."""
         self._factors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._plans: dict[Size, Plan] = {}
         self._compiled: dict[tuple[Size, Any], Any] = {}
@@ -87,7 +87,7 @@ class AugmentSpec:
         return draws.draw_mix(self.mix, self.seed, epoch, step, (size[0], size[1]))
 
     def draw(self, indices: Tensor, epoch: int, size: tuple[int, ...]) -> Draws:
-        """What happens to each sample, in images of `size` (H, W). Raises UserError where the policy does not fit."""
+        """Draws of each sample, in images of `size` (H, W). Raises UserError where the policy does not fit."""
         return draws.draw(self.plan((size[0], size[1])), self.seed, epoch, indices.cpu().numpy())
 
     def plan(self, size: Size) -> Plan:

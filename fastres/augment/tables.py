@@ -40,10 +40,10 @@ class BoxTables:
 
 def box_tables(size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]) -> BoxTables:
     """Tables for images of `size` (H, W), shares between the two of `scale` and ratios between the two of `ratio`."""
-    share = scale[0] + (scale[1] - scale[0]) * _MIDDLES
+    fractions = scale[0] + (scale[1] - scale[0]) * _MIDDLES
     log_ratio = math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * _MIDDLES
     return BoxTables(
-        (2 * np.sqrt(size[0] * size[1] * share)).astype(np.float32),
+        (2 * np.sqrt(size[0] * size[1] * fractions)).astype(np.float32),
         np.exp(log_ratio / 2).astype(np.float32),
         np.exp(-log_ratio / 2).astype(np.float32),
     )
@@ -87,7 +87,7 @@ def beta_table(alpha: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class MixTables:
-    """What a batch's mixing looks up by the level of λ."""
+    """Tables of a batch's mixing, looked up by the level of λ."""
 
     weight: NDArray[np.float32]
     """[LEVELS], λ: quantiles of Beta(alpha, alpha)."""

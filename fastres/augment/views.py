@@ -31,13 +31,13 @@ class Views:
 
     def __call__(self, source: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
         """[V·B, 3, H, W]: view 0 of all images, then view 1, … Arguments as those of `Augment.augment`."""
-        found, first = [], 0
+        batches, first = [], 0
         for augment, number in self.kinds:
             shift = self.images * torch.arange(first, first + number, device=indices.device)
             drawn = (shift[:, None] + indices).flatten()
-            found.append(augment.augment(source, drawn, epoch, rows.repeat(number)))
+            batches.append(augment.augment(source, drawn, epoch, rows.repeat(number)))
             first += number
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return batches[0] if len(batches) == 1 else torch.cat(batches)
 
     def reseed(self, seed: int) -> None:
         """Draw by another seed from now on."""

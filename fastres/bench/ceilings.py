@@ -1,4 +1,4 @@
-"""What the machine at hand can do at most, measured in the same run as what is compared with it."""
+"""Ceilings of the machine at hand, measured in the same run as the figures that are compared with them."""
 
 import platform
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def last_level_cache() -> int:
     """Bytes of this machine's largest CPU cache as Linux tells them, 32 MiB where it does not."""
-    found = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
-    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in found), default=32 << 20)
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes), default=32 << 20)
 
 
 def copy_rate(tensor_bytes: int, device: torch.device, *, cold: bool, effort: Effort = GPU) -> tuple[float, Timing]:
@@ -97,8 +97,8 @@ def empty_kernel(device: torch.device, effort: Effort = GPU) -> Timing:
 def matrix_rate(
     precision: str, device: torch.device, *, effort: Effort = GPU, sides: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """How fast square matrices multiply in `precision`, one of PRECISIONS or fp32, at the best of a few `sides` (by
-    default a GPU's, and tiny ones on a CPU); ready for JSON.
+    """Rate at which square matrices multiply in `precision`, one of PRECISIONS or fp32, at the best of a few `sides`
+    (by default a GPU's, and tiny ones on a CPU); ready for JSON.
 
     `operations_per_second` counts a multiply-add as two. The matrices are random: products of zeros take less power,
     and so less time. Must run within `side_stream`. Raises torch.cuda.OutOfMemoryError where a size does not fit.

@@ -90,7 +90,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layers:
-    """What a network consists of, in the order in which an image meets it."""
+    """The layers of a network, in the order in which an image meets them."""
 
     convolutions: list[Convolution]
     norms: list[Norm]

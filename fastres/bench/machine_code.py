@@ -87,7 +87,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one configuration's machine code needs on one target."""
+    """Resources of one configuration's machine code on one target."""
 
     configuration: str
     target: str
@@ -143,14 +143,14 @@ def _configurations(aligned: Sequence[bool]) -> Iterator[Configuration]:
 
 def representative() -> list[Configuration]:
     """One configuration a normalisation kernel: bf16, a residual and relu where there is a choice, the largest tile."""
-    chosen: dict[str, Configuration] = {}
+    largest: dict[str, Configuration] = {}
     for configuration in configurations(aligned=(True,)):
         usual = configuration.second != "none" and configuration.activation in ("relu", "none")
         if configuration.dtype == "bf16" and usual:
-            best = chosen.setdefault(configuration.kernel, configuration)
+            best = largest.setdefault(configuration.kernel, configuration)
             if _size(configuration) > _size(best):
-                chosen[configuration.kernel] = configuration
-    return list(chosen.values())
+                largest[configuration.kernel] = configuration
+    return list(largest.values())
 
 
 def _size(configuration: Configuration) -> tuple[bool, int, bool]:
@@ -229,9 +229,9 @@ def resources(configuration: AnyConfiguration, target: str) -> Resources:
         file.flush()
         command = [cuobjdump(), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
-    spills = found["STACK"] + found["LOCAL"]
-    return Resources(str(configuration), target, found["REG"], spills, found["SHARED"], code_bytes(cubin))
+    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+    spills = usage["STACK"] + usage["LOCAL"]
+    return Resources(str(configuration), target, usage["REG"], spills, usage["SHARED"], code_bytes(cubin))
 
 
 @functools.cache
@@ -288,21 +288,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wanted:
         parser.error(f"no configuration has all of the words {options.match!r}")
     jobs = [(configuration, target) for configuration in wanted for target in options.target]
-    found: list[Resources] = []
+    entries: list[Resources] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         for number, entry in enumerate(pool.map(_resources, jobs, chunksize=4), 1):
-            found.append(entry)
+            entries.append(entry)
             if not options.json:
                 needs = f"{entry.registers:3} registers {entry.spills:5} spilled {entry.shared:6} B shared"
                 print(f"{entry.configuration:<72} {entry.target:<9} {needs} {entry.code:6} B code")
             elif sys.stderr.isatty():
                 print(f"\r{number}/{len(jobs)}", end="", file=sys.stderr)
-    spilled = [entry for entry in found if entry.spills]
+    spilled = [entry for entry in entries if entry.spills]
     beyond = [entry for entry in spilled if entry.spills > SPILL_LIMIT]
     if options.json:
-        print(json.dumps({"triton": triton.__version__, "kernels": [asdict(entry) for entry in found]}, indent=1))
+        print(json.dumps({"triton": triton.__version__, "kernels": [asdict(entry) for entry in entries]}, indent=1))
     print(
-        f"{len(found)} compiled, {len(spilled)} spill, {len(beyond)} of them more than {SPILL_LIMIT} bytes",
+        f"{len(entries)} compiled, {len(spilled)} spill, {len(beyond)} of them more than {SPILL_LIMIT} bytes",
         file=sys.stderr,
     )
     return 1 if beyond else 0

@@ -12,7 +12,7 @@ from fastres.kernels.augment import kernel as augment
 from fastres.kernels.augment import mix
 
 SHIFT = recipe.AugmentConfig(translate=4, flip="random")
-REPORT = recipe.AugmentConfig(
+PAPER = recipe.AugmentConfig(
     random_resized_crop=recipe.RandomResizedCropConfig(
         scale=[0.85, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bicubic"
     ),
@@ -22,14 +22,14 @@ REPORT = recipe.AugmentConfig(
     grayscale=0.2,
 )
 EVERYTHING = recipe.AugmentConfig(
-    **REPORT.model_dump(exclude={"translate", "padding", "cutout", "erasing", "noise"}),
+    **PAPER.model_dump(exclude={"translate", "padding", "cutout", "erasing", "noise"}),
     translate=4,
     padding="zero",
     cutout=8,
     erasing=recipe.ErasingConfig(),
     noise=0.05,
 )
-POLICIES = {"shift": SHIFT, "report": REPORT, "everything": EVERYTHING}
+POLICIES = {"shift": SHIFT, "report": PAPER, "everything": EVERYTHING}
 MIXED = recipe.MixConfig(mixup_alpha=0.2, cutmix_alpha=1.0)
 KERNELS = {
     "direct_kernel": augment.direct_kernel,
@@ -74,8 +74,8 @@ def configurations() -> Iterator[Configuration]:
     for side in (32, 64, 96):
         for policy in POLICIES:
             for mixes in (False, True):
-                chosen = Configuration("", "bf16", policy, mixes, (side, side)).launch
-                for kernel in (chosen.kernel, *(["measure"] if chosen.measures and not mixes else [])):
+                plan = Configuration("", "bf16", policy, mixes, (side, side)).launch
+                for kernel in (plan.kernel, *(["measure"] if plan.measures and not mixes else [])):
                     yield Configuration(f"{kernel}_kernel", "bf16", policy, mixes, (side, side))
     for dtype in ("fp16", "fp32"):
         yield Configuration("direct_kernel", dtype, "shift", False, (32, 32))
@@ -94,20 +94,20 @@ def representative() -> list[Configuration]:
 
 def build(configuration: Configuration, target: str) -> Any:
     """Compile for a target: see `ahead.machine_code`."""
-    kernel, chosen = KERNELS[configuration.kernel], configuration.launch
+    kernel, plan = KERNELS[configuration.kernel], configuration.launch
     fixed = {
-        "POLICY": chosen.policy,
-        "ROWS": chosen.rows,
-        "COLUMNS": chosen.columns,
-        "BLOCK": mix.BLOCK if configuration.kernel == "mix_kernel" else chosen.columns,
+        "POLICY": plan.policy,
+        "ROWS": plan.rows,
+        "COLUMNS": plan.columns,
+        "BLOCK": mix.BLOCK if configuration.kernel == "mix_kernel" else plan.columns,
         "CHANNELS": 3,
     }
     absent = [] if configuration.mixes else ["labels", "partners", "weights", "step"]
-    absent += [] if chosen.policy.taps else ["taps_across", "taps_down"]
-    absent += [] if chosen.measures else ["statistics"]
+    absent += [] if plan.policy.taps else ["taps_across", "taps_down"]
+    absent += [] if plan.measures else ["statistics"]
     constants = {name: value for name, value in (fixed | dict.fromkeys(absent)).items() if name in kernel.arg_names}
     types = {name: kind for kind, names in _TYPES.items() for name in names}
-    warps = 4 if configuration.kernel == "mix_kernel" else chosen.warps
+    warps = 4 if configuration.kernel == "mix_kernel" else plan.warps
     return machine_code(
         kernel,
         target,

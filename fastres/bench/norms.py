@@ -88,7 +88,7 @@ class Problem:
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """What a backward differentiates for."""
+        """The tensors that a backward differentiates for."""
         tensors = {"x": self.x, "weight": self.norm.weight, "bias": self.norm.bias, "other": self.other}
         if self.other_norm is not None:
             tensors |= {"other_weight": self.other_norm.weight, "other_bias": self.other_norm.bias}
@@ -149,7 +149,7 @@ def problem(case: Case, device: torch.device, seed: int = 0) -> Problem:
     def maps() -> Tensor:
         return normal(case.batch, case.channels, case.height, case.width)
 
-    def finish(value: Tensor) -> Tensor:
+    def laid_out(value: Tensor) -> Tensor:
         return value.to(case.dtype).contiguous(memory_format=torch.channels_last)
 
     def norm() -> Norm:
@@ -162,15 +162,15 @@ def problem(case: Case, device: torch.device, seed: int = 0) -> Problem:
         scale, shift = (1 + normal(case.channels).abs() for _ in range(2))
         return maps() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
 
-    other = {"none": lambda: None, "add": lambda: finish(maps().relu_()), "dual": lambda: finish(shifted())}[
+    other = {"none": lambda: None, "add": lambda: laid_out(maps().relu_()), "dual": lambda: laid_out(shifted())}[
         case.join
     ]()
     return Problem(
-        finish(shifted()).requires_grad_(),
+        laid_out(shifted()).requires_grad_(),
         norm(),
         None if other is None else other.requires_grad_(),
         norm() if case.join == "dual" else None,
-        finish(maps()),
+        laid_out(maps()),
         case.activation,
     )
 
@@ -208,7 +208,7 @@ def compiled() -> Forward:
 
     Forward and backward are compiled apart, and the backward reads the output, which a step keeps for the convolution
     that follows. Compiled as one function, a ReLU alone would keep its mask instead, a bool an element, and what
-    TorchInductor makes of storing and loading bools takes ten times as long as everything else (AVX-512, torch 2.13).
+    TorchInductor makes of storing and loading bools takes ten times as long as all the rest (AVX-512, torch 2.13).
     """
 
     def forward_pass(problem: Problem) -> tuple[Tensor, list[Tensor]]:
@@ -227,8 +227,8 @@ def compiled() -> Forward:
         def forward(ctx: Any, problem: Problem, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             y, moments = forwards(problem)
             # Detached: Dynamo asks each tensor for its .grad, at which PyTorch warns of one that is no leaf.
-            kept = y.detach() if problem.activation == "relu" else None
-            ctx.save_for_backward(x, kept, weight, bias, *moments)
+            saved = y.detach() if problem.activation == "relu" else None
+            ctx.save_for_backward(x, saved, weight, bias, *moments)
             ctx.options = (problem.norm.eps, problem.norm.eps), problem.activation
             return y
 

@@ -29,13 +29,13 @@ from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
 
 ROOM = 1.1
-"""How far above its roof a point may lie without a word: ceilings and points drift apart by some percent on a machine
-that others use as well, and no product of square matrices is quite the fastest there is."""
+"""Factor above its roof up to which a point is not reported: ceilings and points drift apart by some percent on a
+machine that others use as well, and no product of square matrices is quite the fastest there is."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much to measure."""
+    """Extent of the measurement."""
 
     effort: Effort
     copied_bytes: int
@@ -46,7 +46,7 @@ class Scale:
 
 
 def scale_for(device: torch.device) -> Scale:
-    """What takes a few minutes on a CPU, less on a GPU."""
+    """A measurement of a few minutes on a CPU, less on a GPU."""
     if device.type == "cuda":
         return Scale(GPU, 2**30, (4096, 8192, 16384), cache_bytes(device))
     cache = last_level_cache()
@@ -60,11 +60,11 @@ TINY = Scale(DRY, 2**16, (32, 64), 2**13)
 
 @dataclass(frozen=True)
 class RooflineResult:
-    """What came out."""
+    """Results of the measurement."""
 
     folder: Path
     facts: dict[str, Any]
-    """What roofline.json holds."""
+    """Contents of roofline.json."""
 
 
 def roofline(
@@ -113,7 +113,7 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
 
 
 def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> dict[str, Any]:
-    """What roofline.json holds but the recipe's name: operations and bytes a second, bytes, seconds."""
+    """Contents of roofline.json except the recipe's name: operations and bytes a second, bytes, seconds."""
     prepare_process(recipe, device)
     torch.manual_seed(0)
     classes, side, _ = shape_of(recipe.data)
@@ -158,8 +158,8 @@ def _ceilings(
 def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The higher rate of each: what a machine does once, it can do."""
 
-    def rate(found: Any) -> float:
-        return found["operations_per_second"] if isinstance(found, dict) else found
+    def rate(measured: Any) -> float:
+        return measured["operations_per_second"] if isinstance(measured, dict) else measured
 
     return {name: max(one[name], other[name], key=rate) for name in one}
 

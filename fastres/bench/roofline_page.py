@@ -1,4 +1,4 @@
-"""What `fastres bench roofline` writes of its facts, those of roofline.json: table, figure and notes."""
+"""Output of `fastres bench roofline` from its facts, those of roofline.json: table, figure and notes."""
 
 import math
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ def write(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def ceilings(facts: dict[str, Any]) -> list[str]:
-    """What was measured of the machine, in a line each."""
+    """Measured ceilings of the machine, a line each."""
     passes = ", ".join(f"{name} {_quantity(rate, 'B/s')}" for name, rate in facts["memory"].items())
     products = ", ".join(
-        f"{name} {_quantity(found['operations_per_second'], 'FLOP/s')} ({found['side']:,}²)"
-        for name, found in facts["products"].items()
+        f"{name} {_quantity(product['operations_per_second'], 'FLOP/s')} ({product['side']:,}²)"
+        for name, product in facts["products"].items()
     )
     where = facts["machine"].get("gpu_name") or facts["machine"].get("cpu_model") or facts["machine"]["device"]
     threads = f", {plural(facts['machine']['threads'], 'thread', 'threads')}"
@@ -81,7 +81,7 @@ def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def warnings(facts: dict[str, Any]) -> list[str]:
     """Points that cannot be where they are."""
-    found = []
+    texts = []
     for point in (point for point in facts["points"] if point["name"] in facts["above"]):
         text = (
             f"{point['name']} lies above its roof, at {point['share']:.0%} of it: its operations or bytes are counted "
@@ -90,12 +90,12 @@ def warnings(facts: dict[str, Any]) -> list[str]:
         )
         if point["kind"] == "whole step":
             text += " The step's bytes are those of its parts, as if none found in a cache what another had left."
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def notes() -> list[str]:
-    """How the numbers come about."""
+    """Notes on how the numbers were measured."""
     return [
         "Operations and bytes are counted, not measured, and are least values: two operations for each multiply-add, "
         "every input read once and every output written once. Pooling, the loss, averages of the weights, and colours "
@@ -109,7 +109,7 @@ def notes() -> list[str]:
 
 
 def caption() -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     return (
         "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
         "Numbers are the table's; forward passes are filled, backward passes hollow. No point can lie above the lines."
@@ -131,7 +131,7 @@ def figure(facts: dict[str, Any]) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     memory = max(facts["memory"].values())
-    products = {name: found["operations_per_second"] for name, found in facts["products"].items()}
+    products = {name: product["operations_per_second"] for name, product in facts["products"].items()}
     intensities = [point["intensity"] for point in points] + [rate / memory for rate in products.values()]
     rates = [point["operations_per_second"] for point in points] + [*products.values()]
     axes.set_xlim(min(intensities) / 2.5, max(intensities) * 2.5)

@@ -20,7 +20,7 @@ from fastres.layers.convolution import HAS_AMX
 from fastres.models import build
 from fastres.optim import build_optimizer
 from fastres.recipe import MuonConfig, Recipe
-from fastres.training.session import draw, place
+from fastres.training.session import draw, move_network
 
 PASSES = ("forward", "backward")
 
@@ -86,14 +86,14 @@ class StepParts:
 
     def _convolutions(self) -> list[Part]:
         """Those with maps of one size are one part, one after the other as the library does them."""
-        found = []
+        parts = []
         for height in sorted({one.y[1] for one in self.layers.convolutions}, reverse=True):
             for which in PASSES:
                 stage = [one for one in self.layers.convolutions if one.y[1] == height]
                 working = [one for one in stage if one.operations(which, self.batch)]
                 if working:
-                    found.append(self._stage(working, which))
-        return found
+                    parts.append(self._stage(working, which))
+        return parts
 
     def _stage(self, stage: Sequence[Convolution], which: str) -> Part:
         layout = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
@@ -128,7 +128,7 @@ class StepParts:
 
     def _update(self) -> Part:
         def make() -> Call:
-            network = place(
+            network = move_network(
                 draw(self.recipe, self.classes, self.side, self.recipe.train.seed), self.recipe, self.device
             )
             optimizer = build_optimizer(self.recipe.optimizer, network)

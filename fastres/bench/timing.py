@@ -6,7 +6,7 @@ all of them; what counts is the ratio, paired round by round.
 
 On a GPU each variant is captured in a CUDA graph and its replays are timed with events: launching from Python costs
 tens of microseconds, a kernel on a small tensor two. A spinning kernel in front of each timed region lets the host
-queue the whole region first. A variant that cannot be captured is launched call by call, and its timing says so.
+queue the whole region first. A variant that cannot be captured is launched call by call, and its timing records that.
 """
 
 import math
@@ -27,7 +27,7 @@ _SPIN_CYCLES = 1_000_000
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """Duration of the measurement."""
 
     rounds: int
     """Samples of each variant."""

@@ -37,7 +37,7 @@ class Ours:
             network = session.draw(recipe, classes, image_size, recipe.train.seed)
             if network.initial_images:
                 network.initialise(data_module.sample(network.initial_images))
-        self.step = Step(session.place(network, recipe, device), recipe, len(data_module.train), device)
+        self.step = Step(session.move_network(network, recipe, device), recipe, len(data_module.train), device)
         self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
         self.runner = Runner(self.step, data_module, self.epoch_metrics, self.stall)
 

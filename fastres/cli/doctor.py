@@ -1,4 +1,4 @@
-"""What `fastres doctor` says: what this machine has, and what is missing with the line that puts it right."""
+"""Output of `fastres doctor`: the equipment of this machine, and what is missing with the line that puts it right."""
 
 import os
 import re
@@ -90,8 +90,8 @@ def _software_problems(facts: dict[str, Any]) -> list[dict[str, str]]:
         if installed_version(name) is None and not (name == "triton" and not facts["platform"].startswith("Linux")):
             problems.append({"what": f"{name} is not installed", "fix": f"pip install {name}"})
     low, high = (".".join(map(str, version)) for version in TORCH)
-    found = re.match(r"(\d+)\.(\d+)", facts["torch"] or "")
-    if found and not TORCH[0] <= (int(found[1]), int(found[2])) < TORCH[1]:
+    parsed = re.match(r"(\d+)\.(\d+)", facts["torch"] or "")
+    if parsed and not TORCH[0] <= (int(parsed[1]), int(parsed[2])) < TORCH[1]:
         what = f"torch {facts['torch']} is not one that fastres is tested with ({low} up to, not including, {high})"
         problems.append({"what": what, "fix": f"pip install {TORCH_FIX}"})
     if facts["torch"] and facts["threads"] is None:
@@ -142,19 +142,21 @@ def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]
         from fastres.data.store.beton import is_beton
         from fastres.data.store.decoded import open_store
 
-        place = data_root(root)
-        facts["root"] = str(place)
+        data_folder = data_root(root)
+        facts["root"] = str(data_folder)
         # The nearest folder that exists says whether the rest could be made.
-        standing = next(folder for folder in (place, *place.parents) if folder.exists())
+        standing = next(folder for folder in (data_folder, *data_folder.parents) if folder.exists())
         facts["writable"] = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
         facts["free_bytes"] = shutil.disk_usage(standing).free
         if not facts["writable"]:
-            problems.append({"what": f"{place} cannot be written", "fix": elsewhere})
+            problems.append({"what": f"{data_folder} cannot be written", "fix": elsewhere})
         if facts["free_bytes"] < ENOUGH_DISK:
-            what = f"only {_size(facts['free_bytes'])} are free at {place}"
+            what = f"only {_size(facts['free_bytes'])} are free at {data_folder}"
             problems.append({"what": what, "fix": f"free some space, or {elsewhere}"})
-        facts["downloads"] = [{"name": path.name, "bytes": _bytes(path)[0]} for path in _listed(place / "downloads")]
-        for path in _listed(place / "stores"):
+        facts["downloads"] = [
+            {"name": path.name, "bytes": _bytes(path)[0]} for path in _listed(data_folder / "downloads")
+        ]
+        for path in _listed(data_folder / "stores"):
             if not path.is_dir():
                 continue
             entry: dict[str, Any] = {"folder": path.name, "bytes": _bytes(path)[0], "sound": True}
@@ -179,7 +181,7 @@ def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What lies in `folder`, sorted; hidden names are locks and unfinished work."""
+    """Contents of `folder`, sorted; hidden names are locks and unfinished work."""
     with suppress(OSError):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return []
@@ -308,6 +310,6 @@ def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None
     console.print()
 
 
-def _line(console: Console, dim: str, plain: str) -> None:
+def _line(console: Console, dim: str, normal: str) -> None:
     """Print a line that is never broken, since it may be there to be copied. Brackets in names are no markup."""
-    console.print(Text.assemble((printable(dim), "dim"), printable(plain)), soft_wrap=True)
+    console.print(Text.assemble((printable(dim), "dim"), printable(normal)), soft_wrap=True)

@@ -29,30 +29,32 @@ def evaluate(
 
     from fastres.runs.directory import read_recipe
 
-    shifted: dict[str, Any] | None = None
+    corruptions: dict[str, Any] | None = None
     if shift or shift_kinds is not None or shift_severities is not None:
         from fastres.evaluation import corrupted
 
         kinds = corrupted.choose_kinds(shift_kinds)
         severities = corrupted.choose_severities(shift_severities)
-        classes, measured, shifted = corrupted.evaluate_shifted(run, kinds=kinds, severities=severities, device=device)
+        classes, measured, corruptions = corrupted.evaluate_corrupted(
+            run, kinds=kinds, severities=severities, device=device
+        )
     else:
         from fastres.evaluation.predict import evaluate as measure_run
 
         classes, measured = measure_run(run, device=device)
     tta = read_recipe(Path(run)).eval.tta
     if as_json:
-        found = {"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)}
-        print_json(found if shifted is None else found | {"shift": shifted})
+        values = {"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)}
+        print_json(values if corruptions is None else values | {"shift": corruptions})
         return
     views = "" if tta == "none" else f", test-time augmentation: {tta}"
     print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}{views}")
     print(f"expected calibration error {measured.expected_calibration_error:.2%} (15 bins)\n")
     _print_measures(classes, measured.class_accuracy, measured.confusion)
-    if shifted is not None:
+    if corruptions is not None:
         print()
-        print_table(*corrupted.rows(shifted), left=1)
-        print(corrupted.describe(shifted))
+        print_table(*corrupted.rows(corruptions), left=1)
+        print(corrupted.describe(corruptions))
 
 
 def predict(
@@ -103,7 +105,7 @@ def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], conf
     for label, name in enumerate(classes):
         others = [(count, predicted) for predicted, count in enumerate(confusion[label]) if predicted != label]
         count, predicted = max(others, default=(0, label))
-        share = accuracy[label]
+        fraction = accuracy[label]
         taken = f"{classes[predicted]} ({count})" if count else "-"
-        rows.append([name, "no images" if share is None else f"{share:.2%}", f"{sum(confusion[label]):,}", taken])
+        rows.append([name, "no images" if fraction is None else f"{fraction:.2%}", f"{sum(confusion[label]):,}", taken])
     print_table(["class", "accuracy", "images", "most often taken for"], rows, left=1)

@@ -1,4 +1,4 @@
-"""How commands print their results, on standard output."""
+"""Printing of the commands' results, on standard output."""
 
 import json
 from typing import Any

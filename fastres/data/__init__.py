@@ -63,10 +63,10 @@ def open_dataset(
     Opening a prepared store reads headers and labels only. Raises UserError for a source that is missing, damaged,
     hostile or not for this kind of store, for a full disk, and for a damaged store; nothing half-written is left.
     """
-    found = resolve(source, store=store, image_size=image_size, root=root)
-    if not found.store.exists():
+    resolved = resolve(source, store=store, image_size=image_size, root=root)
+    if not resolved.store.exists():
         return prepare(source, store=store, image_size=image_size, root=root, quiet=quiet)
-    return open_store(found.store, source)
+    return open_store(resolved.store, source)
 
 
 def prepare(
@@ -78,28 +78,28 @@ def prepare(
     quiet: bool = False,
 ) -> Dataset:
     """As `open_dataset`, but a store that does not open is built again instead of refused."""
-    found = resolve(source, store=store, image_size=image_size, root=root)
-    with building(found.store, quiet=quiet, rebuild=True) as folder:
+    resolved = resolve(source, store=store, image_size=image_size, root=root)
+    with building(resolved.store, quiet=quiet, rebuild=True) as folder:
         if folder is not None:
             writer = Writer(folder)
-            classes = found.build(writer, quiet)
-            if resolve(source, store=store, image_size=image_size, root=root).store != found.store:
+            classes = resolved.build(writer, quiet)
+            if resolve(source, store=store, image_size=image_size, root=root).store != resolved.store:
                 raise UserError(f"{source} changed while it was read: start again")
             write_manifest(
                 folder,
-                name=found.name,
+                name=resolved.name,
                 source=source,
                 classes=classes,
-                image_size=found.image_size,
+                image_size=resolved.image_size,
                 facts=writer.facts,
             )
-    return open_store(found.store, source)
+    return open_store(resolved.store, source)
 
 
 def info(
     source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
 ) -> dict[str, Any]:
-    """What is known of `source`, ready for JSON; reads no image, downloads and prepares nothing.
+    """Facts about `source`, ready for JSON; reads no image, downloads and prepares nothing.
 
     Text can be encoded: what UTF-8 cannot hold of a path or a class name is written out, as `\\udce9`.
 
@@ -107,18 +107,18 @@ def info(
     bytes, fingerprint, parts: for each part its number of images and, where labelled, the images of each class; and
     beton: path and bytes of the store in FFCV's file format, None if there is none.
     """
-    found = resolve(source, store=store, image_size=image_size, root=root)
+    resolved = resolve(source, store=store, image_size=image_size, root=root)
     facts: dict[str, Any] = {
         "source": encodable(source),
         "store": store,
-        "name": encodable(found.name),
-        "image_size": found.image_size,
-        "path": encodable(str(found.store)),
-        "prepared": found.store.exists(),
+        "name": encodable(resolved.name),
+        "image_size": resolved.image_size,
+        "path": encodable(str(resolved.store)),
+        "prepared": resolved.store.exists(),
     }
     if not facts["prepared"]:
         return facts
-    dataset = open_store(found.store, source)
+    dataset = open_store(resolved.store, source)
     parts: dict[str, dict[str, Any]] = {}
     for name, part in (("train", dataset.train), ("test", dataset.test), ("unlabelled", dataset.unlabelled)):
         if part is not None:
@@ -148,15 +148,15 @@ def verify(
     source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
 ) -> list[str]:
     """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums; of an
-    encoded store also each image file that is gone or has changed; and of the beton beside it, if there is one.
+    encoded store also each image file that is gone or has changed; and of the beton store of the same data, if any.
 
     An empty list means that it is sound. Raises UserError if it was never prepared.
     """
-    found = resolve(source, store=store, image_size=image_size, root=root)
-    if not found.store.exists():
+    resolved = resolve(source, store=store, image_size=image_size, root=root)
+    if not resolved.store.exists():
         kind = " --store encoded" if store == "encoded" else ""
         raise UserError(f"{source} is not prepared: run `fastres data prepare {source}{kind}`")
-    problems = verify_store(found.store)
-    if not problems and beton.beton_folder(dataset := open_store(found.store, source)).exists():
+    problems = verify_store(resolved.store)
+    if not problems and beton.beton_folder(dataset := open_store(resolved.store, source)).exists():
         problems += beton.verify(dataset)
     return problems

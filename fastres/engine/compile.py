@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def missing_compiler() -> str | None:
-    """What TorchInductor lacks on this machine, with the line that installs it; None when nothing."""
+    """Message that TorchInductor's C++ compiler is missing, with the command to install it; None where there is one."""
     if any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name):
         return None
     return "no C++ compiler found: `apt-get install g++ python3-dev`"
@@ -55,7 +55,7 @@ class Compiled:
 
     @property
     def cold_seconds(self) -> float | None:
-        """What `remember` was told in the run that compiled the first call's graph."""
+        """Cold-start seconds stored with the first call's graph."""
         return None if self._first is None else self._first.cold_seconds
 
     def remember(self, cold_seconds: float) -> None:

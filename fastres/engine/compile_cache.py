@@ -46,7 +46,7 @@ INDUCTOR = "inductor"
 
 
 class CacheUnavailable(Exception):
-    """Why graphs cannot be kept here; the text goes on after "not kept for the next start: "."""
+    """Graphs cannot be kept here; the text is the reason, which follows "not kept for the next start: "."""
 
 
 def root() -> Path:
@@ -60,12 +60,12 @@ def root() -> Path:
         folder = (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "fastres" / "compiled"
     except RuntimeError as error:  # there is no home folder
         raise CacheUnavailable(str(error)) from error
-    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if chosen and chosen not in (
+    configured = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if configured and configured not in (
         default_cache_dir(),
         str(folder / INDUCTOR),
     ):  # torch and `configure_cache_dir` set them
-        folder = Path(chosen) / "fastres"
+        folder = Path(configured) / "fastres"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
@@ -90,12 +90,12 @@ def configure_cache_dir() -> None:
 
 def _demand_own(folder: Path) -> None:
     """Raise CacheUnavailable unless `folder` is a folder of this user's into which nobody else can write."""
-    found = folder.stat()
-    if not stat.S_ISDIR(found.st_mode):
+    status = folder.stat()
+    if not stat.S_ISDIR(status.st_mode):
         raise CacheUnavailable(f"{folder} is not a folder")
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise CacheUnavailable(f"{folder} belongs to another user")
-    if found.st_mode & 0o022:
+    if status.st_mode & 0o022:
         raise CacheUnavailable(f"others can write into {folder}: `chmod 700 {folder}`")
 
 
@@ -117,11 +117,11 @@ class Graph:
         self.from_cache = cached
         """Whether another process compiled it."""
         self.fallback_reason = fallback_reason
-        """Why it was compiled although it had been kept, where that is so."""
+        """Reason why it was compiled although a kept graph existed; else None."""
 
     @property
     def cold_seconds(self) -> float | None:
-        """What `remember` was told by the process that compiled it."""
+        """Seconds of the start that compiled it, from the beginning of the process to the end of the first step."""
         return self._manifest.get("cold_seconds")
 
     def remember(self, cold_seconds: float) -> None:
@@ -154,15 +154,15 @@ def get_or_compile(
 
     Raises CacheUnavailable where the folder is not usable, and whatever torch raises where it cannot compile.
     """
-    place = root()
+    cache_root = root()
     key = key_of(function, arguments, network, about)
     owner = (function.__self__,) if hasattr(function, "__self__") else ()
-    folder = place / key
-    with _locked(place / f"{key[:2]}.lock"), _without_gradients(network):
+    folder = cache_root / key
+    with _locked(cache_root / f"{key[:2]}.lock"), _without_gradients(network):
         manifest, reason = _sound(folder), None
         if manifest is not None:
             try:
-                with _inductor_in(folder, place, compiles=False):
+                with _inductor_in(folder, cache_root, compiles=False):
                     run = _load((folder / "graph.bin").read_bytes())
                     graph = Graph(run, owner, folder, manifest, cached=True)
                     if graph.guards_hold(*arguments):
@@ -175,14 +175,14 @@ def get_or_compile(
             reason = "its files are damaged"
         _clear(folder)
         folder.mkdir(mode=0o700)
-        with _inductor_in(folder, place, compiles=True):
+        with _inductor_in(folder, cache_root, compiles=True):
             traced: Any = torch.compile(function, dynamic=False, fullgraph=True)
             run = traced.aot_compile((arguments, {}))
             data = type(run).serialize(run).serialized_data
         write_bytes(folder / "graph.bin", data)
         manifest = {"about": about, "files": _listed(folder)}
         write_json(folder / "manifest.json", manifest)
-    _prune(place, key)
+    _prune(cache_root, key)
     fallback_reason = None if reason is None else f"compiled anew, because what was kept cannot be used: {reason}"
     return Graph(run, owner, folder, manifest, cached=False, fallback_reason=fallback_reason)
 
@@ -222,7 +222,7 @@ def key_of(function: Callable[..., Any], arguments: tuple[Tensor, ...], network:
 
 
 def _settings() -> list[Any]:
-    """What torch is set to now and generated code may depend on."""
+    """Torch's current settings on which generated code may depend."""
     import torch._functorch.config
     import torch._inductor.config
 
@@ -247,15 +247,14 @@ def _stable(value: Any) -> str:
 
 
 @functools.cache
-def _sources() -> str:
+def _sources(package: Path = Path(__file__).parents[1]) -> str:
     """Hash of the package's sources, `kernels` among them: any may have been traced into the graph."""
-    found = hashlib.sha256(__version__.encode())
-    for folder, inner, names in os.walk(Path(__file__).parents[1], followlinks=True):
+    digest = hashlib.sha256(__version__.encode())
+    for folder, inner, names in os.walk(package, followlinks=True):
         inner[:] = sorted(name for name in inner if name != "__pycache__")
-        for name in sorted(names):
-            if name.endswith(".py"):
-                found.update(f"\0{name}\0".encode() + (Path(folder) / name).read_bytes())
-    return found.hexdigest()
+        for path in (Path(folder) / name for name in sorted(names) if name.endswith(".py")):
+            digest.update(f"\0{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.cache
@@ -265,8 +264,8 @@ def _machine() -> str:
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         path = name and shutil.which(name)
         if path:
-            found = Path(path).resolve().stat()  # asking for its version would take 20 ms
-            compilers.append([path, found.st_size, found.st_mtime_ns])
+            status = Path(path).resolve().stat()  # asking for its version would take 20 ms
+            compilers.append([path, status.st_size, status.st_mtime_ns])
     processor = platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -307,8 +306,8 @@ def _load(data: bytes) -> Any:
 
 
 @contextmanager
-def _inductor_in(folder: Path, place: Path, *, compiles: bool) -> Iterator[None]:
-    """TorchInductor with its files in `folder`, and in `place` what its graphs share.
+def _inductor_in(folder: Path, cache_root: Path, *, compiles: bool) -> Iterator[None]:
+    """TorchInductor with its files in `folder`, and in `cache_root` what its graphs share.
 
     It finds out which instruction sets the compiler has by compiling and loading libraries: 8 s on an empty folder, and
     0.7 s in each process that finds them compiled. What came out on this machine stands in `isa-<machine>.json`. Its
@@ -319,8 +318,8 @@ def _inductor_in(folder: Path, place: Path, *, compiles: bool) -> Iterator[None]
     from torch._inductor import codecache, cpu_vec_isa
     from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-    answers = place / f"isa-{_machine()}.json"
-    known = {key: found for key, found in _read_json(answers).items() if isinstance(found, bool)}
+    answers = cache_root / f"isa-{_machine()}.json"
+    known = {key: supported for key, supported in _read_json(answers).items() if isinstance(supported, bool)}
     asked = len(known)
     check = cpu_vec_isa.VecISA.check_build
 
@@ -336,7 +335,7 @@ def _inductor_in(folder: Path, place: Path, *, compiles: bool) -> Iterator[None]
         stack.enter_context(functorch.patch(autograd_cache_allow_custom_autograd_functions=True))
         stack.enter_context(mock.patch.object(cpu_vec_isa.VecISA, "check_build", answer))
         if compiles:
-            headers = stack.enter_context(_headers(place))
+            headers = stack.enter_context(_headers(cache_root))
             stack.enter_context(mock.patch.object(codecache, "_HEADER_DIR", str(headers)))
             stack.enter_context(mock.patch.object(codecache, "_HEADER_LOCK_DIR", str(headers / "locks")))
         else:
@@ -375,9 +374,9 @@ def _listed(folder: Path) -> dict[str, list[Any]]:
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none."""
     with suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict):
-            return found
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return content
     return {}
 
 
@@ -393,23 +392,23 @@ def _sound(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _headers(place: Path) -> Iterator[Path]:
+def _headers(cache_root: Path) -> Iterator[Path]:
     """Folder of the precompiled headers, without those that were damaged or never finished, unless another process
     uses the folder too: they may be what it works on."""
-    folder = place / "headers"
+    folder = cache_root / "headers"
     folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(place / "headers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(cache_root / "headers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            known = _read_json(place / "headers.json")
+            known = _read_json(cache_root / "headers.json")
             for path in folder.iterdir():
                 if path.is_file() and _digest(path) != known.get(path.name):
                     path.unlink()
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield folder
         with suppress(OSError):  # a file of another process went away
-            write_json(place / "headers.json", _listed(folder))
+            write_json(cache_root / "headers.json", _listed(folder))
     finally:
         os.close(descriptor)
 
@@ -419,10 +418,12 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _prune(place: Path, but: str) -> None:
+def _prune(cache_root: Path, but: str) -> None:
     """Remove the graphs that were not used for the longest time."""
     with suppress(OSError):
-        used = {path.parent: path.stat().st_mtime for path in place.glob("*/manifest.json") if path.parent.name != but}
+        used = {
+            path.parent: path.stat().st_mtime for path in cache_root.glob("*/manifest.json") if path.parent.name != but
+        }
         for folder in sorted(used, key=lambda folder: used[folder], reverse=True)[LIMIT - 1 :]:
-            with _locked(place / f"{folder.name[:2]}.lock"):
+            with _locked(cache_root / f"{folder.name[:2]}.lock"):
                 _clear(folder)

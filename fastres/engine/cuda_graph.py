@@ -26,14 +26,14 @@ class CudaGraphCache:
 
     def __init__(self, device: torch.device, obstacle: str | None = None) -> None:
         self.fallback_reason = obstacle if device.type == "cuda" else "CUDA graphs need a GPU"
-        """Why work is not captured; None where it is."""
+        """Reason why work is not captured; None where it is."""
         self._warm: dict[Hashable, int] = {}
         self._kept: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._pool: Any = None
 
     @property
     def captured(self) -> int:
-        """How many graphs there are."""
+        """Number of graphs."""
         return len(self._kept)
 
     def run(self, key: Hashable, work: Callable[[], T]) -> T:
@@ -79,8 +79,8 @@ class GraphedCallable:
         if key not in self._inputs:
             self._inputs[key] = [torch.empty_like(argument) for argument in arguments]
         inputs = self._inputs[key]
-        for place, argument in zip(inputs, arguments, strict=True):
-            place.copy_(argument)
+        for buffer, argument in zip(inputs, arguments, strict=True):
+            buffer.copy_(argument)
         return self._graphs.run(key, lambda: self._function(*inputs)).clone()  # the next replay overwrites it
 
 

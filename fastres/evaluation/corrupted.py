@@ -50,7 +50,7 @@ def choose_severities(text: str | None) -> tuple[int, ...]:
     return tuple(sorted(numbers))
 
 
-def evaluate_shifted(
+def evaluate_corrupted(
     run: str | Path,
     *,
     kinds: Sequence[str] = tuple(KINDS),
@@ -61,19 +61,19 @@ def evaluate_shifted(
     """Class names, measures on the clean test images as `evaluate` has them, and the summary of the shifted sets.
 
     The summary goes into `run` as shift.json, and as figures/shift.png, unless the folder is not ours to write or holds
-    a measurement of more kinds or severities; standard error says so. Accuracies and their differences are shares.
-    A test set of JPEG files is decoded into memory as a whole. Raises UserError as `evaluate` does, and for images of
-    less than 8 × 8 pixels.
+    a measurement of more kinds or severities; a line on standard error reports it. Accuracies and their
+    differences are shares. A test set of JPEG files is decoded into memory as a whole. Raises UserError as `evaluate`
+    does, and for images of less than 8 × 8 pixels.
     """
     folder = Path(run)
-    kept = TrainedModel.load(folder, device)
-    check_size(kept.image_size, kept.image_size)
-    stored, labels = test_set(kept.recipe.data, kept.classes)
+    model = TrainedModel.load(folder, device)
+    check_size(model.image_size, model.image_size)
+    stored, labels = test_set(model.recipe.data, model.classes)
     unwritten = _why_not_written(folder, kinds, severities)
     if unwritten is None:
         check_writable(folder / FIGURE)
     images = stored[np.arange(len(stored))]
-    clean = measure(kept.logits(images), labels)
+    clean = measure(model.logits(images), labels)
     accuracy: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
@@ -81,14 +81,14 @@ def evaluate_shifted(
     ):
         for kind in kinds:
             for severity in severities:
-                predicted = kept.logits(_shifted(images, kind, severity, pool)).argmax(1)
+                predicted = model.logits(_shifted(images, kind, severity, pool)).argmax(1)
                 accuracy[kind].append((predicted == labels).double().mean().item())
                 advance(1)
     about = {
-        "source": kept.recipe.data.source,
+        "source": model.recipe.data.source,
         "test_images": clean.images,
-        "tta": kept.recipe.eval.tta,
-        "device": str(kept.device),
+        "tta": model.recipe.eval.tta,
+        "device": str(model.device),
         "seed": SEED,
     }
     summary = summarise(clean.accuracy, accuracy, severities) | about
@@ -96,11 +96,11 @@ def evaluate_shifted(
         from fastres.report import run_figures
         from fastres.report.style import png
 
-        write_bytes(folder / FIGURE, png(run_figures.shift(summary)))
+        write_bytes(folder / FIGURE, png(run_figures.corruptions(summary)))
         write_json(folder / FILE, summary)
     else:
         say(unwritten)
-    return kept.classes, clean, summary
+    return model.classes, clean, summary
 
 
 def _shifted(images: Pixels, kind: str, severity: int, pool: ThreadPoolExecutor) -> Pixels:
@@ -117,7 +117,7 @@ def _shifted(images: Pixels, kind: str, severity: int, pool: ThreadPoolExecutor)
 
 
 def summarise(clean: float, accuracy: dict[str, list[float]], severities: Sequence[int]) -> dict[str, Any]:
-    """What follows from the accuracies of each kind by severity: means, and what the mean lacks to the clean one."""
+    """Summary of the accuracies of each kind by severity: means, and the drop of their mean below the clean one."""
     table = np.array(list(accuracy.values()))
     mean = float(table.mean())
     return {
@@ -133,7 +133,7 @@ def summarise(clean: float, accuracy: dict[str, list[float]], severities: Sequen
 
 
 def _why_not_written(folder: Path, kinds: Sequence[str], severities: Sequence[int]) -> str | None:
-    """Why the summary does not go into the run directory, or None."""
+    """Reason why the summary is not written into the run directory, or None."""
     path = folder / FILE
     if not os.access(folder, os.W_OK):
         return f"{path} is not written: no right to write there"
@@ -149,10 +149,10 @@ def rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The summary as a table in percent: header and rows."""
     header = ["shift", *(f"severity {severity}" for severity in summary["severities"]), "mean"]
     lines = [
-        [kind, *(f"{share:.2%}" for share in shares), f"{summary['mean_by_kind'][kind]:.2%}"]
-        for kind, shares in summary["accuracy"].items()
+        [kind, *(f"{accuracy:.2%}" for accuracy in accuracies), f"{summary['mean_by_kind'][kind]:.2%}"]
+        for kind, accuracies in summary["accuracy"].items()
     ]
-    means = [f"{share:.2%}" for share in summary["mean_by_severity"]]
+    means = [f"{accuracy:.2%}" for accuracy in summary["mean_by_severity"]]
     return header, [*lines, ["mean", *means, f"{summary['mean_corruption_accuracy']:.2%}"]]
 
 

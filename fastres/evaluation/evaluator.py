@@ -52,33 +52,34 @@ class Evaluator:
         mirrored = self._means(loader, MIRROR)
         if options.tta == "mirror":
             return mirrored.cpu()
-        chosen = None if options.tta == "translate" else least_sure(mirrored, options.tta_share)
-        shifted = self._means(loader, SHIFTED, chosen)
-        if chosen is None:
+        positions = None if options.tta == "translate" else least_sure(mirrored, options.tta_share)
+        shifted = self._means(loader, SHIFTED, positions)
+        if positions is None:
             return mirrored.lerp(shifted, 0.5).cpu()
-        mirrored[chosen] = mirrored[chosen].lerp(shifted, 0.5)
+        mirrored[positions] = mirrored[positions].lerp(shifted, 0.5)
         return mirrored.cpu()
 
-    def _means(self, loader: Loader, views: tuple[View, ...], chosen: Tensor | None = None) -> Tensor:
-        """Mean logits over `views` of all images, or of those at the ascending positions `chosen`, on the device."""
-        found = []
-        for images, count in self._batches(loader, chosen):
+    def _means(self, loader: Loader, views: tuple[View, ...], positions: Tensor | None = None) -> Tensor:
+        """Mean logits over `views` of all images, or of those at the ascending `positions`, on the device."""
+        means = []
+        for images, count in self._batches(loader, positions):
             total = self._logits(view(images, views[0]))
             for further in views[1:]:
                 total = total + self._logits(view(images, further))
-            found.append((total / len(views))[:count])
-        return torch.cat(found)
+            means.append((total / len(views))[:count])
+        return torch.cat(means)
 
-    def _batches(self, loader: Loader, chosen: Tensor | None) -> Iterator[tuple[Tensor, int]]:
+    def _batches(self, loader: Loader, positions: Tensor | None) -> Iterator[tuple[Tensor, int]]:
         """Batches of the loader's size, and how many of their images count.
 
-        The chosen images are gathered until they fill a batch; a few passes less than one for each batch they are in.
+        The images at `positions` are gathered until they fill a batch; a few passes less than one for each batch they
+        are in.
         """
         size, waiting, first = loader.batch_size, [], 0
         for batch in loader.batches():
             rows = batch.rows
-            if chosen is not None:
-                here = chosen[(chosen >= first) & (chosen < first + len(rows))] - first
+            if positions is not None:
+                here = positions[(positions >= first) & (positions < first + len(rows))] - first
                 first += len(rows)
                 rows = rows[here]
             if len(rows):
@@ -111,10 +112,10 @@ def view(images: Tensor, kind: View) -> Tensor:
     return seen if seen is images else torch.empty_like(images).copy_(seen)
 
 
-def least_sure(logits: Tensor, share: float) -> Tensor:
-    """int64: the rows whose most probable class is least probable, `share` of all, rounded up; ascending."""
+def least_sure(logits: Tensor, fraction: float) -> Tensor:
+    """int64: the rows whose most probable class is least probable, `fraction` of all, rounded up; ascending."""
     confidence = logits.softmax(1).amax(1)
-    return confidence.argsort(stable=True)[: math.ceil(share * len(logits))].sort().values
+    return confidence.argsort(stable=True)[: math.ceil(fraction * len(logits))].sort().values
 
 
 def everything(images: Any, batch_size: int, device: torch.device) -> Loader:

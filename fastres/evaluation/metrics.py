@@ -10,13 +10,13 @@ from fastres.recipe import EvalConfig
 
 
 def passes(options: EvalConfig) -> float:
-    """How many images the network looks at to classify one: what `options.tta` costs."""
+    """Number of images that the network evaluates to classify one: the cost of `options.tta`."""
     return {"none": 1, "mirror": 2, "translate": 6, "selective": 2 + 4 * options.tta_share}[options.tta]
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How good predictions are."""
+    """Metrics of predictions."""
 
     loss: float
     """Mean cross-entropy, in nats."""
@@ -29,7 +29,7 @@ class Measures:
     expected_calibration_error: float
     """Mean distance of confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, section 2)."""
     images: int
-    """How many were measured."""
+    """Number of images measured."""
 
 
 def measure(logits: Tensor, labels: Tensor) -> Measures:

@@ -20,9 +20,9 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
     """
     from fastres.evaluation.trained import TrainedModel
 
-    kept = TrainedModel.load(Path(run), device)
-    images, labels = test_set(kept.recipe.data, kept.classes)
-    return kept.classes, measure(kept.logits(images), labels)
+    model = TrainedModel.load(Path(run), device)
+    images, labels = test_set(model.recipe.data, model.classes)
+    return model.classes, measure(model.logits(images), labels)
 
 
 def test_set(data: DataConfig, classes: tuple[str, ...]) -> tuple[Any, Tensor]:
@@ -52,15 +52,15 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     from fastres.evaluation.trained import TrainedModel
     from fastres.utils.files import check_writable, write_bytes
 
-    kept = TrainedModel.load(Path(run), device)
-    dataset = open_dataset(source, image_size=kept.image_size, root=kept.recipe.data.root)
+    model = TrainedModel.load(Path(run), device)
+    dataset = open_dataset(source, image_size=model.image_size, root=model.recipe.data.root)
     part = dataset.unlabelled or dataset.test
     if part is None:
         raise UserError(f"{source} has neither unlabelled nor test images to predict")
-    if dataset.image_size != kept.image_size:
-        raise UserError(f"{source} has {dataset.image_size}-pixel images, and {run} was trained on {kept.image_size}")
+    if dataset.image_size != model.image_size:
+        raise UserError(f"{source} has {dataset.image_size}-pixel images, and {run} was trained on {model.image_size}")
     check_writable(Path(out))
-    predicted = kept.logits(part.images).argmax(1).tolist()
+    predicted = model.logits(part.images).argmax(1).tolist()
     ids: list[Any] = part.ids.tolist() if part.ids is not None else list(range(len(predicted)))
     rows = (_cell(name) + b",%d\n" % label for name, label in zip(ids, predicted, strict=True))
     write_bytes(Path(out), b"".join([b"ID,Labels\n", *rows]))

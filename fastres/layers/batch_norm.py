@@ -16,7 +16,7 @@ from fastres.layers.synchronisation import NotSynchronised
 
 
 def norm_of(bn: nn.BatchNorm2d) -> tuple[Norm, bool]:
-    """What `bn` would normalise with if it were called now, and whether that is the batch's own statistics.
+    """Tensors that `bn` would normalise with if it were called now, and whether by the batch's own statistics.
 
     Where it would not move its running statistics, `num_batches_tracked` is None, and so are the running statistics
     unless they normalise. `momentum=None`, the cumulative average, becomes 1 / (batches seen, with this one), which

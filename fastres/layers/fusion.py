@@ -30,7 +30,7 @@ class Site:
     module: str
     """Path of the module whose forward holds it; "" is the model itself."""
     form: str
-    """What is one call: `bn`, `bn+bn` (two, added), `add` (of a residual), `relu`, `silu`, `gelu`, joined by +."""
+    """Operations in one: `bn`, `bn+bn` (two, added), `add` (of a residual), `relu`, `silu`, `gelu`, joined by +."""
     norms: tuple[str, ...]
     """Paths of its BatchNorm modules."""
 
@@ -40,14 +40,14 @@ class Site:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a fused forward rests on: while it holds, the forward computes what the original would."""
+    """Assumptions of a fused forward: while they hold, the forward computes what the original would."""
 
     original: type[nn.Module]
     patterns: tuple[Pattern, ...]
     entered: tuple[str, ...]
     """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList."""
     attributes: tuple[tuple[str, Any], ...]
-    """What the original forward read of the module when it was written down, with the values."""
+    """Attributes of the module that the original forward read when it was traced, with their values."""
     passed: tuple[tuple[tuple[str, ...], type[nn.Module]], ...]
     """Paths and classes of the modules that are not called any more: a hook of theirs would not run."""
     children: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
@@ -105,8 +105,7 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 def fused_sites(model: nn.Module) -> list[Site]:
-    """What `fuse` found and still computes in one call, in the order of `model.named_modules()`; printed, one a line
-    each."""
+    """Sites that `fuse` still computes in one call, in the order of `model.named_modules()`; printed, one a line."""
     sites = []
     for name, module in model.named_modules():
         plan = _plan_of(module)
@@ -151,8 +150,8 @@ def _fuse_one(module: nn.Module) -> _Plan | None:
         return None
     calls = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"]
     entered = tuple(dict.fromkeys(parent for path in calls for parent in _parents(path)))
-    found = [rewrite(graph, module) for graph in graphs]
-    patterns = tuple(dict.fromkeys(pattern for patterns in found for pattern in patterns))
+    matches = [rewrite(graph, module) for graph in graphs]
+    patterns = tuple(dict.fromkeys(pattern for patterns in matches for pattern in patterns))
     if not patterns:
         return None
     passed = dict.fromkeys(path for pattern in patterns for path in pattern.passed) | dict.fromkeys(entered)

@@ -64,7 +64,7 @@ def trace(module: nn.Module, through: Callable[[nn.Module], bool], training: boo
 
 
 class _Given(fx.Proxy):
-    """An argument of the forward, which is a tensor; `isinstance(x, Tensor)` has to say so."""
+    """An argument of the forward, which is a tensor; `isinstance(x, Tensor)` has to be true."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -137,7 +137,7 @@ def _twin(module: nn.Module, seen: dict[str, Any]) -> nn.Module:
 
 
 def _contents(value: Any) -> Any:
-    """What tells whether an attribute was replaced or a container changed: identities, not comparisons of tensors."""
+    """Identities by which a replaced attribute or a changed container shows, without comparisons of tensors."""
     if isinstance(value, dict):
         return id(value), [(key, id(item)) for key, item in value.items()]
     if isinstance(value, (list, set)):

@@ -1,4 +1,4 @@
-"""What the families of networks have in common."""
+"""The base of all families of networks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ class Network(nn.Module, ABC):
     logit_scale: float
     """After it."""
     initial_images: int = 0
-    """How many training images `initialise` wants to see."""
+    """Number of training images that `initialise` takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.features(x))
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """What the classifier sees of images [N, 3, H, W]: [N, F]."""
+        """Features [N, F] of images [N, 3, H, W], which the classifier takes."""
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of features [N, F]."""
@@ -39,9 +39,9 @@ class Network(nn.Module, ABC):
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer that `head` names."""
-        found = self.get_submodule(self.head)
-        assert isinstance(found, nn.Linear)
-        return found
+        layer = self.get_submodule(self.head)
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def initialise(self, batches: Iterable[Tensor]) -> None:
         """Compute what is computed from training images instead of being drawn: by default nothing.
@@ -53,11 +53,11 @@ class Network(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters by what they are, for optimizers that treat them differently: `filters` have four
         axes, `bias` are BN's weights and biases, `head` is the classifier. Groups without parameters are left out."""
-        found: dict[str, list[nn.Parameter]] = {}
+        by_group: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                found.setdefault(self.group_of(name, parameter), []).append(parameter)
-        return found
+                by_group.setdefault(self.group_of(name, parameter), []).append(parameter)
+        return by_group
 
     def group_of(self, name: str, parameter: nn.Parameter) -> str:
         """The group of one trainable parameter."""

@@ -1,4 +1,4 @@
-"""What a network is made of: shapes, parameters and multiply-adds of each layer."""
+"""Summary of a network: shapes, parameters and multiply-adds of each layer."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
     import copy
 
     shadow = copy.deepcopy(network).to("meta").eval()
-    found: list[Layer] = []
+    entries: list[Layer] = []
 
     def note(name: str, module: nn.Module) -> None:
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, Tensor]) -> None:
@@ -45,7 +45,7 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
                 kind, products = "linear", module.weight.numel()
             else:
                 kind, products = "BN", 0
-            found.append(Layer(name, kind, shape, count_parameters(module), products))
+            entries.append(Layer(name, kind, shape, count_parameters(module), products))
 
         module.register_forward_hook(hook)
 
@@ -54,4 +54,4 @@ def layers(network: nn.Module, image_size: int) -> list[Layer]:
             note(name, module)
     with torch.no_grad():
         shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
-    return found
+    return entries

@@ -22,15 +22,16 @@ class Ema:
         self.decay, self.cosine_steps = decay, cosine_steps
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
-    def share(self, step: int) -> float:
-        """How far the averages go towards the weights after step `step`, counted from 0: one minus the decay."""
+    def fraction(self, step: int) -> float:
+        """The fraction of the way that the averages go towards the weights after step `step`, counted from 0: one minus
+        the decay."""
         if self.cosine_steps:
             return (1 - self.decay) * (1 + math.cos(math.pi * step / self.cosine_steps)) / 2
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
-    def update(self, network: nn.Module, share: float | Tensor) -> None:
+    def update(self, network: nn.Module, fraction: float | Tensor) -> None:
         """Take in the weights of `network` after a step."""
-        _draw_towards(self.network, network, share)
+        _draw_towards(self.network, network, fraction)
 
 
 class Lookahead:
@@ -49,22 +50,22 @@ class Lookahead:
         """Whether there is an exchange after step `step`, counted from 0."""
         return (step + 1) % self.options.every == 0
 
-    def share(self, step: int) -> float:
-        """How far the slow weights go towards the trained ones after step `step` of `steps`: α, one minus what they
-        keep."""
+    def fraction(self, step: int) -> float:
+        """The fraction of the way that the slow weights go towards the trained ones after step `step` of `steps`: α,
+        one minus the fraction of themselves that they keep."""
         return 1 - self.options.decay * ((step + 1) / self.steps) ** self.options.power
 
-    def exchange(self, network: nn.Module, share: float | Tensor) -> None:
+    def exchange(self, network: nn.Module, fraction: float | Tensor) -> None:
         """Move the slow weights, and put them into `network`."""
-        _draw_towards(self.network, network, share)
+        _draw_towards(self.network, network, fraction)
         with torch.no_grad():
             torch._foreach_copy_(_tensors(network), _tensors(self.network))
 
 
 @torch.no_grad()
-def _draw_towards(averages: nn.Module, network: nn.Module, share: float | Tensor) -> None:
-    """average ← average + share·(weight − average); counters are copied. A share that is a tensor, a scalar on the
-    device, can change between replays of a captured step."""
+def _draw_towards(averages: nn.Module, network: nn.Module, fraction: float | Tensor) -> None:
+    """average ← average + fraction·(weight − average); counters are copied. A fraction that is a tensor, a scalar on
+    the device, can change between replays of a captured step."""
     old, new = [], []
     for average, weight in zip(_tensors(averages), _tensors(network), strict=True):
         if average.is_floating_point():
@@ -72,12 +73,12 @@ def _draw_towards(averages: nn.Module, network: nn.Module, share: float | Tensor
             new.append(weight)
         else:
             average.copy_(weight)
-    if isinstance(share, Tensor):  # of all lerps, none takes one tensor for a whole list
+    if isinstance(fraction, Tensor):  # of all lerps, none takes one tensor for a whole list
         distances = torch._foreach_sub(new, old)
-        torch._foreach_mul_(distances, share)
+        torch._foreach_mul_(distances, fraction)
         torch._foreach_add_(old, distances)
     else:
-        torch._foreach_lerp_(old, new, share)
+        torch._foreach_lerp_(old, new, fraction)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:

@@ -104,9 +104,9 @@ def orthogonalise(
     results: list[Tensor] = list(updates)
     for members, rows, columns in _batches([(w.shape[0], w.shape[1]) for w in wide], padding):
         x = wide[members[0]].new_zeros(len(members), rows, columns)
-        for place, member in zip(x, members, strict=True):
+        for slot, member in zip(x, members, strict=True):
             height, width = wide[member].shape
-            place[:height, :width] = wide[member]
+            slot[:height, :width] = wide[member]
         # The Frobenius norm bounds the largest singular value. A gradient of zeros has to stay one.
         x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp_min(1e-30)
         y = newton_schulz(x, steps).to(x.dtype) * scale

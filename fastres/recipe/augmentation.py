@@ -57,14 +57,14 @@ class ErasingConfig(Table):
 
 
 class AugmentConfig(Table):
-    """What happens to a training image before the network sees it, in this order; mixing has a table of its own."""
+    """Operations on a training image before the network sees it, in this order; mixing has a table of its own."""
 
     random_resized_crop: RandomResizedCropConfig | None = None
     """Crop at random and resize; by default not. `translate` still follows: set it to 0 where it should not."""
     translate: Annotated[int, Field(ge=0, le=64)] = 4
     """Largest shift in pixels along each axis, drawn uniformly: padding and a random crop."""
     padding: Literal["zero", "reflect", "constant"] = "reflect"
-    """What appears at the edge that a shift uncovers. `zero` is black, before normalisation; `constant` is `fill`."""
+    """Fill of the edge that a shift uncovers. `zero` is black, before normalisation; `constant` is `fill`."""
     fill: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)] | None = None
     """Colour of `padding = "constant"`: red, green and blue, 0 to 255."""
     flip: Literal["none", "random", "alternating"] = "random"

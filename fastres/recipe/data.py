@@ -31,7 +31,7 @@ class DataConfig(Table):
     """`decoded`: pixels at one size, decoded once; `encoded`: the JPEG and PNG files of a folder or an uncompressed tar
     as they are, decoded each time they are read: slower, for sets whose pixels are too large for the disk."""
     loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"
-    """What reads the store; all deliver the same batches. `resident` holds the whole set in the device's memory;
+    """Reader of the store; all deliver the same batches. `resident` holds the whole set in the device's memory;
     `ffcv` and `dali` stream and need `pip install 'fastres[ffcv]'` or `'fastres[dali]'`; `torch` streams with torch's
     DataLoader. `auto` takes the first of them that fits and is installed, and says why."""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None

@@ -1,4 +1,4 @@
-"""What the tables of a recipe have in common: the table itself, and the types of its values."""
+"""The base of all tables of a recipe: the table itself, and the types of its values."""
 
 from typing import Annotated, Literal
 

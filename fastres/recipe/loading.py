@@ -1,7 +1,7 @@
 """From recipe files and `--set` to one validated Recipe, with errors that name file, key and nearest valid key.
 
 Layers are merged in order: the file that is extended, the file, the overrides. Each key remembers which layer set it
-last, so that an error names the place to mend.
+last, so that an error names the layer to correct.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from fastres.recipe.sweeps import TAGS
 
 Origins = dict[tuple[str, ...], str]
 Layer = tuple[str, dict[str, Any]]
-"""Where it comes from, for messages, and what it sets."""
+"""Origin, for messages, and the values that it sets."""
 
 
 def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
@@ -29,12 +29,12 @@ def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
 
 
 def layers(path: Path, overrides: list[str]) -> list[Layer]:
-    """What `path` extends, `path` itself and `overrides`, in the order in which they apply."""
+    """Layers of the files that `path` extends, of `path` itself and of `overrides`, in the order of application."""
     return [*_files(path), *_assignments(overrides)]
 
 
 def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
-    """Merge `layers` into a `recipe`; `path` is blamed for what no layer set. Raises UserError naming place and key."""
+    """Merge `layers` into a `recipe`; `path` is named for what no layer set. Raises UserError naming layer and key."""
     values: dict[str, Any] = {}
     origins: Origins = {}
     for origin, layer in layers:
@@ -79,14 +79,14 @@ def nested(table: dict[str, Any]) -> dict[str, Any]:
     layer: dict[str, Any] = {}
     for key, value in dotted(table).items():
         *tables, last = key.split(".")
-        place = layer
+        node = layer
         for name in tables:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
                 raise UserError(f"'{key}' is set beside '{name}', which holds it: leave one of them out")
-        if last in place:
+        if last in node:
             raise UserError(f"'{key}' is set beside keys of its own: leave one of them out")
-        place[last] = None if value == "" else value
+        node[last] = None if value == "" else value
     return layer
 
 
@@ -199,21 +199,21 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
     name, given = ".".join(key), fault.get("input")
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key[-1], keys_here, n=1, cutoff=0.5)
-        place = ".".join(key[:-1])
+        table = ".".join(key[:-1])
         hint = (
             f"did you mean '{'.'.join([*key[:-1], near[0]])}'?"
             if near
-            else f"{f'[{place}]' if place else 'a recipe'} has {', '.join(keys_here)}"
+            else f"{f'[{table}]' if table else 'a recipe'} has {', '.join(keys_here)}"
         )
         text = f"unknown key '{name}'; {hint}"
     elif fault["type"] == "missing":
         text = f"'{name}' is missing: give it a value"
     elif fault["type"] == "union_tag_invalid":
         kinds = [kind.strip(" '") for kind in fault["ctx"]["expected_tags"].split(",")]
-        chosen = str(given.get("name")) if isinstance(given, dict) else str(given)
-        near = difflib.get_close_matches(chosen, kinds, n=1)
+        given_kind = str(given.get("name")) if isinstance(given, dict) else str(given)
+        near = difflib.get_close_matches(given_kind, kinds, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        text = f"'{name}.name' is '{chosen}'; {hint}there are {', '.join(kinds)}"
+        text = f"'{name}.name' is '{given_kind}'; {hint}there are {', '.join(kinds)}"
     elif fault["type"] == "union_tag_not_found":
         text = (
             f"[{name}] must say which kind it is: name = {' or '.join(map(repr, _kinds(recipe.model_fields[key[0]])))}"
@@ -232,7 +232,7 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
 
 
 def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """The key as the user wrote it (without pydantic's union tags), and the keys that are valid beside it."""
+    """The key as the user wrote it (without pydantic's union tags), and the keys that are valid in the same table."""
     key: list[str] = []
     table: type[BaseModel] | None = recipe
     keys_here: list[str] = []
@@ -257,9 +257,9 @@ def _table_of(field: FieldInfo | None) -> type[BaseModel] | None:
     """The table that a key stands for, which may be left out, or None for a value and for a choice of tables."""
     if field is None:
         return None
-    found = [
+    tables = [
         kind
         for kind in (field.annotation, *get_args(field.annotation))
         if isinstance(kind, type) and issubclass(kind, BaseModel)
     ]
-    return found[0] if len(found) == 1 else None
+    return tables[0] if len(tables) == 1 else None

@@ -1,4 +1,4 @@
-"""What a network is taught by besides labels, and what it starts from."""
+"""Training methods besides labels alone, and starting weights."""
 
 from typing import Annotated, Any, Literal
 
@@ -62,7 +62,7 @@ class PseudoLabelConfig(Table):
 
 
 class SelfSupervisedConfig(Table):
-    """What methods share that learn features without labels.
+    """Options of all methods that learn features without labels.
 
     The classifier learns beside, from labels, on features through which no gradient returns, so that the accuracy of
     each epoch says how good they are. At the end a logistic regression on them takes its place (a linear probe), and
@@ -99,9 +99,9 @@ class DinoConfig(SelfSupervisedConfig):
     teacher_temperature: Rate = 0.04
     """By which the teacher's are: below the student's, which sharpens them."""
     centre_momentum: Share = 0.9
-    """What the mean of the teacher's outputs, which is subtracted from them, keeps in each step."""
+    """Momentum of the running mean of the teacher's outputs, which is subtracted from them."""
     teacher_momentum: Share = 0.996
-    """What the teacher keeps of itself in the first step; to the last one it grows to 1 like a cosine."""
+    """Momentum of the teacher's weights in the first step; it grows to 1 at the last like a cosine."""
 
 
 class EmpSslConfig(SelfSupervisedConfig):

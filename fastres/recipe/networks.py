@@ -16,7 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 class _Network(Table):
     activation: Literal["relu", "silu", "gelu"] = "relu"
-    """What follows each BN; `gelu` is the exact form, with erf."""
+    """Activation after each BN; `gelu` is the exact form, with erf."""
     bn_scale: bool = True
     """Whether BN weights train; if not, they stay at 1."""
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -109,7 +109,7 @@ class SpeednetConfig(_Network):
     unit_std_head: bool = True
     """Start the classifier's weights at a standard deviation of 1 (airbench94_muon); else as torch draws them."""
     activation: Literal["relu", "silu", "gelu"] = "gelu"
-    """What follows each BN and the whitening; `gelu` is the exact form, with erf."""
+    """Activation after each BN and the whitening; `gelu` is the exact form, with erf."""
     bn_scale: bool = False
     """Whether BN weights train; if not, they stay at 1."""
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = 0.4

@@ -48,7 +48,7 @@ class Recipe(Table):
     method: Annotated[
         SupervisedConfig | DistillConfig | PseudoLabelConfig | DinoConfig | EmpSslConfig, Field(discriminator="name")
     ] = SupervisedConfig()
-    """What teaches the network besides labels."""
+    """Training method: labels alone, or what is learnt from besides them."""
     transfer: TransferConfig | None = None
     """Weights to start from; by default drawn ones."""
     eval: EvalConfig = EvalConfig()

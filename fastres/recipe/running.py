@@ -75,7 +75,7 @@ class EvalConfig(Table):
 
 
 class RecordConfig(Table):
-    """What is written besides the metrics."""
+    """Records besides the metrics."""
 
     name: str | None = None
     """Name of the run; by default the recipe file's."""

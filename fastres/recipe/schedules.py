@@ -86,7 +86,7 @@ class KnotsConfig(_Schedule):
         Field(min_length=1),
     ]
     """Pairs of an epoch, fractions allowed, and the learning rate's factor there: [[0, 0.2], [2, 1], [7.5, 0]] rises
-    for two epochs and falls to 0 at the middle of the eighth. Two points of one epoch are a jump; before the first
+    for two epochs and decays to 0 at the middle of the eighth. Two points of one epoch are a jump; before the first
     point and after the last one the factor is theirs."""
 
     @model_validator(mode="after")

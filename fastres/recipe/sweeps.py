@@ -90,7 +90,7 @@ class SweepConfig(Table):
     search: SearchConfig | None = None
     """Instead of `grid` and `points`: values that a search chooses."""
     metric: Literal["test_accuracy", "test_loss", "val_accuracy", "val_loss"] | None = None
-    """What the table is sorted by, of the weights that a run kept, and what a search goes by; by default
+    """Metric, of the weights that a run kept, that the table is sorted by and a search optimises; by default
     `test_accuracy`, for a search `val_accuracy`. A search never goes by test images."""
 
     @property

@@ -8,21 +8,21 @@ from fastres.recipe import DataConfig, DistillConfig, Recipe
 from fastres.recipe.loading import Layer, layers, resolve
 
 FOLDER = "teacher"
-"""Where in the student's run directory the teacher's is."""
+"""Folder of the teacher's run in the student's run directory."""
 
 
 def read_teacher(teacher: str | dict[str, Any], data: DataConfig) -> Recipe:
     """The recipe of a teacher, from its file or its table; `data` is the student's, which it has without one of its
     own. Raises UserError where it is no recipe, or not of a single training."""
     path = Path(teacher).expanduser() if isinstance(teacher, str) else Path("method.teacher")
-    found: list[Layer] = layers(path, []) if isinstance(teacher, str) else [(str(path), teacher)]
-    if not any("model" in layer for _, layer in found):  # such as --set method.teacher.train.epochs=3 beside a path
+    entries: list[Layer] = layers(path, []) if isinstance(teacher, str) else [(str(path), teacher)]
+    if not any("model" in layer for _, layer in entries):  # such as --set method.teacher.train.epochs=3 beside a path
         raise UserError(f"{path} has no [model]: a teacher's recipe says which network it is; change it in its file")
-    recipe: Recipe = resolve(Recipe, found, path)
+    recipe: Recipe = resolve(Recipe, entries, path)
     if recipe.sweep is not None or recipe.method.name != "supervised":
         what = "is a sweep" if recipe.sweep is not None else f"has method.name = '{recipe.method.name}'"
         raise UserError(f"{path} {what}: a teacher is one training with labels; train it first, and name its folder")
-    return recipe if any("data" in layer for _, layer in found) else recipe.model_copy(update={"data": data})
+    return recipe if any("data" in layer for _, layer in entries) else recipe.model_copy(update={"data": data})
 
 
 def trains_teacher(recipe: Recipe) -> bool:

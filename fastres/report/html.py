@@ -1,4 +1,4 @@
-"""What the pages have in common: the document around them, tables, figures, and how values are written.
+"""Common parts of the HTML pages: the document around them, tables, figures, and the notation of values.
 
 A page is one file that needs no network, no script and no other file.
 """

@@ -68,11 +68,11 @@ def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()
             # What would lie outside of the panel is covered too. Whole pixels: roundings shall not decide.
             return round(sum(_common(box, other) for other in taken) + area - _common(box, panel))
 
-        found = [min(beside(distance), key=covered) for distance in _DISTANCES]
-        near = next((box for box in found if covered(box) <= _COVERED * wide * high), None)
-        best = near or min(found, key=covered)
+        candidates = [min(beside(distance), key=covered) for distance in _DISTANCES]
+        near = next((box for box in candidates if covered(box) <= _COVERED * wide * high), None)
+        best = near or min(candidates, key=covered)
         text.xyann = ((best.x0 - x) * point_of_screen, (best.y0 - y) * point_of_screen)
-        if best is not found[0]:
+        if best is not candidates[0]:
             middle = axes.transData.inverted().transform(((best.x0 + best.x1) / 2, (best.y0 + best.y1) / 2))
             axes.plot([label.x, middle[0]], [label.y, middle[1]], color=label.colour, linewidth=0.7, zorder=2.5)
         taken.append(best)

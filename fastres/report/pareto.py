@@ -31,7 +31,7 @@ from fastres.utils.statistics import Sample
 COLOURS = (BLUE, ORANGE, GREEN, SKY, "#cc79a7", "#e69f00", BLACK)
 _MARKERS = ("o", "s", "^", "D")
 COSTS = {"images_per_second": "training speed (images/s)", "seconds": "time of the whole run (s)"}
-"""What accuracy is drawn against, and the label of its axis."""
+"""The costs that accuracy is drawn against, each with the label of its axis."""
 
 
 class Record(NamedTuple):
@@ -44,7 +44,7 @@ class Record(NamedTuple):
     """Of one run."""
     device: str
     runs: int | None
-    """How many the mean is of; None where that is not said."""
+    """Number of runs in the mean; None where it was not published."""
     source: str
     """URL of the publication."""
 
@@ -57,8 +57,8 @@ class Mark:
     """At the point."""
     name: str
     """In the legend."""
-    place: int
-    """Which of all marks, also those of other figures: decides colour and marker."""
+    style_index: int
+    """Index among all marks, also those of other figures: decides colour and marker."""
     runs: Sequence[Mapping[str, Any]]
     """`test_accuracy` (a share), `seconds` and `images_per_second` of each seed; None where it is not known."""
 
@@ -88,7 +88,7 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     for axes, key in zip(stack, costs, strict=True):
         _follow(axes, marks, key)
         labels = [
-            Label(cost.mean, 100 * gain.mean, short(mark.label, 14), colour(mark.place))
+            Label(cost.mean, 100 * gain.mean, short(mark.label, 14), colour(mark.style_index))
             for mark, cost, gain in placed(marks, key)
         ]
         others = [
@@ -100,14 +100,14 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     return figure
 
 
-def colour(place: int) -> str:
-    """Of the mark at this place."""
-    return COLOURS[place % len(COLOURS)]
+def colour(style_index: int) -> str:
+    """Of the mark with this index."""
+    return COLOURS[style_index % len(COLOURS)]
 
 
-def marker(place: int) -> str:
-    """Of the mark at this place: another one when the colours begin anew."""
-    return _MARKERS[place // len(COLOURS) % len(_MARKERS)]
+def marker(style_index: int) -> str:
+    """Of the mark with this index: another one when the colours begin anew."""
+    return _MARKERS[style_index // len(COLOURS) % len(_MARKERS)]
 
 
 def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: str) -> None:
@@ -115,7 +115,7 @@ def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: st
     dress(axes)
     best, known = front(marks, key), placed(marks, key)
     for mark, cost, gain in known:
-        own = colour(mark.place)
+        own = colour(mark.style_index)
         if len(mark.runs) > 1:
             dots = [(run[key], run["test_accuracy"]) for run in mark.runs]
             points = [(x, 100 * y) for x, y in dots if x is not None and y is not None]
@@ -125,7 +125,7 @@ def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: st
             100 * gain.mean,
             yerr=None if gain.sd is None else 100 * gain.sd,
             color=own,
-            marker=marker(mark.place),
+            marker=marker(mark.style_index),
             markersize=7,
             elinewidth=1.0,
             capsize=2.5,
@@ -174,8 +174,8 @@ def _legend(figure: Figure, marks: Sequence[Mark], records: Sequence[Record]) ->
     """Say above the figure what each mark stands for, and below it what the letters do."""
     handles: list[Line2D] = []
     for mark in marks:
-        style: dict[str, Any] = {"linestyle": "", "marker": marker(mark.place), "markersize": 6}
-        handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.place), **style)
+        style: dict[str, Any] = {"linestyle": "", "marker": marker(mark.style_index), "markersize": 6}
+        handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.style_index), **style)
     shared: dict[str, Any] = {"ncols": 2, "fontsize": SMALL, "frameon": False}
     legend = figure.legend(handles=handles, loc="outside upper center", handlelength=3, **shared)
     for text in legend.get_texts():
@@ -202,8 +202,8 @@ AnySampled = TypeVar("AnySampled", bound=Sampled)
 
 def placed(things: Sequence[AnySampled], key: str) -> list[tuple[AnySampled, Sample, Sample]]:
     """Each of `things` with its sample of `key` and of the test accuracy, where it has both."""
-    found = [(thing, thing.sample(key), thing.sample("test_accuracy")) for thing in things]
-    return [(thing, cost, gain) for thing, cost, gain in found if cost is not None and gain is not None]
+    samples = [(thing, thing.sample(key), thing.sample("test_accuracy")) for thing in things]
+    return [(thing, cost, gain) for thing, cost, gain in samples if cost is not None and gain is not None]
 
 
 def front(things: Sequence[AnySampled], key: str) -> list[AnySampled]:

@@ -68,10 +68,10 @@ def class_counts(
     # Names are read on a vertical axis; of 100 classes, numbers on a horizontal one.
     figure, axes = _axes(max(2.2, 0.34 * number + 0.9) if named else 3.2)
     thick = 0.8 / len(parts)
-    for place, (name, labels, colour) in enumerate(parts):
+    for index, (name, labels, colour) in enumerate(parts):
         counts = np.bincount(labels, minlength=number)[:number]
-        at = np.arange(number) + (place - (len(parts) - 1) / 2) * thick
-        hatch = "//" if place else None
+        at = np.arange(number) + (index - (len(parts) - 1) / 2) * thick
+        hatch = "//" if index else None
         # An edge in white keeps hatched bars apart from plain ones without colour.
         style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
         if named:
@@ -170,13 +170,13 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     """
     number = len(classes)
     counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
-    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    percentages = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     named = number <= 20
     figure, axes = _axes(5.7)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     norm = PowerNorm(0.5, 0, 100)
-    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
+    drawn = axes.imshow(percentages, cmap="Blues", norm=norm, interpolation="nearest")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("share of the true class (%)", fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
@@ -188,7 +188,7 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
         axes.set_yticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False)
         axes.tick_params(length=0)
         for row, column in zip(*np.nonzero(counts), strict=True):
-            percent = share[row, column]
+            percent = percentages[row, column]
             text = f"{percent:.1f}" if number <= 10 else f"{percent:.0f}"
             if number <= 10:
                 text += f"\n({counts[row, column]:,})"
@@ -249,30 +249,30 @@ def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def shift(summary: dict[str, Any]) -> Figure:
-    """Accuracy in percent of each kind of shift by severity, with means, and the clean accuracy above; `summary` is
-    shift.json."""
+def corruptions(summary: dict[str, Any]) -> Figure:
+    """Accuracy in percent of each kind of corruption by severity, with means, and the clean accuracy above; `summary`
+    is shift.json."""
     kinds, severities = list(summary["accuracy"]), summary["severities"]
     table = np.array([[*summary["accuracy"][kind], summary["mean_by_kind"][kind]] for kind in kinds])
     means = [*summary["mean_by_severity"], summary["mean_corruption_accuracy"]]
-    share = 100 * np.vstack([table, means])
-    figure, axes = _axes(1.3 + 0.29 * len(share))
+    accuracies = 100 * np.vstack([table, means])
+    figure, axes = _axes(1.3 + 0.29 * len(accuracies))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     # From chance or so to clean: the accuracies of one run lie close together.
-    low, high = math.floor(share.min() / 10) * 10, 100 * summary["clean_accuracy"]
-    norm = Normalize(low, max(high, share.max(), low + 10))
-    drawn = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
+    low, high = math.floor(accuracies.min() / 10) * 10, 100 * summary["clean_accuracy"]
+    norm = Normalize(low, max(high, accuracies.max(), low + 10))
+    drawn = axes.imshow(accuracies, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
     bar.set_label("test accuracy (%)", fontsize=TEXT)
     bar.ax.tick_params(labelsize=SMALL)
-    for row, column in np.ndindex(share.shape):
-        colour = "white" if norm(share[row, column]) > 0.6 else BLACK
-        axes.text(column, row, f"{share[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=SMALL)
+    for row, column in np.ndindex(accuracies.shape):
+        colour = "white" if norm(accuracies[row, column]) > 0.6 else BLACK
+        axes.text(column, row, f"{accuracies[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=SMALL)
     # White lines set the means apart.
     axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
     axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
-    axes.set_yticks(range(len(share)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=TEXT)
+    axes.set_yticks(range(len(accuracies)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=TEXT)
     axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=TEXT)
     axes.tick_params(length=0)
     axes.set_xlabel("severity", fontsize=TEXT)

@@ -20,7 +20,7 @@ from fastres.utils.statistics import wilson
 
 @dataclass(frozen=True)
 class ReportData:
-    """What the page shows of the data and of the network's answers; arrays on the CPU."""
+    """The data and the network's predictions that the page shows; arrays on the CPU."""
 
     classes: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
@@ -94,7 +94,7 @@ def _figures(
         if leak
         else ""
     )
-    chosen = " The vertical line is the epoch whose weights were tested." if best else ""
+    best_note = " The vertical line is the epoch whose weights were tested." if best else ""
     val = ""
     if shown.val_labels is not None:
         val = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
@@ -121,14 +121,14 @@ def _figures(
         (
             "loss",
             run_figures.loss(rows, best=best, leak=leak),
-            f"Loss by epoch: training (blue), on augmented images while the weights move{val}." + leaking + chosen,
+            f"Loss by epoch: training (blue), on augmented images while the weights move{val}." + leaking + best_note,
         ),
         (
             "accuracy",
             run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=summary["test_accuracy"]),
             "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
             + leaking
-            + chosen,
+            + best_note,
         ),
         ("learning_rate", run_figures.learning_rate(rows), "Learning rate at the last step of each epoch."),
         (
@@ -206,7 +206,7 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: ReportDat
     if commit:
         version += f", commit {commit[:12]}" + (" with changes" if environment.get("dirty") else "")
     best = summary["best"]
-    kept = f"epoch {best['epoch']}, by {best['metric']} = {best['value']:.5g}" if best else "those of the last step"
+    weights = f"epoch {best['epoch']}, by {best['metric']} = {best['value']:.5g}" if best else "those of the last step"
     compiled = "no" if not summary["compiled"] else "by an earlier run" if summary.get("compiled_from_cache") else "yes"
     if summary["compile_note"]:
         compiled += f": {summary['compile_note']}"
@@ -216,7 +216,7 @@ def _made(summary: dict[str, Any], environment: dict[str, Any], shown: ReportDat
         + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
         + f", {len(shown.test_labels):,} to test on",
         "Length": f"{plural(summary['epochs'], 'epoch', 'epochs')}, {plural(summary['steps'], 'step', 'steps')}",
-        "Weights tested": kept,
+        "Weights tested": weights,
         "Test loss": f"{summary['test_loss']:.4f} nats an image",
         "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
         "Precision": str(summary["precision"]),
@@ -244,8 +244,8 @@ def _by_class(shown: ReportData) -> str:
         counts = np.bincount(answers[answers != label], minlength=len(shown.classes))
         rival = int(counts.argmax())
         taken = f"{shown.classes[rival]} ({counts[rival]:,})" if counts[rival] else "–"
-        share = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else ["–", "–"]
-        lines.append([name, str(label), f"{len(answers):,}", f"{correct:,}", *share, taken])
+        accuracy = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else ["–", "–"]
+        lines.append([name, str(label), f"{len(answers):,}", f"{correct:,}", *accuracy, taken])
     return table(
         ["Class", "Label", "Test images", "Correct", "Accuracy", "95% interval", "Most often taken for"], lines
     )

@@ -1,4 +1,4 @@
-"""What all figures share: size, colours, axes, and how they become PNG."""
+"""Common style of all figures: size, colours, axes; and their conversion to PNG."""
 
 import io
 import math
@@ -107,8 +107,8 @@ def _tiles(
         top = height - (index // columns) * cell - header
         text: dict[str, Any] = {"fontsize": size, "parse_math": False, "linespacing": 1.1}
         figure.text((left + side / 2) / WIDTH, (top + 0.03) / height, caption, ha="center", va="bottom", **text)
-        for place, shown in enumerate([image] if after is None else [image, after[index]]):
-            bottom = top - high - place * (high + 0.03)
+        for level, shown in enumerate([image] if after is None else [image, after[index]]):
+            bottom = top - high - level * (high + 0.03)
             axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, high / height))
             axes.imshow(np.clip(shown, 0, 1) if shown.dtype.kind == "f" else shown, aspect="auto")
             axes.set_axis_off()

@@ -26,7 +26,7 @@ Loss = Annotated[float, Field(ge=-1e300, le=1e300)]
 
 
 class _File(BaseModel):
-    """What is read of a file in a run directory; other keys do not matter, those of another version may be missing."""
+    """Keys that are read of a file in a run directory; others are ignored, those of another version may be missing."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -131,7 +131,7 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
 
     Raises UserError for a path that neither is a run nor holds one.
     """
-    found: dict[Path, Path] = {}
+    unique: dict[Path, Path] = {}
     for path in paths:
         try:
             if _is_run(path):
@@ -146,8 +146,8 @@ def find_runs(paths: Iterable[Path]) -> list[Path]:
                 "give folders that `fastres train` made"
             )
         for run in runs:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
+            unique.setdefault(run.resolve(), run)
+    return list(unique.values())
 
 
 def _is_run(path: Path) -> bool:

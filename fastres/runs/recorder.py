@@ -40,7 +40,7 @@ class Recorder:
         """Add the metrics of one epoch and rewrite the file: an append could be cut off in the middle of a line."""
         row = {key: _plain(value) for key, value in row.items()}
         self.rows.append(row)
-        write_text(self._path, "".join(json.dumps(kept, allow_nan=False) + "\n" for kept in self.rows))
+        write_text(self._path, "".join(json.dumps(logged, allow_nan=False) + "\n" for logged in self.rows))
         if self._writer is None:
             return
         with disk_errors_are_the_users(self._events):

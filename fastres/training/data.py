@@ -49,9 +49,9 @@ class DataModule:
     views: Views | None
     """The views that a self-supervised method compares."""
     loading: Choice
-    """Which loader it is, and why."""
+    """The loader's name, and the reason for it."""
     extra: Extra | None = None
-    """What `data.extra` adds: the last of `train_images`."""
+    """The images of `data.extra`: the last of `train_images`."""
     targets: Tensor | None = None
     """Where extra images have soft labels: fp32 [classes + K, classes], the target of each label that `train` delivers.
     Those from `classes` on are of the extra images."""
@@ -59,14 +59,14 @@ class DataModule:
     @property
     def fingerprint(self) -> str:
         """Changes when the source does."""
-        found = str(self.dataset.manifest["fingerprint"])
+        own = str(self.dataset.manifest["fingerprint"])
         if self.extra is None:
-            return found
-        return hashlib.sha256(f"{found} {digest(self.extra)}".encode()).hexdigest()
+            return own
+        return hashlib.sha256(f"{own} {digest(self.extra)}".encode()).hexdigest()
 
     @property
     def about(self) -> dict[str, object]:
-        """What weights need besides the recipe to be used on new images."""
+        """The facts, besides the recipe, without which weights cannot be used on new images."""
         dataset = self.dataset
         return {
             "classes": list(dataset.classes),
@@ -76,8 +76,8 @@ class DataModule:
         }
 
     def augment_batch(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
-        """What a step without mixing trains on, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those of
-        `Augment.augment_batch`."""
+        """The input of a training step without mixing, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those
+        of `Augment.augment_batch`."""
         make = self.augment.augment if self.views is None else self.views
         return make(batch, indices, epoch, rows)
 
@@ -91,10 +91,10 @@ class DataModule:
         store is resident there, else on the CPU."""
         subset = self.train.subset
         count = min(count, len(subset))
-        chosen = subset[np.arange(count) * len(subset) // max(count, 1)]
+        indices = subset[np.arange(count) * len(subset) // max(count, 1)]
         resident = self.train.source if isinstance(self.train, ResidentLoader) and self.train.source.is_cuda else None
         for start in range(0, count, SAMPLED):
-            rows = chosen[start : start + SAMPLED]
+            rows = indices[start : start + SAMPLED]
             if resident is not None:
                 yield self.augment.normalize(resident, torch.from_numpy(rows).to(resident.device))
             else:
@@ -130,20 +130,20 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
     )
     images, labels = _labelled(dataset, "train", data.train_images)
     test_images, test_labels = _labelled(dataset, "test", data.test_images)
-    chosen, held = split(data, len(images), options.seed)
+    train_indices, held = split(data, len(images), options.seed)
     extra, targets, told = None, None, labels
     if data.extra is not None:
         extra = _extra(data, dataset, quiet)
-        chosen = np.concatenate([chosen, len(images) + np.arange(len(extra.images))])
+        train_indices = np.concatenate([train_indices, len(images) + np.arange(len(extra.images))])
         told = labels = np.concatenate([labels, extra.labels])
         if data.extra.soft:
             classes = len(dataset.classes)
             targets = torch.cat([torch.eye(classes), extra.probabilities]).to(device)
             told = np.concatenate([labels[: len(images)], classes + np.arange(len(extra.images))])
-    if options.batch_size > len(chosen):
+    if options.batch_size > len(train_indices):
         raise UserError(
-            f"train.batch_size = {options.batch_size} is larger than the {len(chosen)} images to train on: "
-            f"set it to at most {len(chosen)}"
+            f"train.batch_size = {options.batch_size} is larger than the {len(train_indices)} images to train on: "
+            f"set it to at most {len(train_indices)}"
         )
     augment = Augment(
         recipe.augment,
@@ -180,7 +180,7 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
         train_images=images,
         train_labels=labels,
         test_images=test_images,
-        train=loader("train", told, chosen, options.batch_size, seed=options.seed, drop_last=options.drop_last),
+        train=loader("train", told, train_indices, options.batch_size, seed=options.seed, drop_last=options.drop_last),
         validation=measured("train", labels, held) if len(held) else None,
         test=measured("test", test_labels, np.arange(len(test_images))),
         augment=augment,
@@ -192,7 +192,7 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
 
 
 def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:
-    """What `data.extra` adds to the opened training set."""
+    """The images that `data.extra` adds to the opened training set."""
     assert data.extra is not None
     other = open_dataset(data.extra.source, image_size=dataset.image_size, root=data.root, quiet=quiet)
     if other.image_size != dataset.image_size:

@@ -23,7 +23,7 @@ IMAGES_A_LAUNCH = 256
 
 
 class Launch(NamedTuple):
-    """What was done, or, on a GPU, enqueued."""
+    """Work done, or, on a GPU, enqueued."""
 
     steps: int
     images: int

@@ -38,12 +38,12 @@ OnEpoch = Callable[[list[dict[str, Any]]], str | None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind."""
+    """Results of a run."""
 
     run: Path
     """The run directory."""
     summary: dict[str, Any]
-    """What summary.json holds."""
+    """Contents of summary.json."""
 
     @property
     def test_accuracy(self) -> float:
@@ -66,7 +66,7 @@ class Run(Session):
         self.on_epoch = on_epoch
         self.startup_timer, self.began = startup_timer, startup_timer.seconds
         if recipe.record.tensorboard:
-            summary_writer()  # where it is missing, say so before there is a run directory
+            summary_writer()  # raises where it is missing, before there is a run directory
         check_tracker(recipe.record)
         super().__init__(recipe, choose_device(device), quiet=quiet, teacher=teacher)
         self.steps = self.step.steps
@@ -202,12 +202,12 @@ class Run(Session):
         return loss, accuracy
 
     def _not_finite(self, what: str, step: int) -> Diverged:
-        """The error that ends a run whose numbers have left the reals at `step`, counted from 1."""
+        """The error that ends a run in which a number is not finite at `step`, counted from 1."""
         last = self.run / checkpoint.LAST
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
+        saved = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been saved yet"
         return Diverged(
             f"{what} not finite at step {step} (epoch {(step - 1) // len(self.data_module.train) + 1}), learning rate "
-            f"{self.step.learning_rate(step - 1):.4g}; {kept}.\n"
+            f"{self.step.learning_rate(step - 1):.4g}; {saved}.\n"
             "Lower optimizer.lr or set train.grad_clip, and train again from the start."
         )
 
@@ -294,7 +294,7 @@ class Run(Session):
     # ------------------------------------------------------------------------------------------------ the end
 
     def _while_training(self) -> EvalConfig | None:
-        """How to evaluate after an epoch: without views, which multiply its time, unless they are asked for."""
+        """Settings of the evaluation after an epoch: without views, which multiply its time, unless asked for."""
         return self.recipe.eval if self.recipe.eval.tta_while_training else None
 
     def _test(self, options: EvalConfig | None) -> tuple[Measures, Tensor]:

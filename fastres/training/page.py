@@ -62,7 +62,7 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
     before, after, captions = [], [], []
     for step, batch in zip(range(STEPS_SHOWN), data_module.train.batches(0), strict=False):
         mixed = data_module.augment(batch.source, batch.labels, batch.indices, 0, step, batch.rows)
-        share = float(mixed.weight)
+        fraction = float(mixed.weight)
         before.append(batch.source[batch.rows[:EACH_STEP]])
         after.append(data_module.augment.restore(mixed.images[:EACH_STEP]))
         labels, partners = (
@@ -70,7 +70,7 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
         )
         for label, partner in zip(labels, partners, strict=True):
             own, other = short(names[label], 10), short(names[partner], 10)
-            captions.append(f"{own}\n" if share == 1 else f"{own} {share:.0%}\n{other} {1 - share:.0%}")
+            captions.append(f"{own}\n" if fraction == 1 else f"{own} {fraction:.0%}\n{other} {1 - fraction:.0%}")
     data_module.close()
     figure = run_figures.mixed(torch.cat(before).numpy(), torch.cat(after).numpy(), captions, EACH_STEP)
     write_bytes(out, png(figure))

@@ -1,4 +1,4 @@
-"""TODO fastres.training.progress"""
+"""The display of a training: a line an epoch, a bar within it, and the time that is left."""
 
 import math
 import statistics

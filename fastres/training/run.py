@@ -31,7 +31,7 @@ def train(
     `startup_timer` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
     metrics.jsonl so far; a text that it returns ends the training there, as `stopped` of the summary.
 
-    Raises UserError for what the user can put right (Diverged where the loss leaves the reals), Interrupted after
+    Raises UserError for what the user can put right (Diverged where the loss is not finite), Interrupted after
     SIGINT or SIGTERM, when a checkpoint has been saved.
     """
     recipe.check_single()
@@ -126,17 +126,17 @@ def _taught(
         _check_both(teacher, recipe.model_copy(update={"method": SupervisedConfig()}), device)
     folder = Path(str(out)) if name is None else directory.create(out, name, recipe)
     with directory.run_lock(folder):
-        place = folder / TEACHER
+        teacher_folder = folder / TEACHER
         try:
             if not quiet:
-                print(f"the teacher, in {place}", file=sys.stderr, flush=True)
-            _complete(teacher, place, device, quiet)
+                print(f"the teacher, in {teacher_folder}", file=sys.stderr, flush=True)
+            _complete(teacher, teacher_folder, device, quiet)
         except Interrupted as error:  # it names the teacher's folder, which nobody has to know
-            raise Interrupted(str(error).replace(str(place), str(folder))) from error
+            raise Interrupted(str(error).replace(str(teacher_folder), str(folder))) from error
         if not quiet:
             print("the student", file=sys.stderr, flush=True)
         with StartupTimer() as startup_timer:
-            student = Run(recipe, device, quiet, startup_timer, on_epoch, place)
+            student = Run(recipe, device, quiet, startup_timer, on_epoch, teacher_folder)
             return student.execute(folder, student.restore(folder))
 
 

@@ -1,4 +1,4 @@
-"""How the runs of a recipe start: the process, the network with its first weights, and all that trains and tests it."""
+"""Start of the runs of a recipe: the process, the network with its first weights, and all that trains and tests it."""
 
 import os
 import time
@@ -40,7 +40,7 @@ def draw(recipe: Recipe, classes: int, image_size: int, seed: int) -> Network:
     return build(recipe.model, classes, image_size)
 
 
-def place(network: Network, recipe: Recipe, device: torch.device) -> Network:
+def move_network(network: Network, recipe: Recipe, device: torch.device) -> Network:
     """The network on `device`, in the memory layout of training."""
     if recipe.train.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -71,7 +71,7 @@ class Session:
         if isinstance(recipe.method, DistillConfig):
             self.teacher = Distillation(recipe.method, self.data_module, device, teacher)
         self.step = Step(
-            place(self.pretraining(network), recipe, device),
+            move_network(self.pretraining(network), recipe, device),
             recipe,
             len(self.data_module.train),
             device,
@@ -103,11 +103,11 @@ class Session:
         return draw(self.recipe, len(dataset.classes), dataset.image_size, seed)
 
 
-def check_statistics(found: list[Layer], recipe: Recipe, images: int) -> None:
+def check_statistics(network_layers: list[Layer], recipe: Recipe, images: int) -> None:
     """Raise UserError where a batch would give BN a single value a channel, which has no variance: now, not at the end
-    of the first epoch. `found` are the network's layers, `images` those of an epoch."""
+    of the first epoch. `images` are those of an epoch."""
     options = recipe.train
-    smallest = min(layer.output[-1] for layer in found if layer.kind == "BN")
+    smallest = min(layer.output[-1] for layer in network_layers if layer.kind == "BN")
     rest = 0 if options.drop_last else images % options.batch_size
     if smallest == 1 and 1 in (options.batch_size, rest):
         raise UserError(

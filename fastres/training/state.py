@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint holds besides weights and optimizer."""
+"""Progress of a run: the contents of a checkpoint besides weights and optimizer."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -1,5 +1,6 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
+import json
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,13 +10,31 @@ from torch.nn import functional as F
 from fastres.engine.compile import Compiled
 from fastres.engine.precision import autocast
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
-from fastres.recipe import DinoConfig, MuonConfig, Recipe, SelfSupervisedConfig
+from fastres.recipe import DinoConfig, MuonConfig, Recipe
 from fastres.training.methods.self_supervised import Pretraining
 from fastres.training.methods.transfer import frozen_norms, rate_factors
 
+UNREAD = {
+    *("seed", "epochs", "batch_size", "drop_last", "grad_clip", "ema", "lookahead"),
+    *("best", "early_stopping", "checkpoint_seconds"),
+}
+"""Fields of `recipe.train` that the compiled function cannot read: a change of these compiles nothing anew. The batch's
+shape is in the graph's key by itself; clipping and averages come after the function."""
+
+
+def settings_of_graph(recipe: Recipe) -> str:
+    """What the compiled function may read of a recipe, for the key of its graph: model, method and `train`, but for
+    UNREAD and for where the teacher of a distillation comes from (`Teacher.about` has its model)."""
+    tables = {
+        "model": recipe.model.model_dump(),
+        "method": recipe.method.model_dump(exclude={"teacher"}),
+        "train": recipe.train.model_dump(exclude=UNREAD),
+    }
+    return json.dumps(tables, sort_keys=True)
+
 
 class StepVariant(NamedTuple):
-    """What a step does besides what all do. Steps of one phase do the same work, on other numbers."""
+    """Additional work of a step, beyond that of all steps. Steps of one phase do the same work, on other numbers."""
 
     frozen: bool
     """Rates that had to fade to 0 have: what they belong to needs no gradients any more."""
@@ -26,10 +45,10 @@ class StepVariant(NamedTuple):
 
 
 class Teacher(Protocol):
-    """What adds its part to the loss: see methods/distillation.py."""
+    """A network that adds a term to the loss: see methods/distillation.py."""
 
     about: str
-    """What its part of a compiled graph depends on besides shapes."""
+    """Settings that its part of a compiled graph depends on, besides shapes."""
 
     def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """The whole loss on images [B, 3, H, W] with fp32 logits [B, classes], of which `loss` is the labels' part."""
@@ -72,9 +91,7 @@ class Step:
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
-        about = f"{recipe.model!r} {options.precision} {options.label_smoothing} {teacher and teacher.about}"
-        about += f" {recipe.method!r}" if isinstance(recipe.method, SelfSupervisedConfig) else ""
-        about += "" if targets is None else f" {list(targets.shape)}"
+        about = f"{settings_of_graph(recipe)} {teacher and teacher.about} {None if targets is None else targets.shape}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
@@ -102,10 +119,10 @@ class Step:
         for group in self.optimizer.param_groups:
             fades = group["fades_after"]
             rates.append(group["initial_lr"] * (fading(step, self.steps_per_epoch, fades) if fades else scheduled))
-        return rates + [average.share(step) for average in (self.ema, self.lookahead) if average is not None]
+        return rates + [average.fraction(step) for average in (self.ema, self.lookahead) if average is not None]
 
     def variant(self, step: int) -> StepVariant:
-        """What step `step`, counted from 0, does besides what all do."""
+        """The additional work of step `step`, counted from 0."""
         fades = [group["fades_after"] for group in self.optimizer.param_groups if group["fades_after"]]
         return StepVariant(
             frozen=bool(fades) and all(fading(step, self.steps_per_epoch, epochs) == 0 for epochs in fades),
@@ -233,8 +250,8 @@ class Step:
         if partners is not None and weight is not None:
             # Cross-entropy is linear in its target: no dense targets are needed (Zhang et al. 2018, section 2).
             other, right = self._against(logits, partners)
-            share = weight.squeeze()
-            loss, correct = share * loss + (1 - share) * other, share * correct + (1 - share) * right
+            fraction = weight.squeeze()
+            loss, correct = fraction * loss + (1 - fraction) * other, fraction * correct + (1 - fraction) * right
         return loss if self.teacher is None else self.teacher(images, logits, loss), correct
 
     def _against(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,7 +283,7 @@ class Step:
         self.scaler.load_state_dict(self._first_scale)
 
     def state(self) -> dict[str, Any]:
-        """What an exact resume needs, as tensors and plain values."""
+        """The state that an exact resume needs, as tensors and plain values."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -289,5 +306,5 @@ class Step:
 
 
 def backbone_of(network: nn.Module) -> nn.Module:
-    """What is evaluated and kept of what is trained: of a pretraining the backbone."""
+    """The part of the trained network that is evaluated and saved: of a pretraining the backbone."""
     return network.backbone if isinstance(network, Pretraining) else network

@@ -1,1 +1,1 @@
-"""What knows nothing of training: files and locks, the machine, terminals, signals, statistics, formats."""
+"""Utilities that are independent of training: files and locks, the machine, terminals, signals, statistics, formats."""

@@ -123,7 +123,7 @@ def _memory() -> int | None:
 
 
 def _torch() -> dict[str, Any]:
-    """What only torch itself can say; empty where it cannot be imported."""
+    """Facts that take importing torch; empty where it cannot be imported."""
     facts: dict[str, Any] = {}
     # A GPU whose driver is too old makes torch warn and go on without it. A broken installation fails in any way.
     with warnings.catch_warnings(), suppress(Exception):

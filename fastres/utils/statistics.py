@@ -1,4 +1,4 @@
-"""What a number of runs says about the mean of all possible ones: Student's t distribution and two uses of it.
+"""Inference from a sample of runs on the mean of all possible ones: Student's t distribution and two uses of it.
 
 Probabilities come from the finite series for whole degrees of freedom in Abramowitz and Stegun, "Handbook of
 Mathematical Functions" (1964), 26.7.3 and 26.7.4; their absolute error is some 1e-15.
@@ -74,15 +74,15 @@ class Sample:
 
 
 def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share of `correct` in `total` (Wilson 1927); z = 1.96 gives 95%.
+    """Wilson's score interval for a fraction `correct` of `total` (Wilson 1927); z = 1.96 gives 95%.
 
     It covers the choice of the test images alone. Unlike the normal approximation it stays within 0 to 1 and is not
     empty where all or none are correct. Without any image it is (0, 1).
     """
     if total == 0:
         return 0.0, 1.0
-    share, square = correct / total, z * z / total
-    centre = (share + square / 2) / (1 + square)
-    reach = z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
-    # The share lies within by definition; rounding may put it 1e-16 outside where all or none are correct.
-    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
+    fraction, square = correct / total, z * z / total
+    centre = (fraction + square / 2) / (1 + square)
+    reach = z * math.sqrt(fraction * (1 - fraction) / total + square / (4 * total)) / (1 + square)
+    # The fraction lies within by definition; rounding may put it 1e-16 outside where all or none are correct.
+    return max(0.0, min(fraction, centre - reach)), min(1.0, max(fraction, centre + reach))

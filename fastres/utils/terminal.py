@@ -1,4 +1,4 @@
-"""What passes between a command and the terminal or pipe it was started from."""
+"""Input and output between a command and the terminal or pipe it was started from."""
 
 import os
 import threading

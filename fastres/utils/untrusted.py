@@ -12,7 +12,7 @@ from fastres.errors import UserError
 def open_regular(path: Path) -> BufferedReader:
     """Open the file at `path`, links followed, for reading.
 
-    Raises UserError for anything that is no regular file: a pipe would be waited on for ever, and a device such as
+    Raises UserError for anything that is no regular file: a pipe would be waited on forever, and a device such as
     /dev/zero never ends while its size is 0. Raises OSError where the file cannot be opened.
     """
     return os.fdopen(_descriptor(path), "rb")

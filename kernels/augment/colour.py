@@ -29,15 +29,15 @@ def mean_grey(total, POLICY: tl.constexpr):
 
 
 @triton.jit
-def floor_255(share):
-    """⌊255·share⌋ of the exact product, for fp32 share in [0, 1].
+def floor_255(fraction):
+    """⌊255·fraction⌋ of the exact product, for fp32 fraction in [0, 1].
 
-    255·share = 256·share - share, whose rounding error the last line of Dekker's two-sum recovers (Dekker 1971): where
-    the sum was rounded up to a whole number, that is one too many.
+    255·fraction = 256·fraction - fraction, whose rounding error the last line of Dekker's two-sum recovers (Dekker
+    1971): where the sum was rounded up to a whole number, that is one too many.
     """
-    large = share * 256.0
-    product = large - share
-    error = -share - (product - large)
+    large = fraction * 256.0
+    product = large - fraction
+    error = -fraction - (product - large)
     whole = product.to(tl.int32)
     return whole - ((whole.to(tl.float32) == product) & (error < 0.0)).to(tl.int32)
 
@@ -62,13 +62,13 @@ def turn_hue(red, green, blue, shift):
     angle = floor_255(tl.where(sixth < 0.0, 1.0 + sixth, sixth))
     grey = top == low
     angle = (tl.where(grey, 0, angle) + shift) & 255
-    share = floor_255(tl.div_rn((top - low).to(tl.float32), tl.maximum(top, 1).to(tl.float32)))
+    saturation = floor_255(tl.div_rn((top - low).to(tl.float32), tl.maximum(top, 1).to(tl.float32)))
 
     sector = 6 * angle // 255
     rest = 6 * angle - 255 * sector
-    p = (2 * top * (255 - share) + 255) // 510
-    q = (2 * top * (65025 - share * rest) + 65025) // 130050
-    t = (2 * top * (65025 - share * (255 - rest)) + 65025) // 130050
+    p = (2 * top * (255 - saturation) + 255) // 510
+    q = (2 * top * (65025 - saturation * rest) + 65025) // 130050
+    t = (2 * top * (65025 - saturation * (255 - rest)) + 65025) // 130050
     sector = tl.where(sector == 6, 0, sector)
     red = tl.where((sector == 0) | (sector == 5), top, tl.where(sector == 1, q, tl.where(sector == 4, t, p)))
     green = tl.where((sector == 1) | (sector == 2), top, tl.where(sector == 3, q, tl.where(sector == 0, t, p)))
@@ -82,12 +82,12 @@ def sequence_of(order):
     left = 0x3210
     sequence = 0
     count = 6
-    for place in tl.static_range(4):
-        at = 4 * (order // count % (4 - place))
-        sequence |= ((left >> at) & 15) << (4 * place)
+    for slot in tl.static_range(4):
+        at = 4 * (order // count % (4 - slot))
+        sequence |= ((left >> at) & 15) << (4 * slot)
         left = (left & ((1 << at) - 1)) | ((left >> (at + 4)) << at)
-        if place < 2:
-            count = count // (3 - place)
+        if slot < 2:
+            count = count // (3 - slot)
     return sequence
 
 

@@ -28,7 +28,7 @@ HALF = tl.constexpr(1 << 23)
 
 @dataclass(frozen=True)
 class Policy:
-    """What a kernel is compiled for.
+    """Compile-time constants of a kernel.
 
     A probability p is the integer ⌈p·2²⁴⌉: u < p where a word's top 24 bits are below it.
     """
@@ -185,7 +185,7 @@ def draw_sample(tables, seed, index, epoch, POLICY: tl.constexpr):
     down, right, flip = place_of(first, second, third, POLICY)
     packed = pick((down + POLICY.translate) | ((right + POLICY.translate) << 8) | (flip << 16), lane, 10)
     flip = settled_flip(seed, index, epoch, packed >> 16, POLICY)
-    place = ((packed & 255) - POLICY.translate, ((packed >> 8) & 255) - POLICY.translate, flip)
+    placement = ((packed & 255) - POLICY.translate, ((packed >> 8) & 255) - POLICY.translate, flip)
 
     crop = (0, 0, POLICY.height, POLICY.width)
     if POLICY.taps > 0:
@@ -217,7 +217,7 @@ def draw_sample(tables, seed, index, epoch, POLICY: tl.constexpr):
         colour = (
             flags & 1, flags >> 3, brightness, contrast, saturation, hue, (flags >> 1) & 1, (flags >> 2) & 1,
         )  # fmt: skip
-    return place, crop, colour
+    return placement, crop, colour
 
 
 @triton.jit
@@ -240,11 +240,11 @@ def draw_erase(tables, seed, index, epoch, POLICY: tl.constexpr):
     area, ratio, down, right = random_bits(seed, index, epoch, ERASE, 1 + lane)
     corners, sides, fits = try_boxes(start, area, ratio, down, right, POLICY, True)
     best = tl.min(tl.where(fits & (lane < 10), lane, 15), axis=0)
-    found = best < 15
+    any_fits = best < 15
     top, left = halves(pick(corners, lane, best))
     height, width = halves(pick(sides, lane, best))
-    share = (chance(wanted, POLICY.erase) & found).to(tl.int32)
-    return top * share, left * share, (top + height) * share, (left + width) * share
+    erases = (chance(wanted, POLICY.erase) & any_fits).to(tl.int32)
+    return top * erases, left * erases, (top + height) * erases, (left + width) * erases
 
 
 @triton.jit
@@ -275,5 +275,5 @@ def draw_mixing(tables, seed, epoch, step, POLICY: tl.constexpr):
     right = tl.minimum(x + wide, POLICY.width) * cut
     # With an empty box, of no mixing too, this is exactly 1.
     remaining = POLICY.height * POLICY.width - (bottom - top) * (right - left)
-    share = tl.div_rn(remaining.to(tl.float32), 1.0 * POLICY.height * POLICY.width)
-    return kind, tl.where(kind == MIXUP, weight, share), top, left, bottom, right
+    fraction = tl.div_rn(remaining.to(tl.float32), 1.0 * POLICY.height * POLICY.width)
+    return kind, tl.where(kind == MIXUP, weight, fraction), top, left, bottom, right

@@ -21,9 +21,9 @@ def uncovered(position, shift, SIZE: tl.constexpr, POLICY: tl.constexpr):
 
 
 @triton.jit
-def source_of(y, x, place, POLICY: tl.constexpr):
-    """Row and column before shift and flip, and whether they lie in the image; `place` is shift down, right, flip."""
-    down, right, flip = place
+def source_of(y, x, placement, POLICY: tl.constexpr):
+    """Row and column before shift and flip, and whether they lie in the image; `placement`: shift down, right, flip."""
+    down, right, flip = placement
     if POLICY.flip != "none":
         x = tl.where(flip != 0, POLICY.width - 1 - x, x)
     inside = True
@@ -101,13 +101,13 @@ def resized(
 
 @triton.jit
 def placed(
-    image, taps_across, taps_down, box, place, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    image, taps_across, taps_down, box, placement, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     POLICY: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Rows from `first` on after crop, shift and flip: red, green and blue, each [ROWS·COLUMNS]."""
     y = tl.minimum(first + tl.arange(0, ROWS)[:, None], POLICY.height - 1)
     x = tl.minimum(tl.arange(0, COLUMNS)[None, :], POLICY.width - 1)
-    row, column, inside = source_of(y, x, place, POLICY)
+    row, column, inside = source_of(y, x, placement, POLICY)
     if POLICY.taps > 0:
         red, green, blue = resized(image, taps_across, taps_down, box, row, column, ROWS, POLICY, WHOLE)
     else:

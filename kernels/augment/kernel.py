@@ -132,17 +132,17 @@ def mixed(own, other, y, x, kind, weight, box):
 
 @triton.jit
 def element(position, first, ROWS: tl.constexpr, POLICY: tl.constexpr):
-    """Of the values of some rows in the order in which they are written: row, column, channel, place in the output."""
+    """Of the values of some rows in the order in which they are written: row, column, channel, offset in the output."""
     if POLICY.channels_last:
         channel = position % 3
         pixel = position // 3
-        place = 3 * POLICY.width * first + position
+        target = 3 * POLICY.width * first + position
     else:
         rows = tl.minimum(POLICY.height - first, ROWS)
         channel = position // (rows * POLICY.width)
         pixel = position - channel * (rows * POLICY.width)
-        place = channel * (POLICY.height * POLICY.width) + POLICY.width * first + pixel
-    return first + pixel // POLICY.width, pixel % POLICY.width, channel, place
+        target = channel * (POLICY.height * POLICY.width) + POLICY.width * first + pixel
+    return first + pixel // POLICY.width, pixel % POLICY.width, channel, target
 
 
 @triton.jit
@@ -164,14 +164,14 @@ def octets(start, BLOCK: tl.constexpr, POLICY: tl.constexpr):
 
 
 @triton.jit
-def octet_sources(y, x, further, place, POLICY: tl.constexpr):
+def octet_sources(y, x, further, placement, POLICY: tl.constexpr):
     """Offsets in the image's memory of `octets`' pixels, and which of them lie in it: four pixels for eight values."""
-    row, column, inside = source_of(y, x, place, POLICY)
+    row, column, inside = source_of(y, x, placement, POLICY)
     offset = row * (3 * POLICY.width) + 3 * column
     offsets = offset
     insides = inside
     for pixel in tl.static_range(1, 4):
-        row, column, inside = source_of(y, tl.minimum(x + pixel, POLICY.width - 1), place, POLICY)
+        row, column, inside = source_of(y, tl.minimum(x + pixel, POLICY.width - 1), placement, POLICY)
         offset = row * (3 * POLICY.width) + 3 * column
         offsets = tl.where(further >= pixel, offset, offsets)
         insides = tl.where(further >= pixel, inside, insides)
@@ -243,28 +243,28 @@ def direct_kernel(
     out += sample.to(tl.int64) * VALUES
     factors = load_factors(factors)
     image, index = located(images, rows, indices, sample, POLICY)
-    place = draw_geometry(seed, index, epoch, POLICY)
+    placement = draw_geometry(seed, index, epoch, POLICY)
     if POLICY.mixes:
         kind, weight, area, previous = begin_mixing(
             labels, partners, weights, tables, sample, seed, epoch, step, POLICY
         )
         other_image, other_index = located(images, rows, indices, previous, POLICY)
-        other_place = draw_geometry(seed, other_index, epoch, POLICY)
+        other_placement = draw_geometry(seed, other_index, epoch, POLICY)
     for start in range(0, VALUES, BLOCK):
         if POLICY.octets:
             position = start + 8 * tl.arange(0, BLOCK // 8)[:, None] + tl.arange(0, 8)[None, :]
             y, x, channel, further = octets(start, BLOCK, POLICY)
-            offset, inside = octet_sources(y, x, further, place, POLICY)
+            offset, inside = octet_sources(y, x, further, placement, POLICY)
             if POLICY.mixes:
-                other_offset, other_inside = octet_sources(y, x, further, other_place, POLICY)
+                other_offset, other_inside = octet_sources(y, x, further, other_placement, POLICY)
             x += further
         else:
             position = start + tl.arange(0, BLOCK)
             y, x, channel, _ = element(tl.minimum(position, VALUES - 1), 0, POLICY.height, POLICY)
-            row, column, inside = source_of(y, x, place, POLICY)
+            row, column, inside = source_of(y, x, placement, POLICY)
             offset = (row * POLICY.width + column) * 3
             if POLICY.mixes:
-                row, column, other_inside = source_of(y, x, other_place, POLICY)
+                row, column, other_inside = source_of(y, x, other_placement, POLICY)
                 other_offset = (row * POLICY.width + column) * 3
         value = direct_values(image, offset, inside, y, x, channel, seed, index, epoch, tables, factors, POLICY)
         if POLICY.mixes:
@@ -308,11 +308,11 @@ def tile_kernel(
     for turn in range(tl.where(kind == 0, 1, 0), 2):
         which = tl.where(turn == 0, previous, sample)
         image, index = located(images, rows, indices, which, POLICY)
-        place, box, colour = draw_sample(tables, seed, index, epoch, POLICY)
+        placement, box, colour = draw_sample(tables, seed, index, epoch, POLICY)
         other = own
-        tile = placed(image, taps_across, taps_down, box, place, first, ROWS, COLUMNS, POLICY, WHOLE)
-        found = None if statistics is None else statistics + 7 * which
-        own = coloured(tile, first, colour, found, ROWS, COLUMNS, POLICY)
+        tile = placed(image, taps_across, taps_down, box, placement, first, ROWS, COLUMNS, POLICY, WHOLE)
+        measured = None if statistics is None else statistics + 7 * which
+        own = coloured(tile, first, colour, measured, ROWS, COLUMNS, POLICY)
 
     factors = load_factors(factors)
     index = tl.load(indices + sample)
@@ -343,7 +343,7 @@ def measure_kernel(
     sample = tl.program_id(0)
     seed, epoch = read(seed), read(epoch)
     image, index = located(images, rows, indices, sample, POLICY)
-    place, box, colour = draw_sample(tables, seed, index, epoch, POLICY)
+    placement, box, colour = draw_sample(tables, seed, index, epoch, POLICY)
     sequence = sequence_of(colour[1])
     before = 0
     for step in tl.static_range(1, 4):
@@ -358,7 +358,7 @@ def measure_kernel(
         steps = tl.where(turn == 0, before, tl.where(colour[0] != 0, 4, 0))
         for first in range(0, tl.where(wanted, POLICY.height, 0), ROWS):
             inside = in_image(first, ROWS, COLUMNS, POLICY)
-            tile = placed(image, taps_across, taps_down, box, place, first, ROWS, COLUMNS, POLICY, False)
+            tile = placed(image, taps_across, taps_down, box, placement, first, ROWS, COLUMNS, POLICY, False)
             red, green, blue = jitter(tile, inside, colour[2:6], sequence, steps, mean, POLICY)
             total += tl.sum(tl.where(inside, luma(red, green, blue), 0), axis=0)
             low_red = tl.minimum(low_red, least(red, inside))

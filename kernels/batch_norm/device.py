@@ -87,9 +87,9 @@ def through_activation(g, z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def store_bits(pointer, kept, row, rows, octets, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_bits(pointer, flags, row, rows, octets, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """Write a tile of booleans as bits, [M, ⌈C/8⌉] bytes: channel c is bit c % 8 of byte c // 8."""
-    groups = tl.reshape(kept.to(tl.int32), [BLOCK_M, BLOCK_C // 8, 8])
+    groups = tl.reshape(flags.to(tl.int32), [BLOCK_M, BLOCK_C // 8, 8])
     packed = tl.sum(groups << tl.arange(0, 8)[None, None, :], axis=2)
     width = (C + 7) // 8
     inside = tl.arange(0, BLOCK_M)[:, None]
@@ -179,7 +179,7 @@ def behind_activation(
 
 @triton.jit
 def split_rows(split, rows_per_split, M):
-    """How many rows a split has: the last one may be short."""
+    """Number of rows in a split: the last one may be short."""
     return tl.minimum(rows_per_split, M - split * rows_per_split)
 
 

@@ -116,7 +116,7 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _obstacle(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool) -> str | None:
-    """Why the kernels cannot take these tensors, or None."""
+    """Reason why the kernels cannot take these tensors, or None."""
     if x.ndim != 4 or x.numel() == 0:
         return f"x must be a non-empty [N, C, H, W], not {list(x.shape)}"
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -159,7 +159,7 @@ def _kernels(
         _demand_several(x)
     kind = "none" if second is None else "add" if z_norm is None else "dual"
     z_norm = z_norm or Norm(None, None, None, None)
-    # Forward-mode derivatives pass through no_grad. The kernels have none: `apply` says so, the other would lose them.
+    # Forward-mode derivatives pass through no_grad. The kernels have none: `apply` raises, the other would lose them.
     derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
     run = BatchNormAct.apply if derived else without_gradient
     return run(

@@ -40,7 +40,7 @@ def _on_their_device(function: Callable[Concatenate[Tensor, P], T]) -> Callable[
 
 
 class Forward(NamedTuple):
-    """What a forward pass yields."""
+    """Results of a forward pass."""
 
     y: Tensor
     statistics: Tensor
@@ -50,7 +50,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What a backward pass yields; empty tensors for what was not asked for."""
+    """Results of a backward pass; empty tensors for those not requested."""
 
     dx: Tensor
     dsecond: Tensor
@@ -67,7 +67,7 @@ def forward(
     training: bool,
     activation: str,
     keep: bool,
-    chosen: Plan | None = None,
+    route: Plan | None = None,
 ) -> Forward:
     """activation(BN(x) + second); dual where `z_norm` is given. `keep`: a backward pass will follow."""
     kind = _kind(second, z_norm)
@@ -78,33 +78,33 @@ def forward(
     bits = x.new_empty((rows, -(-channels // 8)) if needs_bits else 0, dtype=torch.uint8)
     statistics = x.new_empty((4 if kind == "dual" else 2, channels) if training else 0, dtype=torch.float32)
     problem = Problem("forward", kind, x.itemsize, rows, channels, multiprocessors(x.device), activation)
-    chosen = chosen or plan(problem, training)
-    grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
+    route = route or plan(problem, training)
+    grid = (math.ceil(channels / route.sums.columns), route.splits)
     given_bits = bits if needs_bits else None
 
-    if training and chosen.form == "resident":
-        split = chosen.splits > 1
-        workspace = _workspace(x, chosen, grid, statistics.shape[0], "barrier")
+    if training and route.form == "resident":
+        split = route.splits > 1
+        workspace = _workspace(x, route, grid, statistics.shape[0], "barrier")
         for phase in _phases(split):
             resident_forward_kernel[grid](
                 x, second, y, given_bits, statistics, *workspace,
                 *x_norm[2:5], *x_norm[:2], *z_norm[2:5], *z_norm[:2],
-                rows, channels, chosen.rows_per_split, chosen.splits,
+                rows, channels, route.rows_per_split, route.splits,
                 x_norm.eps, z_norm.eps, x_norm.momentum, z_norm.momentum,
                 SECOND=kind, ACTIVATION=activation, SPLIT=split, PHASE=phase,
-                **_tile(chosen.sums, merges=chosen.form), **_cooperative(split),
+                **_tile(route.sums, merges=route.form), **_cooperative(split),
             )  # fmt: skip
         return Forward(y, statistics, bits)
 
     if training:
         statistics_kernel[grid](
-            x, second if kind == "dual" else None, *_workspace(x, chosen, grid, statistics.shape[0], "ticket"),
+            x, second if kind == "dual" else None, *_workspace(x, route, grid, statistics.shape[0], "ticket"),
             statistics, *x_norm[2:5], *z_norm[2:5],
-            rows, channels, chosen.rows_per_split, chosen.splits,
+            rows, channels, route.rows_per_split, route.splits,
             x_norm.eps, z_norm.eps, x_norm.momentum, z_norm.momentum,
-            DUAL=kind == "dual", **_tile(chosen.sums, merges=chosen.form),
+            DUAL=kind == "dual", **_tile(route.sums, merges=route.form),
         )  # fmt: skip
-    tile = chosen.output
+    tile = route.output
     apply_kernel[_tiles(tile, rows, channels)](
         x, second, y, given_bits, statistics,
         *x_norm[2:4], *x_norm[:2], *z_norm[2:4], *z_norm[:2],
@@ -130,7 +130,7 @@ def backward(
     needs_x: bool,
     needs_second: bool,
     needs_norms: bool,
-    chosen: Plan | None = None,
+    route: Plan | None = None,
 ) -> Backward:
     """The gradients of `forward` from the gradient dy of its output, or from two gradients that are summed here.
 
@@ -151,18 +151,18 @@ def backward(
     given_second = second if dual or (kind == "add" and bits is None and activation != "none") else None
 
     problem = Problem("backward", kind, x.itemsize, rows, channels, multiprocessors(x.device), activation)
-    chosen = chosen or plan(problem, training and needs_sums)
-    grid = (math.ceil(channels / chosen.sums.columns), chosen.splits)
+    route = route or plan(problem, training and needs_sums)
+    grid = (math.ceil(channels / route.sums.columns), route.splits)
     shape = (rows, channels)
-    if chosen.form == "resident" and training and needs_sums:
-        split = chosen.splits > 1
-        workspace = _workspace(x, chosen, grid, 3 if dual else 2, "barrier")
+    if route.form == "resident" and training and needs_sums:
+        split = route.splits > 1
+        workspace = _workspace(x, route, grid, 3 if dual else 2, "barrier")
         for phase in _phases(split):
             resident_backward_kernel[grid](
                 dy, dy2, x, given_second, bits, given_dx, dz, g_out, sums, *workspace, statistics,
-                *x_norm[:2], *z_norm[:2], *shape, chosen.rows_per_split, chosen.splits,
+                *x_norm[:2], *z_norm[:2], *shape, route.rows_per_split, route.splits,
                 SECOND=kind, ACTIVATION=activation, SPLIT=split, PHASE=phase,
-                **_tile(chosen.sums, merges=chosen.form), **_cooperative(split),
+                **_tile(route.sums, merges=route.form), **_cooperative(split),
             )  # fmt: skip
         return Backward(dx, dsecond, sums)
 
@@ -170,15 +170,15 @@ def backward(
     eps = (x_norm.eps, z_norm.eps)
     if needs_sums:
         reduce_kernel[grid](
-            dy, dy2, x, given_second, bits, g_out, sums, *_workspace(x, chosen, grid, 3 if dual else 2, "ticket"),
-            statistics, *terms, chosen.rows_per_split, chosen.splits, *eps,
-            SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(chosen.sums, merges=chosen.form),
+            dy, dy2, x, given_second, bits, g_out, sums, *_workspace(x, route, grid, 3 if dual else 2, "ticket"),
+            statistics, *terms, route.rows_per_split, route.splits, *eps,
+            SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(route.sums, merges=route.form),
         )  # fmt: skip
         if g_out is not None:
             # g stands there: what is left is the gradient of a BatchNorm alone.
             dy, dy2, given_second, bits, g_out, kind, activation = g_out, None, None, None, None, "none", "none"
     if needs_x or dz is not None or g_out is not None:
-        tile = chosen.output
+        tile = route.output
         gradient_kernel[_tiles(tile, rows, channels)](
             dy, dy2, x, given_second, bits, given_dx, dz, g_out, sums, statistics, *terms, *eps,
             SECOND=kind, ACTIVATION=activation, FROM_RUNNING=not training, **_tile(tile),
@@ -214,9 +214,9 @@ def _cooperative(split: bool) -> dict[str, bool]:
     return {"launch_cooperative_grid": True} if split and not INTERPRETED else {}
 
 
-def _workspace(x: Tensor, chosen: Plan, grid: tuple[int, int], values: int, use: str) -> tuple[Tensor, Tensor]:
+def _workspace(x: Tensor, route: Plan, grid: tuple[int, int], values: int, use: str) -> tuple[Tensor, Tensor]:
     """Room for the splits' sums, and a zeroed counter for each column of programs."""
-    splits, channels = (chosen.splits, x.shape[1]) if chosen.splits > 1 or use == "ticket" else (0, 0)
+    splits, channels = (route.splits, x.shape[1]) if route.splits > 1 or use == "ticket" else (0, 0)
     partials = x.new_empty((splits, values, channels), dtype=torch.float32)
     return partials, _counters(x.device, use).take(grid[0])
 

@@ -161,7 +161,7 @@ class BatchNormAct(torch.autograd.Function):
 
 
 def without_gradient(*arguments: Any) -> Any:
-    """What `BatchNormAct.apply` returns, where no backward pass will follow: nothing is kept for one."""
+    """Output of `BatchNormAct.apply` where no backward pass will follow: nothing is kept for one."""
     y = _run(False, *arguments)[2]
     return (y, y.view_as(y)) if arguments[-1] else y
 

@@ -53,12 +53,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a plan depends on."""
+    """Properties of a call that its plan depends on."""
 
     direction: str
     """"forward" or "backward"."""
     second: str
-    """What is added: "none", "add" or "dual"."""
+    """Second operand, which is added: "none", "add" or "dual"."""
     itemsize: int
     """Bytes of an activation."""
     rows: int
@@ -198,8 +198,8 @@ def use_table(path: Path) -> None:
 def _file() -> dict[str, Any]:
     """`routing.json`: entries, see `_table`; `symmetric_rows`, the least number of rows from which symmetric.py wins,
     None while nobody has measured it; `measured_on`, the GPU."""
-    found: dict[str, Any] = json.loads(TABLE.read_text())
-    return found
+    content: dict[str, Any] = json.loads(TABLE.read_text())
+    return content
 
 
 @functools.cache

@@ -1,11 +1,11 @@
-"""What a normalisation is given, shared by all paths."""
+"""Arguments of a normalisation, shared by all paths."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
 ACTIVATIONS = ("none", "relu", "silu", "gelu")
-"""What may follow the normalisation; gelu is the exact form with erf, as `torch.nn.GELU()`."""
+"""Activations that may follow the normalisation; gelu is the exact form with erf, as `torch.nn.GELU()`."""
 
 
 BACKENDS = ("auto", "triton", "torch")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.gate import baselines, gate, power
-from benchmarks.suites.bench_step import reports
+from benchmarks.suites.bench_step import paper_configuration
 from fastres.recipe import Recipe
 
 # A network that takes a few milliseconds a step, without compilation.
@@ -117,7 +117,7 @@ def test_both_processes(tmp_path: Path) -> None:
             finding = sides.compare(part)
             assert finding.fours == 2 and not finding.decided, "two fours decide nothing"
             assert finding.seconds > 0 and finding.baseline_seconds > 0 and finding.images > 0
-        assert gate.against_rival(sides.sides[1], reports(recipe, 20).run, fours=1) > 0
+        assert gate.against_rival(sides.sides[1], paper_configuration(recipe, 20).run, fours=1) > 0
 
 
 @pytest.mark.parametrize(("idle", "free"), [(2.0, 2), (1.6, 2), (1.4, 1), (0.2, 1), (None, 3)])

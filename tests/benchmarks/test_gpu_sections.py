@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import epochs, report_run, speedruns, step_timings, table
+from benchmarks.gpu import epochs, paper_run, speedruns, step_timings, table
 from benchmarks.gpu import sections as suites
 from benchmarks.gpu import suite as gpu_suite
 from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet, Rival, Work
@@ -222,7 +222,7 @@ def test_report_best_section(stores: str) -> None:
 
 def test_a_run_that_does_not_fit_is_ended(stores: str) -> None:
     began = time.monotonic()
-    found = report_run.run("shapes10", stores, "cpu", 1.0, dry=True)
+    found = paper_run.run("shapes10", stores, "cpu", 1.0, dry=True)
     assert time.monotonic() - began < 30, "one second, and what a busy machine takes to end a process"
     assert not found["finished"] and found["epochs_done"] == 0
     text = table.table({"dry": True, "sections": {"report_best": {"status": "done", "figures": [found]}}})
@@ -230,12 +230,12 @@ def test_a_run_that_does_not_fit_is_ended(stores: str) -> None:
 
 
 def test_a_run_that_fails_says_why(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_run, "_PROGRAM", "raise SystemExit('as it must')")
+    monkeypatch.setattr(paper_run, "_PROGRAM", "raise SystemExit('as it must')")
     with pytest.raises(suites.Failed, match="status 1: as it must"):
-        report_run.run("shapes10", stores, "cpu", 60.0, dry=True)
-    monkeypatch.setattr(report_run, "_PROGRAM", "import nowhere_to_be_found")
+        paper_run.run("shapes10", stores, "cpu", 60.0, dry=True)
+    monkeypatch.setattr(paper_run, "_PROGRAM", "import nowhere_to_be_found")
     with pytest.raises(suites.Skipped, match="needs nowhere_to_be_found"):
-        report_run.run("shapes10", stores, "cpu", 60.0, dry=True)
+        paper_run.run("shapes10", stores, "cpu", 60.0, dry=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ speedrun

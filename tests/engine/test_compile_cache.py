@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,26 @@ def test_the_key_tells_apart_what_code_depends_on(monkeypatch: pytest.MonkeyPatc
     assert len({first, *others}) == 1 + len(others)
     monkeypatch.setenv("FASTRES_DATA", "elsewhere")
     assert key() == first
+
+
+def test_one_byte_anywhere_in_the_package_is_another_key(tmp_path: Path) -> None:
+    package = Path(compile_cache.__file__).parents[1]
+    copy = Path(shutil.copytree(package, tmp_path / "fastres", ignore=shutil.ignore_patterns("__pycache__")))
+    sources = compile_cache._sources.__wrapped__
+    first = sources(copy)
+    assert sources(package) == first, "the key covers the package that runs"
+    folders = [folder for folder in copy.rglob("*") if folder.is_dir() and any(folder.glob("*.py"))]
+    rooms = {folder.relative_to(copy).parts[0] for folder in folders}
+    assert {"engine", "kernels", "layers", "models", "training", "recipe", "utils"} <= rooms
+    for folder in (copy, *folders):
+        path = max(folder.glob("*.py"))
+        content = path.read_bytes()
+        path.write_bytes(content + b"#")
+        assert sources(copy) != first, f"{path} may have been traced into a graph"
+        path.write_bytes(content)
+    assert sources(copy) == first
+    path.rename(path.with_name("other.py"))
+    assert sources(copy) != first
 
 
 def graph_folder(place: Path) -> Path:

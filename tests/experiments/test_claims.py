@@ -237,7 +237,7 @@ def test_runs_are_shared_between_claims() -> None:
     for same in (Need("report/epochs.toml", "epochs=100"), Need("report/optimizers.toml", "sgd")):
         assert made.job(same, 0) is made.job(BEST, 0)
     best = made.job(BEST, 0)
-    assert best is not None and best.shifted and not best.timed
+    assert best is not None and best.corrupted and not best.timed
     assert {"best", "epochs-100", "sgd-generalises", "training-loss", "leak-loss"} <= {*best.claims}
     # Hashes leave the loader's workers out, and these two are about nothing else.
     none, many = (made.job(Need("report/workers.toml", f"workers={which}"), 1) for which in ("0", "default"))

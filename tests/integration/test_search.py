@@ -166,7 +166,7 @@ def test_the_metric_is_that_of_the_kept_weights(fastres: Any, searched: Path, tm
 
 
 def test_trials_without_a_result_do_not_end_a_search(fastres: Any, tiny: Path, tmp_path: Path) -> None:
-    """A loss that leaves the reals, and values that do not go together."""
+    """A loss that is not finite, and values that do not go together."""
     tiny.write_text(
         tiny.read_text().replace("[model]", "[model]\nmax_parameters = 5000")
         + '[sweep.search]\ntrials = 8\n[sweep.search.parameters]\n"optimizer.lr" = [0.05, 1e30]\n'

@@ -190,7 +190,7 @@ def test_lookahead_by_hand() -> None:
         fast, fast_mean = weight.detach().double().clone(), mean.double().clone()
         assert lookahead.due(step) == (step % 2 == 1)
         if lookahead.due(step):
-            lookahead.exchange(network, lookahead.share(step))
+            lookahead.exchange(network, lookahead.fraction(step))
         else:
             assert torch.equal(weight.detach().double(), fast), "nothing happens between exchanges"
             continue
@@ -200,7 +200,7 @@ def test_lookahead_by_hand() -> None:
         assert torch.allclose(weight.detach().double(), slow, atol=5e-6)
         assert torch.allclose(mean.double(), slow_mean, atol=5e-6)
         assert torch.equal(lookahead.network.get_parameter("0.weight"), weight)
-    assert lookahead.share(5) == pytest.approx(0.2)
+    assert lookahead.fraction(5) == pytest.approx(0.2)
     assert lookahead.network.get_buffer("1.num_batches_tracked").item() == 6
 
 
@@ -237,7 +237,7 @@ def test_the_average_against_a_loop_in_double_precision() -> None:
         with torch.no_grad():
             network[0].weight.add_(torch.randn_like(network[0].weight))
             network[1].num_batches_tracked.add_(1)  # type: ignore[operator, union-attr]
-        ema.update(network, ema.share(update))
+        ema.update(network, ema.fraction(update))
         decay = min(0.9, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * network[0].weight.detach().double()
     averaged = ema.network.get_parameter("0.weight").double()

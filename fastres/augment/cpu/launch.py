@@ -60,21 +60,21 @@ def augment_batch(
     """
     size = (images.shape[1], images.shape[2])
     mixing = UNMIXED if step is None else augment.draw_mix(epoch, step, size)
-    chosen = np.arange(len(images)) if rows is None else np.ascontiguousarray(rows.numpy(), dtype=np.int64)
+    sources = np.arange(len(images)) if rows is None else np.ascontiguousarray(rows.numpy(), dtype=np.int64)
     samples = np.ascontiguousarray(indices.numpy(), dtype=np.int64)
-    if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(images)):
+    if len(sources) and (sources.min() < 0 or sources.max() >= len(images)):
         raise IndexError(f"rows must be within the {len(images)} images")  # compiled code would read elsewhere
-    batch = torch.empty((len(chosen), *size, 3), dtype=augment.dtype)
-    flat = batch.view(len(chosen), size[0] * size[1] * 3)
+    batch = torch.empty((len(sources), *size, 3), dtype=augment.dtype)
+    flat = batch.view(len(sources), size[0] * size[1] * 3)
     out = flat.numpy() if augment.dtype == torch.float32 else flat.view(torch.int16).numpy().view(np.uint16)
-    work = _Work(augment, size, images.view(-1).numpy(), chosen, samples, epoch, mixing, out)
+    work = _Work(augment, size, images.view(-1).numpy(), sources, samples, epoch, mixing, out)
     policy = augment.policy
     expensive = (
         policy.random_resized_crop or policy.color_jitter or policy.autocontrast or policy.grayscale or policy.noise
     )
     per_thread = _PIXELS_PER_THREAD["dear" if expensive else "cheap"]
-    parts = max(1, min(torch.get_num_threads(), len(chosen) * size[0] * size[1] // per_thread))
-    edges = [len(chosen) * part // parts for part in range(parts + 1)]
+    parts = max(1, min(torch.get_num_threads(), len(sources) * size[0] * size[1] // per_thread))
+    edges = [len(sources) * part // parts for part in range(parts + 1)]
     waiting = [_pool().submit(work.run, *edges[part : part + 2]) for part in range(1, parts)]
     work.run(*edges[:2])
     for future in waiting:
@@ -100,13 +100,13 @@ class _Work:
         augment: AugmentSpec,
         size: Size,
         images: NDArray[np.uint8],
-        chosen: NDArray[np.int64],
+        sources: NDArray[np.int64],
         samples: NDArray[np.int64],
         epoch: int,
         mixing: Mixing,
         out: NDArray[Any],
     ) -> None:
-        self.augment, self.size, self.images, self.chosen, self.samples = augment, size, images, chosen, samples
+        self.augment, self.size, self.images, self.sources, self.samples = augment, size, images, sources, samples
         self.epoch, self.mixing, self.out = epoch, mixing, out
         self.constants = augment.compiled(size, _constants)
 
@@ -115,19 +115,19 @@ class _Work:
         augment, mixing = self.augment, self.mixing
         if first == stop:
             return
-        chosen, samples = self.chosen[first:stop], self.samples[first:stop]
+        sources, samples = self.sources[first:stop], self.samples[first:stop]
         if mixing.kind != NO_MIX:  # the first sample's partner is augmented here once more: no thread waits for another
-            chosen = np.concatenate([self.chosen[[first - 1]], chosen])
+            sources = np.concatenate([self.sources[[first - 1]], sources])
             samples = np.concatenate([self.samples[[first - 1]], samples])
-        drawn = np.empty((len(chosen), COLUMNS), dtype=np.int32)
+        drawn = np.empty((len(sources), COLUMNS), dtype=np.int32)
         draw_range(samples, augment.seed, self.epoch, *self.constants.draws, drawn)
         noise = np.empty((0, 0), dtype=np.float32)
         if augment.policy.noise:
-            noise = np.empty((len(chosen), self.size[0] * self.size[1] * 3), dtype=np.float32)
+            noise = np.empty((len(sources), self.size[0] * self.size[1] * 3), dtype=np.float32)
             noise_range(samples, augment.seed, self.epoch, normal_table(), augment.noise_scale, noise)
         augment_range(
             self.images,
-            chosen,
+            sources,
             drawn,
             self.size,
             *self.constants.pixels,
@@ -140,7 +140,7 @@ class _Work:
 
 
 def _constants(policy: recipe.AugmentConfig, plan: Plan) -> _Constants:
-    """What compiled code needs of a policy for images of one size."""
+    """Constants of a policy for images of one size, as compiled code takes them."""
     height, width = plan.size
     interpolation = "bilinear" if policy.random_resized_crop is None else policy.random_resized_crop.interpolation
     down, across = taps(height, interpolation), taps(width, interpolation)

@@ -22,9 +22,9 @@ _ROUND, _SHIFT = np.int32(1 << (FRACTION - 1)), np.int32(FRACTION)
 _U = np.uint64
 """Of positions in memory: a signed one is first tested for being negative, and the loop stays scalar."""
 FP32, BF16, FP16 = range(3)
-"""What `out` of `augment_range` holds: fp32 as itself, the others as uint16."""
+"""Element types of `out` of `augment_range`: fp32 as itself, the others as uint16."""
 ZERO, REFLECT = range(2)
-"""What a shift uncovers; ZERO is any single colour."""
+"""Fill of the edge that a shift uncovers; ZERO is any single colour."""
 PERIOD = 96
 """Values that loops do at a time: whole pixels, and whole vectors of up to 32 lanes."""
 
@@ -264,13 +264,13 @@ def _hue(pixels, shift, packed):  # type: ignore[no-untyped-def]
         turns = np.float64(sixths) / 6.0 + 1.0
         turns32 = np.float32(turns - (1.0 if turns >= 1.0 else 0.0))
         angle = np.int32(np.float64(turns32) * 255.0) if spread > np.float32(0) else np.int32(0)
-        share = np.int32(np.float64(spread / max(top, np.float32(1))) * 255.0)
-        packed[i] = np.int32(np.int32(angle + shift32) & byte) | np.int32(share << 8) | np.int32(np.int32(top) << 16)
+        ratio = np.int32(np.float64(spread / max(top, np.float32(1))) * 255.0)
+        packed[i] = np.int32(np.int32(angle + shift32) & byte) | np.int32(ratio << 8) | np.int32(np.int32(top) << 16)
     for i in range(len(packed)):
-        angle, share, v = packed[i] & byte, np.int32(packed[i] >> 8) & byte, np.int32(packed[i] >> 16)
+        angle, ratio, v = packed[i] & byte, np.int32(packed[i] >> 8) & byte, np.int32(packed[i] >> 16)
         sixths64 = np.float64(np.int32(angle)) * 6.0 / 255.0
         sector = np.int32(sixths64)
-        rest, part = np.float32(sixths64 - np.float64(sector)), np.float32(np.float64(np.int32(share)) / 255.0)
+        rest, part = np.float32(sixths64 - np.float64(sector)), np.float32(np.float64(np.int32(ratio)) / 255.0)
         value = np.float64(v)
         p = np.int32(value * (1.0 - np.float64(part)) + 0.5)
         q = np.int32(value * (1.0 - np.float64(part * rest)) + 0.5)
@@ -359,12 +359,12 @@ def _geometry(images, start, row, size, taps, scratch):  # type: ignore[no-untyp
 
 
 @_compiled
-def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, normalization, noise, mixing, kind, out):  # type: ignore[no-untyped-def]
-    """Augment the samples of `chosen`, normalise, mix each with the one before it, and write them.
+def augment_range(images, sources, rows, size, taps, padding, fill, strengths, normalization, noise, mixing, kind, out):  # type: ignore[no-untyped-def]
+    """Augment the samples of `sources`, normalise, mix each with the one before it, and write them.
 
     Args:
         images: uint8 [M·H·W·3].
-        chosen: int64 [N], images to take. Where they are mixed, the first is only a partner: N - 1 come out.
+        sources: int64 [N], images to take. Where they are mixed, the first is only a partner: N - 1 come out.
         rows: int32 [N, cpu_draws.COLUMNS].
         size: H, W.
         taps: first and weight of resample.taps for rows, then for columns.
@@ -399,9 +399,9 @@ def augment_range(images, chosen, rows, size, taps, padding, fill, strengths, no
     _write(edge32, kind, edge_out)
     for k in range(2):
         _write(normalization[4 + k], kind, colours_out[k])
-    for n in range(len(chosen)):
+    for n in range(len(sources)):
         row = rows[n]
-        source, begin = _geometry(images, chosen[n] * length, row, size, taps, scratch)
+        source, begin = _geometry(images, sources[n] * length, row, size, taps, scratch)
         down_by, right_by = row[4], -row[5] if row[6] else row[5]
         if row[7] or row[13] or row[14]:
             _translate(source, begin, down_by, right_by, size, padding, edge, pattern, kind, scratch[1])

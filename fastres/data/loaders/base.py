@@ -1,4 +1,4 @@
-"""What all loaders have in common: order, shards, labels, the way to the device, an end that leaves nothing behind."""
+"""The base of all loaders: order, shards, labels, the way to the device, an end that leaves nothing behind."""
 
 import os
 import weakref
@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loader yields: a source of pixels and the rows of it that make the batch."""
+    """A batch as loaders yield it: a source of pixels and the rows of it that make the batch."""
 
     source: Tensor
     """uint8 [M, H, W, 3] on the device: the whole store where it is resident, else this batch's own images."""
@@ -149,8 +149,8 @@ class ReadingLoader(Loader):
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         every = torch.arange(self.batch_size, device=self.device)
         steps = self._steps(epoch, first_step)
-        chosen = [rows.numpy() for rows, _, _ in steps]
-        with closing(self._read(chosen)) as read, closing(to_device(read, self.device)) as arriving:
+        batch_rows = [rows.numpy() for rows, _, _ in steps]
+        with closing(self._read(batch_rows)) as read, closing(to_device(read, self.device)) as arriving:
             for (rows, indices, labels), pixels in zip(steps, arriving, strict=True):
                 yield Batch(pixels, every[: len(rows)], labels, indices)
 

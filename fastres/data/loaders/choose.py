@@ -55,12 +55,12 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
         return Choice(wanted, "as the recipe says")
     if decoded:
         size, memory = decoded_bytes(dataset), memory_bytes(device)
-        place = f"the free memory of {device}" if device.type == "cuda" else "this machine's memory"
+        memory_name = f"the free memory of {device}" if device.type == "cuda" else "this machine's memory"
         if size <= MEMORY_SHARE * memory:
             return Choice(
-                "resident", f"{_size(size)} of images fit into {MEMORY_SHARE:.0%} of {place}, {_size(memory)}"
+                "resident", f"{_size(size)} of images fit into {MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
             )
-        because = f"{_size(size)} of images do not fit into {MEMORY_SHARE:.0%} of {place}, {_size(memory)}"
+        because = f"{_size(size)} of images do not fit into {MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
     else:
         because = "the images are encoded"
     missing: list[str] = []
@@ -109,7 +109,7 @@ def memory_bytes(device: torch.device) -> int:
 def open_pixels(
     kind: str, dataset: Dataset, device: torch.device | str = "cpu", *, quiet: bool = False
 ) -> dict[str, Any]:
-    """What the loader `kind` reads, by the name of the part; loaders of one part share it.
+    """Pixels as the loader `kind` reads them, by the name of the part; loaders of one part share it.
 
     For "ffcv" the beton is prepared if there is none. Raises UserError where a package is missing.
     """
@@ -172,16 +172,16 @@ def make_loader(
         raise ValueError(f"loader is {loader!r}: choose 'auto' or one of {', '.join(KINDS)}")
     if part not in ("train", "test"):
         raise ValueError(f"part is {part!r}: choose 'train' or 'test'")
-    chosen: Part | None = getattr(dataset, part)
-    if chosen is None or chosen.labels is None:
+    split: Part | None = getattr(dataset, part)
+    if split is None or split.labels is None:
         raise UserError(f"{dataset.source} has no {part} images with labels: give a source with train and test parts")
     kind = choose(dataset, loader, device).name
-    rows = np.arange(len(chosen.images)) if subset is None else np.asarray(subset, dtype=np.int64)
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(chosen.images)):
-        raise ValueError(f"subset leaves the {len(chosen.images)} images of {part}")
+    rows = np.arange(len(split.images)) if subset is None else np.asarray(subset, dtype=np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(split.images)):
+        raise ValueError(f"subset leaves the {len(split.images)} images of {part}")
     pixels = open_pixels(kind, dataset, device, quiet=quiet)[part]
     options: dict[str, Any] = {"seed": seed, "drop_last": drop_last, "rank": rank, "ranks": ranks, "device": device}
-    return build(kind, pixels, chosen.labels, rows, batch_size, workers=workers, **options)
+    return build(kind, pixels, split.labels, rows, batch_size, workers=workers, **options)
 
 
 def _size(count: float) -> str:

@@ -146,14 +146,14 @@ class DaliLoader(ReadingLoader):
 
 
 class _Feed:
-    """What DALI calls for each batch, whenever its queue has room."""
+    """Callback of DALI for each batch, whenever its queue has room."""
 
     def __init__(self) -> None:
         self.arriving: Iterator[Read] = iter(())
         self.pending: deque[Rows] = deque()
         """The batches that were fed and have not come out yet."""
         self.failure: Exception | None = None
-        """What the reading of the batch after these ended with. It is kept until they have been delivered: raised at
+        """Exception of reading the batch after these. It is kept until they have been delivered: raised at
         once, it would come out of DALI at a batch before its own."""
 
     def __call__(self) -> Any:

@@ -1,7 +1,7 @@
 """The FFCV loader: batches of a beton (see data/beton.py) through FFCV's own loader and pipeline, iterated by us.
 
 FFCV's `Loader` reads the file and puts its pipeline together; its iterator is not used. That one leaves its consumer
-waiting for ever when its thread fails, writes new batches into buffers of batches still in use, and leaves threads
+waiting forever when its thread fails, writes new batches into buffers of batches still in use, and leaves threads
 behind when it is left early. Here each batch is one call of the pipeline in a thread of `prefetch`, into memory of its
 own.
 
@@ -142,7 +142,7 @@ def _decode(
     metadata: NDArray[np.void],
     state: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]],
 ) -> NDArray[np.uint8]:
-    """What FFCV calls the code of an operation that decodes; `beton` is bound."""
+    """Code of the operation that decodes, as FFCV calls it; `beton` is bound."""
     flat, mapped = out.reshape(len(rows), -1), state[0].view(np.ndarray)
     if beton.sums is None:
         failed, failure = ffcv_decode.copy_rows(mapped, beton.starts, rows, flat), ffcv_decode.OUTSIDE

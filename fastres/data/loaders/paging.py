@@ -1,4 +1,4 @@
-"""What the kernel is told of a mapped file that is larger than memory.
+"""Advice to the kernel (madvise) on a mapped file that is larger than memory.
 
 When a page is missing the kernel reads 128 KB around it. While a file fits into memory that fills the cache soon. Where
 it does not, each image of a shuffled epoch, 3 KB at 32 pixels, costs 128 KB of reading, at every epoch: with 2 GB of

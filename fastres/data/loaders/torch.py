@@ -245,7 +245,7 @@ class _Worker(ForkProcess):
 
 class _Flag:
     """An event between forked processes without a lock: multiprocessing's is locked by everyone who looks at it, and
-    a worker that is killed while it looks leaves it locked for ever."""
+    a worker that is killed while it looks leaves it locked forever."""
 
     def __init__(self) -> None:
         self._byte = mmap.mmap(-1, 1)

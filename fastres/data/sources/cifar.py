@@ -113,11 +113,11 @@ def _official(kind: Kind) -> Any:
 def _compare(path: Path, md5: str) -> None:
     try:
         with open_regular(path) as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; fetch it again") from error
-    if found != md5:
-        raise UserError(f"{path} is damaged: its md5 is {found}, not {md5}.\nDelete it and fetch it again.")
+    if actual != md5:
+        raise UserError(f"{path} is damaged: its md5 is {actual}, not {md5}.\nDelete it and fetch it again.")
 
 
 def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
@@ -156,7 +156,7 @@ def _download(url: str, path: Path, md5: str, quiet: bool) -> None:
     from torchvision.datasets.utils import download_url
 
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # torchvision sets none, and would wait for ever on a network that drops packets
+    socket.setdefaulttimeout(30)  # torchvision sets none, and would wait forever on a network that drops packets
     try:
         with redirect_stderr(io.StringIO()) if quiet else nullcontext():
             download_url(url, str(path.parent), path.name, md5)
@@ -215,9 +215,9 @@ def _class_names(names: Any, kind: Kind, path: Path) -> tuple[str, ...]:
 
 
 def _labels(values: Any, kind: Kind, where: str) -> np.ndarray:
-    plain = isinstance(values, list) and all(type(value) is int and 0 <= value < kind.classes for value in values)
+    listed = isinstance(values, list) and all(type(value) is int and 0 <= value < kind.classes for value in values)
     whole = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu"
-    if not plain and not (whole and values.size and values.min() >= 0 and values.max() < kind.classes):
+    if not listed and not (whole and values.size and values.min() >= 0 and values.max() < kind.classes):
         raise UserError(f"{where} has no labels from 0 to {kind.classes - 1}: fetch it again")
     return np.asarray(values, np.int64)
 
@@ -233,12 +233,12 @@ def rows_to_images(rows: Any, where: str) -> np.ndarray:
             return rows.transpose(0, 2, 3, 1)
     if isinstance(rows, np.ndarray) and rows.ndim and not len(rows):
         raise UserError(f"{where} holds no images: give a file that does")
-    found = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "no array"
-    raise UserError(f"{where}: 'data' is {found}; it must be uint8 of shape [N, 3072], [N, 3, H, H] or [N, H, H, 3]")
+    actual = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "no array"
+    raise UserError(f"{where}: 'data' is {actual}; it must be uint8 of shape [N, 3072], [N, 3, H, H] or [N, H, H, 3]")
 
 
 def build_from_pickle(path: Path, size: int, writer: Writer, *, quiet: bool) -> tuple[str, ...]:
-    """Read a pickled dict with `data` and, if it likes, `ids` into the part `unlabelled`; returns no classes."""
+    """Read a pickled dict with `data` and, optionally, `ids` into the part `unlabelled`; returns no classes."""
     with progress(f"reading {path.name}", 1, quiet=quiet) as advance:
         content = unpickle.load_file(path)
         advance(1)
@@ -246,9 +246,9 @@ def build_from_pickle(path: Path, size: int, writer: Writer, *, quiet: bool) -> 
         raise UserError(f"{path} is one file of CIFAR: name its folder {path.parent} as the source")
     images = rows_to_images(content.get("data"), str(path))
     if images.shape[1] != size:
-        found = images.shape[1]
+        side = images.shape[1]
         raise UserError(
-            f"{path} holds images of {found} pixels, not the {size} asked for: make it again with images of {size}"
+            f"{path} holds images of {side} pixels, not the {size} asked for: make it again with images of {size}"
         )
     with writer.images("unlabelled", len(images), size) as file:
         file.write(0, images)

@@ -32,7 +32,7 @@ _BATCH_IMAGES, _BATCH_BYTES = 64, 8 << 20  # one task of the pool: long enough t
 
 @dataclass
 class Layout:
-    """Where each file goes."""
+    """Part and row of each file, with counts, labels and classes."""
 
     rows: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Name of a file → (part, row)."""
@@ -43,7 +43,7 @@ class Layout:
     classes: tuple[str, ...] = ()
     ids: np.ndarray | None = None
     note: str = ""
-    """What became of the validation folder, if there is one."""
+    """Line about how the validation folder was used, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tupl
         )
     layout = _lay_out(path, quiet=quiet)
     _write_labels(layout, writer)
-    kept: dict[str, dict[str, np.ndarray]] = {
+    columns: dict[str, dict[str, np.ndarray]] = {
         part: {"offsets": np.zeros(n, np.int64), "sizes": np.zeros(n, np.int64), "checksums": np.zeros(n, np.uint32)}
         for part, n in layout.counts.items()
     }
@@ -103,7 +103,7 @@ def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tupl
 
     def keep(part: str, row: int, file: File, pixels: np.ndarray) -> None:
         assert file.data is not None
-        here = kept[part]
+        here = columns[part]
         here["offsets"][row] = 0 if isinstance(file.where, Path) else file.where
         here["sizes"][row], here["checksums"][row] = len(file.data), zlib.crc32(file.data)
         if part == measured:
@@ -112,7 +112,7 @@ def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tupl
                 sums.add(one)
 
     _decode_all(path, layout, size, keep, quiet=quiet)
-    for part, arrays in kept.items():
+    for part, arrays in columns.items():
         ordered = sorted((row, os.fsencode(name)) for name, (where, row) in layout.rows.items() if where == part)
         arrays["names"] = np.frombuffer(b"".join(name for _, name in ordered), np.uint8)
         arrays["name_ends"] = np.cumsum([len(name) for _, name in ordered], dtype=np.int64)

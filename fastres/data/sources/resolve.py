@@ -1,4 +1,4 @@
-"""What a user names as the source: where it lies, what identifies it, and how to build its store."""
+"""The source that a user names: its path, its identity, and how to build its store."""
 
 import difflib
 import hashlib
@@ -39,8 +39,8 @@ class Source:
 
 def data_root(root: str | Path | None) -> Path:
     """Folder of downloads and stores: `root`, else `$FASTRES_DATA`, else `~/.cache/fastres`."""
-    chosen = root or os.environ.get("FASTRES_DATA") or Path.home() / ".cache" / "fastres"
-    return Path(chosen).expanduser().resolve()
+    folder = root or os.environ.get("FASTRES_DATA") or Path.home() / ".cache" / "fastres"
+    return Path(folder).expanduser().resolve()
 
 
 def resolve(
@@ -53,7 +53,7 @@ def resolve(
     """
     if store not in ("decoded", "encoded"):
         raise UserError(f"there is no store '{store}': choose 'decoded' or 'encoded'")
-    place = data_root(root)
+    base = data_root(root)
     if image_size is not None and not 4 <= image_size <= 1024:
         raise UserError(f"data.image_size is {image_size}: choose 4 to 1024 pixels")
     size = image_size or DEFAULT_SIZE
@@ -63,7 +63,7 @@ def resolve(
         if size != DEFAULT_SIZE:
             raise UserError(f"{text} has images of 32 pixels, not {size}: leave data.image_size out")
         identity, name = f"{text} {shapes10.VERSION if text == 'shapes10' else ''}", text
-        build = _draw if text == "shapes10" else partial(_fetch, cifar.KINDS[text], place / "downloads")
+        build = _draw if text == "shapes10" else partial(_fetch, cifar.KINDS[text], base / "downloads")
     else:
         path = _existing(text)
         identity, name = _identity(path), path.name
@@ -71,7 +71,7 @@ def resolve(
     key = hashlib.sha256(json.dumps([FORMAT, identity, size]).encode()).hexdigest()[:12]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", re.sub(r"(\.tar)?\.(gz|xz|tar|tgz|txz|pkl|pickle)$", "", name))
     folder = f"{stem.strip('-')[:40] or 'data'}-{size}-{key}{'-encoded' if store == 'encoded' else ''}"
-    return Source(text, name, size, place / "stores" / folder, build)
+    return Source(text, name, size, base / "stores" / folder, build)
 
 
 def is_cifar10(source: str) -> bool:

@@ -37,14 +37,14 @@ def draw(count: int, *, part: str, seed: int = 0, progress: Progress | None = No
 
     def fill(chunk: int) -> int:
         start = chunk * _CHUNK
-        kept = min(_CHUNK, count - start)
-        images[start : start + kept] = _draw_chunk(seed, {"train": 0, "test": 1}[part], chunk)[:kept]
-        return kept
+        length = min(_CHUNK, count - start)
+        images[start : start + length] = _draw_chunk(seed, {"train": 0, "test": 1}[part], chunk)[:length]
+        return length
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for kept in pool.map(fill, range(-(-count // _CHUNK))):
+        for length in pool.map(fill, range(-(-count // _CHUNK))):
             if progress:
-                progress(kept)
+                progress(length)
     return images, np.arange(count, dtype=np.int64) % len(CLASSES)
 
 

@@ -46,7 +46,7 @@ class Beton:
 
     path: Path
     command: str
-    """What its user runs to make it anew."""
+    """Command that builds it again."""
     size: int
     """Bytes of the file."""
     side: int
@@ -123,7 +123,7 @@ class _AlreadyThere(Exception):
 def _write(folder: Path, name: str, part: Part, side: int, advance: Callable[[int], None]) -> None:
     """Write `<name>.beton` by FFCV's writer, in this process.
 
-    FFCV's `from_indexed_dataset` forks workers and waits for their count for ever when one of them dies or the disk is
+    FFCV's `from_indexed_dataset` forks workers and waits for their count forever when one of them dies or the disk is
     full; what it shares with them lies in shared memory, whose keeper is one more process.
     """
     ffcv = import_ffcv()
@@ -168,7 +168,7 @@ class _Images:
 
 
 def _samples(part: Part, side: int) -> Generator[NDArray[np.uint8], None, None]:
-    """What a beton holds of each image: uint8 [n], the JPEG file, or uint8 [side, side, 3], its pixels."""
+    """The samples of a beton, one an image: uint8 [n], the JPEG file, or uint8 [side, side, 3], its pixels."""
     if isinstance(part.images, np.ndarray):
         yield from (np.ascontiguousarray(pixels) for pixels in part.images)
         return
@@ -176,13 +176,13 @@ def _samples(part: Part, side: int) -> Generator[NDArray[np.uint8], None, None]:
 
     threads, several = len(os.sched_getaffinity(0)), 64  # a future for each image would cost as much as the image
     groups = (range(row, min(row + several, len(part.images))) for row in range(0, len(part.images), several))
-    with closing(prefetch(partial(_shortest, part.images, side), groups, threads=threads, depth=2 * threads)) as found:
-        for group in found:
+    with closing(prefetch(partial(_shortest, part.images, side), groups, threads=threads, depth=2 * threads)) as lists:
+        for group in lists:
             yield from group
 
 
 def _shortest(images: Any, side: int, rows: range) -> list[NDArray[np.uint8]]:
-    found = []
+    samples = []
     for row in rows:
         file = images.read(row)
         try:
@@ -193,8 +193,8 @@ def _shortest(images: Any, side: int, rows: range) -> list[NDArray[np.uint8]]:
         decoded = None
         if len(file) < pixels.nbytes and file.startswith(b"\xff\xd8"):
             decoded = _decode_jpeg(data, side)
-        found.append(pixels if decoded is None or not np.array_equal(decoded, pixels) else data)
-    return found
+        samples.append(pixels if decoded is None or not np.array_equal(decoded, pixels) else data)
+    return samples
 
 
 def _decode_jpeg(data: NDArray[np.uint8], side: int) -> NDArray[np.uint8] | None:

@@ -3,8 +3,8 @@
 A store is one folder, `<root>/stores/<name>-<size>-<key>/`, with `<part>_images.npy` for the parts train, test and
 unlabelled, `<part>_labels.npy` or `<part>_ids.npy`, and `manifest.json`. Instead of `<part>_images.npy`, an encoded
 store, `<name>-<size>-<key>-encoded`, has `<part>_sizes.npy` and what else encoded.py needs to find and check each file.
-A store is built in a folder beside it under a lock, synced and renamed, so that it is complete or absent at any
-instant, whoever else prepares the same one.
+A store is built in a temporary folder next to it under a lock, synced and renamed, so that it is complete or absent at
+any instant, whoever else prepares the same one.
 """
 
 import fcntl
@@ -85,7 +85,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.facts: dict[str, Any] = {"store": "decoded"}
-        """What goes into the manifest as it is; without `mean` and `std`, they are measured."""
+        """Entries of the manifest that are written as they are; without `mean` and `std`, they are measured."""
 
     def images(self, part: str, count: int, size: int) -> "ImageRows":
         """Reserve uint8 [count, size, size, 3]. Raises OSError where the disk has no room for it."""
@@ -137,8 +137,8 @@ def _write_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> N
 def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]:
     """Yield a temporary folder that becomes the store `path` when the block ends; None if another process made it.
 
-    One process builds at a time; a second one waits, and says so unless `quiet`. With `rebuild`, a store that does
-    not open is replaced. Raises UserError where the disk is full or not writable; nothing is then left behind.
+    One process builds at a time; a second one waits, and prints a line unless `quiet`. With `rebuild`, a store that
+    does not open is replaced. Raises UserError where the disk is full or not writable; nothing is then left behind.
     """
     with disk_errors_are_the_users(path):
         path.parent.mkdir(parents=True, exist_ok=True)

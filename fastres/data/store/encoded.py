@@ -170,20 +170,20 @@ class EncodedImages:
 
         Raises UserError, naming the image, if the file is gone, cannot be read, or is not what it was.
         """
-        place = self._rows[row]
-        size = int(self._sizes[place])
+        entry = self._rows[row]
+        size = int(self._sizes[entry])
         try:
             if self._tar is None:
                 data = read_exactly(f"{self.location}/{self.name(row)}", size)
             else:
-                data = self._tar.read(int(self._offsets[place]), size)
+                data = self._tar.read(int(self._offsets[entry]), size)
         except OSError as error:
             self._fail(row, f"cannot be read ({error.strerror or error})", error)
         except UserError as error:
             self._fail(row, f"cannot be read ({str(error).splitlines()[0][:200]})", error)
         if len(data) != size:
             self._fail(row, f"has changed: its size is no longer {size:,} bytes")
-        if zlib.crc32(data) != self._checksums[place]:
+        if zlib.crc32(data) != self._checksums[entry]:
             self._fail(row, "has changed: its checksum is another")
         return data
 
@@ -226,13 +226,13 @@ class EncodedImages:
 
     def problems(self) -> list[str]:
         """Read every file; what is wrong with those that are gone or have changed."""
-        found = []
+        messages = []
         for row in range(len(self)):
             try:
                 self.read(row)
             except UserError as error:
-                found.append(str(error).split(";\n")[0])
-        return found
+                messages.append(str(error).split(";\n")[0])
+        return messages
 
     def close(self) -> None:
         """Give the tar's file handle back."""

@@ -34,9 +34,9 @@ class Extra:
 
 def digest(extra: Extra) -> str:
     """Changes with any image and any probability: 16 hexadecimal digits."""
-    found = hashlib.sha256(np.ascontiguousarray(extra.images).tobytes())
-    found.update(extra.probabilities.numpy().tobytes())
-    return found.hexdigest()[:16]
+    hasher = hashlib.sha256(np.ascontiguousarray(extra.images).tobytes())
+    hasher.update(extra.probabilities.numpy().tobytes())
+    return hasher.hexdigest()[:16]
 
 
 def unlabelled_part(dataset: Dataset) -> Part:
@@ -64,8 +64,8 @@ def read(path: Path, dataset: Dataset, classes: int) -> Extra:
 
     part = unlabelled_part(dataset)
     try:
-        found = load_file(path)
-        rows, probabilities = found["rows"].numpy(), found["probabilities"]
+        tensors = load_file(path)
+        rows, probabilities = tensors["rows"].numpy(), tensors["probabilities"]
         fits = rows.dtype == np.int64 and rows.ndim == 1 and probabilities.dtype == torch.float32
         if not fits or probabilities.ndim != 2 or len(rows) != len(probabilities) or not probabilities.isfinite().all():
             raise ValueError("not rows and probabilities")

@@ -83,8 +83,8 @@ def checksum(data: Any) -> Any:
             word |= np.uint64(data[start + byte]) << np.uint64(8 * byte)
         total = (total ^ word) * prime
         total ^= total >> np.uint64(29)
-    for place in range(whole, len(data)):
-        total = (total ^ np.uint64(data[place])) * prime
+    for position in range(whole, len(data)):
+        total = (total ^ np.uint64(data[position])) * prime
     return total ^ (total >> np.uint64(32))
 
 

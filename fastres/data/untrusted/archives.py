@@ -84,7 +84,7 @@ def members(path: Path) -> Iterator[Member]:
             _check(path, info)
             if info.isreg():
                 yield Member(path, tar, info)
-        stream.finish(tar.offset)
+        stream.read_to_end(tar.offset)
 
 
 @contextmanager
@@ -143,7 +143,7 @@ class _Stream(io.RawIOBase):
         self._count += len(data)
         return data
 
-    def finish(self, offset: int) -> None:
+    def read_to_end(self, offset: int) -> None:
         """Read to the end, which checks the packer's checksums. From `offset`, where tarfile stopped, there must be
         the empty blocks that end a tar, and nothing else."""
         while True:

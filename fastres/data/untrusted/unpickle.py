@@ -59,7 +59,7 @@ def _text(key: Any) -> str:
 
 
 class _Dtype:
-    """What a pickle says about a NumPy dtype."""
+    """A NumPy dtype as a pickle describes it."""
 
     def __init__(self, kind: Any) -> None:
         kind = _text(kind) if isinstance(kind, str | bytes) else ""

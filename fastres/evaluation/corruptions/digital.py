@@ -11,11 +11,11 @@ from fastres.evaluation.corruptions.sampling import bilinear, gaussian
 from fastres.evaluation.corruptions.values import Pixels, to_bytes, to_unit
 
 
-def contrast(images: Pixels, share: float, draws: Draws) -> Pixels:
-    """The distance of each value from its channel's mean is multiplied by `share`."""
+def contrast(images: Pixels, factor: float, draws: Draws) -> Pixels:
+    """The distance of each value from its channel's mean is multiplied by `factor`."""
     values = to_unit(images)
     means = values.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-    return to_bytes((values - means) * np.float32(share) + means)
+    return to_bytes((values - means) * np.float32(factor) + means)
 
 
 def elastic_transform(images: Pixels, constants: tuple[float, float, float], draws: Draws) -> Pixels:
@@ -28,7 +28,7 @@ def elastic_transform(images: Pixels, constants: tuple[float, float, float], dra
     """
     height, width = images.shape[1:3]
     side = min(height, width)
-    displacement, sigma, corner = (side * share for share in constants)
+    displacement, sigma, corner = (side * fraction for fraction in constants)
     half = side // 3
     middle = np.array([width // 2, height // 2])
     corners = middle + half * np.array([(1, 1), (1, -1), (-1, -1)])
@@ -52,10 +52,10 @@ def elastic_transform(images: Pixels, constants: tuple[float, float, float], dra
     return to_bytes(bilinear(values, y + shift[..., 0], x + shift[..., 1], edge_twice=True))
 
 
-def pixelate(images: Pixels, share: float, draws: Draws) -> Pixels:
-    """Each side is reduced to `share` of its pixels and enlarged again, by Pillow's box filter."""
+def pixelate(images: Pixels, fraction: float, draws: Draws) -> Pixels:
+    """Each side is reduced to `fraction` of its pixels and enlarged again, by Pillow's box filter."""
     height, width = images.shape[1:3]
-    small = int(width * share), int(height * share)
+    small = int(width * fraction), int(height * fraction)
 
     def coarse(picture: Image.Image) -> Image.Image:
         box = Image.Resampling.BOX

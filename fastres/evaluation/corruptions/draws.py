@@ -1,4 +1,4 @@
-"""What is random in a shifted test set: words of Philox-4x32-10 by counter, so that an image's draws depend on seed,
+"""Random draws of a shifted test set: words of Philox-4x32-10 by counter, so that an image's draws depend on seed,
 kind and its index alone.
 
 The key is (seed, 1), where training's augmentation has (seed, 0); the counter is (index, concern, kind, block). The

@@ -35,7 +35,7 @@ _CHUNK = 2**16
 
 @dataclass(frozen=True)
 class Kind:
-    """What one kind of shift does: `change` (images, constants, draws) with the constants of a severity."""
+    """One kind of shift: `change` (images, constants, draws) with the constants of a severity."""
 
     group: str
     change: Callable[[Pixels, Any, Draws], Pixels]
@@ -111,12 +111,12 @@ def corrupt(
         indices = np.arange(len(images))
     if indices.shape != (len(images),):
         raise ValueError(f"{len(images)} images need as many indices, not {list(indices.shape)}")
-    chosen = KINDS[kind]
-    number, constants = list(KINDS).index(kind) + 1, chosen.constants[severity - 1]  # 0: textures of frost
+    corruption = KINDS[kind]
+    number, constants = list(KINDS).index(kind) + 1, corruption.constants[severity - 1]  # 0: textures of frost
     result = np.empty_like(images, order="C")
     size = max(1, _CHUNK // (height * width))
     for start in range(0, len(images), size):
         part = slice(start, start + size)
         draws = Draws(seed, number, indices[part])
-        result[part] = chosen.change(np.ascontiguousarray(images[part]), constants, draws)
+        result[part] = corruption.change(np.ascontiguousarray(images[part]), constants, draws)
     return result

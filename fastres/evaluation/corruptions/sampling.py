@@ -1,7 +1,7 @@
 """Resampling and filtering that several kinds of shift share: float32 arrays [n, H, W, 3] in and out.
 
 What treats rows and columns alike is a matrix for each: `separable` multiplies an image at a time, so that a result
-does not depend on which images are beside it.
+does not depend on the other images of the batch.
 """
 
 import functools
@@ -67,10 +67,10 @@ def zoom_matrix(size: int, factor: float) -> Array:
     at = np.arange(size) + (enlarged - size) // 2
     source = at * (crop - 1) / max(1, enlarged - 1)
     before = np.minimum(np.floor(source).astype(np.int64), crop - 1)
-    share = source - before
+    fraction = source - before
     matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size), first + before), 1 - share)
-    np.add.at(matrix, (np.arange(size), first + np.minimum(before + 1, crop - 1)), share)
+    np.add.at(matrix, (np.arange(size), first + before), 1 - fraction)
+    np.add.at(matrix, (np.arange(size), first + np.minimum(before + 1, crop - 1)), fraction)
     return matrix.astype(np.float32)
 
 

@@ -14,7 +14,7 @@ def snow(images: Pixels, constants: tuple[float, ...], draws: Draws) -> Pixels:
     """Flakes: normal noise of (mean, deviation), enlarged (by a factor), of which what is below a threshold is nothing,
     blurred by motion between 45° and 135° to the rows (radius, sigma, in pixels of 32), and the same turned by 180°, on
     an image that is whitened but for a share. Flakes grow with the image."""
-    mean, deviation, enlarged, threshold, radius, sigma, kept = constants
+    mean, deviation, enlarged, threshold, radius, sigma, weight = constants
     factor = scale(images)
     layer = mean + np.float32(deviation) * draws.normal((*images.shape[1:3], 1))
     layer = zoom(layer, enlarged * factor)
@@ -23,7 +23,7 @@ def snow(images: Pixels, constants: tuple[float, ...], draws: Draws) -> Pixels:
     layer = streak(np.clip(layer, 0, 1), factor * radius, factor * sigma, angles)
     values = to_unit(images)
     white = np.maximum(values, (values * _LUMA).sum(axis=3, keepdims=True) * 1.5 + 0.5)
-    return to_bytes(np.float32(kept) * values + np.float32(1 - kept) * white + layer + layer[:, ::-1, ::-1])
+    return to_bytes(np.float32(weight) * values + np.float32(1 - weight) * white + layer + layer[:, ::-1, ::-1])
 
 
 def frost(images: Pixels, constants: tuple[float, float], draws: Draws) -> Pixels:

@@ -83,8 +83,8 @@ class Comparison:
     @property
     def settings(self) -> list[Setting]:
         """Those of all data sets, in the order of their first runs."""
-        found = [setting for data_set in self.data_sets for setting in data_set.settings]
-        return sorted(found, key=lambda setting: setting.runs[0].number)
+        settings = [setting for data_set in self.data_sets for setting in data_set.settings]
+        return sorted(settings, key=lambda setting: setting.runs[0].number)
 
     @property
     def groups(self) -> list[Setting]:
@@ -99,8 +99,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """
     folders = find_runs(paths)
     if len(folders) < 2:
-        found = f"{folders[0]} alone" if folders else "no run"
-        raise UserError(f"{found}: comparing takes two runs or more; give another run directory or a folder of runs")
+        given = f"{folders[0]} alone" if folders else "no run"
+        raise UserError(f"{given}: comparing takes two runs or more; give another run directory or a folder of runs")
     names = [folder.resolve().name for folder in folders]
     runs = tuple(
         read_run(number, folder, name if names.count(name) == 1 else str(folder))
@@ -127,7 +127,7 @@ def differences(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     is no other value than None. Keys that change no number of a run are left out."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if not key.startswith(_APART))
     values = {key: [recipe.get(key) for recipe in recipes] for key in keys}
-    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+    return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -147,8 +147,8 @@ def _data_sets(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> tuple[
     """Runs by what they were tested on, and those of one data set by all but the seed."""
     sets: dict[tuple[str, int | None], dict[str, list[Run]]] = {}
     for run, recipe in zip(runs, recipes, strict=True):
-        kept = {key: value for key, value in recipe.items() if key != "train.seed" and not key.startswith(_APART)}
-        setting = json.dumps([kept, run.device], sort_keys=True)
+        identity = {key: value for key, value in recipe.items() if key != "train.seed" and not key.startswith(_APART)}
+        setting = json.dumps([identity, run.device], sort_keys=True)
         sets.setdefault(_tested_on(run, runs), {}).setdefault(setting, []).append(run)
     return tuple(
         DataSet(source, images, tuple(Setting(tuple(members)) for members in settings.values()))
@@ -207,12 +207,12 @@ def facts(comparison: Comparison) -> dict[str, Any]:
 def _group_facts(setting: Setting) -> dict[str, Any]:
     accuracy = setting.sample("test_accuracy")
     assert accuracy is not None  # a group's runs have been tested
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "runs": [run.number for run in setting.runs],
         "seeds": [run.recipe.train.seed for run in setting.counted],
         "interval": accuracy.interval(),
     }
     for key in ("test_accuracy", "seconds", "images_per_second"):
         sample = setting.sample(key)
-        found |= {f"mean_{key}": sample and sample.mean, f"sd_{key}": sample and sample.sd}
-    return found
+        values |= {f"mean_{key}": sample and sample.mean, f"sd_{key}": sample and sample.sd}
+    return values

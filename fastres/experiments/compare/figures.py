@@ -29,12 +29,12 @@ def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Fig
     for axes, (key, label, scale) in zip(stack, panels, strict=True):
         dress(axes)
         seen = [np.empty(0)]
-        for place, setting in enumerate(settings):
+        for index, setting in enumerate(settings):
             for run in setting.runs:
                 epochs = [epoch.model_dump() for epoch in run.epochs]
                 # Markers of many epochs would hide the lines; a single epoch is seen by its marker alone.
                 size = 3.0 if last <= 12 or len(epochs) == 1 else 0.0
-                style = {"color": colour(place), "linestyle": _line(place), "linewidth": 1.4, "markersize": size}
+                style = {"color": colour(index), "linestyle": _line(index), "linewidth": 1.4, "markersize": size}
                 seen.append(curve(axes, epochs, key, scale=scale, **style))
         values = np.concatenate(seen)
         if key.endswith("loss") and len(values) and 0 <= values.min() < values.max():
@@ -52,15 +52,15 @@ def pareto(data_set: DataSet, settings: list[Setting]) -> Figure:
     `settings` are those of the whole comparison, which decide the colours."""
     keys = {"test_accuracy", "seconds", "images_per_second"}
     marks = []
-    for place, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         if setting in data_set.settings:
             runs = [run.summary.model_dump(include=keys) for run in setting.counted]
-            marks.append(Mark(setting.numbers, _name(setting), place, runs))
+            marks.append(Mark(setting.numbers, _name(setting), index, runs))
     return pareto_figure.pareto(marks)
 
 
-def _line(place: int) -> Any:
-    return _LINES[place // len(COLOURS) % len(_LINES)]
+def _line(index: int) -> Any:
+    return _LINES[index // len(COLOURS) % len(_LINES)]
 
 
 def _name(setting: Setting) -> str:
@@ -71,11 +71,11 @@ def _name(setting: Setting) -> str:
 def _legend(figure: Figure, settings: list[Setting]) -> None:
     """Say above the figure which of the runs a line stands for."""
     handles = []
-    for place, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         name = _name(setting)
         if setting.runs[0].recipe.data.split == "report":
             name += f" ({LEAKY})"
-        style: dict[str, Any] = {"linestyle": _line(place), "linewidth": 1.8, "color": colour(place)}
+        style: dict[str, Any] = {"linestyle": _line(index), "linewidth": 1.8, "color": colour(index)}
         handles += figure.axes[0].plot([], [], label=name, **style)
     legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False, handlelength=3

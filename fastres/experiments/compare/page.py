@@ -1,4 +1,4 @@
-"""What a comparison shows, on the terminal and as a page: results, what differs, means over seeds, notes, figures."""
+"""Output of a comparison, on the terminal and as a page: results, differences, means over seeds, notes, figures."""
 
 import json
 import shutil
@@ -80,16 +80,16 @@ def write_page(comparison: Comparison, out: Path | None = None) -> Path:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader of the numbers has to know, in plain text."""
-    found = []
+    """Notes for the reader of the numbers, in plain text."""
+    texts = []
     if len(comparison.data_sets) > 1:
         sets = "; ".join(f"{_runs(data_set.runs)}: {data_set}" for data_set in comparison.data_sets)
-        found.append(
+        texts.append(
             "Not comparable: the test images differ in their source or their number. "
             f"Compare accuracies only within {sets}."
         )
     if len({run.device for run in comparison.runs if run.finished}) > 1:
-        found.append("Different devices: seconds and images/s compare machines as well as recipes.")
+        texts.append("Different devices: seconds and images/s compare machines as well as recipes.")
     unfinished = []
     for run in comparison.runs:
         if run.status != "completed":
@@ -97,16 +97,16 @@ def notes(comparison: Comparison) -> list[str]:
             so_far = "" if last is None else f", validation accuracy {last:.2%}"
             unfinished.append(f"run {run.number} ({run.name}): {run.status}, epoch {run.progress}{so_far}")
     if unfinished:
-        found.append(f"Not trained to the end: {'; '.join(unfinished)}.")
-    chosen = [run for run in comparison.runs if (run.recipe.train.best or "").startswith("test_")]
-    if chosen:
-        found.append(
-            f"Chosen on the test images: {_runs(chosen)} kept the epoch that did best there, so that the test accuracy "
-            "is optimistic."
+        texts.append(f"Not trained to the end: {'; '.join(unfinished)}.")
+    optimistic = [run for run in comparison.runs if (run.recipe.train.best or "").startswith("test_")]
+    if optimistic:
+        texts.append(
+            f"Chosen on the test images: {_runs(optimistic)} kept the epoch that did best there, so that the test "
+            "accuracy is optimistic."
         )
     leaking = [run for run in comparison.runs if run.recipe.data.split == "report"]
     if leaking:
-        found.append(
+        texts.append(
             f'Leaky validation: {_runs(leaking)} had data.split = "report", under which most validation images are '
             "trained on; those curves say nothing about new images."
         )
@@ -114,8 +114,8 @@ def notes(comparison: Comparison) -> list[str]:
         run for setting in comparison.groups for run in setting.runs if run.finished and run not in setting.counted
     ]
     if repeats:
-        found.append(f"Repeated seeds: the means leave out {_runs(repeats)}, whose seed another run of the group has.")
-    return found
+        texts.append(f"Repeated seeds: the means leave out {_runs(repeats)}, whose seed another run of the group has.")
+    return texts
 
 
 def _runs(runs: list[Run]) -> str:
@@ -161,7 +161,7 @@ def _by_value(key: str, values: list[str]) -> list[list[str]]:
     for number, value in enumerate(values, 1):
         if value != DASH:
             having.setdefault(value, []).append(number)
-    return [["" if place else key, value, ranges(found)] for place, (value, found) in enumerate(having.items())]
+    return [["" if index else key, value, ranges(numbers)] for index, (value, numbers) in enumerate(having.items())]
 
 
 def _groups(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -257,10 +257,10 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
     most = figures.MOST
     left_out = f" Only the first {most} of {len(settings)} settings are shown." if len(settings) > most else ""
     alike = "Runs that differ by their seed alone have the same colour and line." if comparison.groups else ""
-    found = []
+    entries = []
     losses = [panel for panel in panels if panel[0].endswith("loss")]
     if losses:
-        found.append(
+        entries.append(
             (
                 "loss",
                 figures.curves(settings, losses),
@@ -269,27 +269,27 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
             )
         )
     if panels[-1:] and panels[-1][0] == "val_accuracy":
-        found.append(
+        entries.append(
             (
                 "accuracy",
                 figures.curves(settings, panels[-1:]),
                 f"Validation accuracy by epoch; the axis spans the data. {alike}{left_out}",
             )
         )
-    for place, data_set in enumerate(comparison.data_sets, 1):
+    for number, data_set in enumerate(comparison.data_sets, 1):
         if max(len(data_set.placed(key)) for key in COSTS) < 2:
             continue
         alone = len(comparison.data_sets) == 1
         several = any(group in data_set.settings for group in comparison.groups)
         where = "" if alone else f", {data_set}"
         spread = " Bars are one SD of the accuracy over seeds, small dots single runs." if several else ""
-        found.append(
+        entries.append(
             (
-                "pareto" if alone else f"pareto_{place}",
+                "pareto" if alone else f"pareto_{number}",
                 figures.pareto(data_set, settings),
                 f"Test accuracy against speed and time{where}; numbers are those of the runs. Filled points are on the "
                 "Pareto front: no other is as fast and as accurate. The stepped line is the best accuracy at a speed, "
                 f"or within a time.{spread}",
             )
         )
-    return found
+    return entries

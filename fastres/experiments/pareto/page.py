@@ -1,4 +1,4 @@
-"""What `fastres bench pareto` writes of its facts, those of pareto.json: table, figure and notes."""
+"""Output of `fastres bench pareto` from its facts, those of pareto.json: table, figure and notes."""
 
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,11 @@ def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def mark_of(entry: dict[str, Any], place: int) -> Mark:
+def mark_of(entry: dict[str, Any], index: int) -> Mark:
     """A recipe's point in the figure."""
     done = [run for run in entry["runs"] if run["state"] == "complete"]
     name = short(entry["name"], 30)
-    return Mark(entry["name"], name if len(done) == 1 else f"{name} ({len(done)} seeds)", place, done)
+    return Mark(entry["name"], name if len(done) == 1 else f"{name} ({len(done)} seeds)", index, done)
 
 
 def drawable(facts: dict[str, Any]) -> bool:
@@ -66,13 +66,13 @@ def drawable(facts: dict[str, Any]) -> bool:
 
 def picture(facts: dict[str, Any]) -> bytes:
     """The figure, a PNG."""
-    marks = [mark_of(entry, place) for place, entry in enumerate(facts["entries"])]
+    marks = [mark_of(entry, index) for index, entry in enumerate(facts["entries"])]
     records = [Record(**record) for record in facts["records"]]
     return png(pareto.pareto([mark for mark in marks if mark.runs], records))
 
 
 def caption(facts: dict[str, Any]) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     text = f"Test accuracy on {facts['source']} against training speed and against the time of the whole run. "
     text += "Filled points are on the Pareto front, which the dashed line follows; bars are one SD over seeds."
     if not facts["records"]:
@@ -86,41 +86,43 @@ def caption(facts: dict[str, Any]) -> str:
 
 
 def warnings(facts: dict[str, Any]) -> list[str]:
-    """What forbids a comparison."""
-    found = []
+    """Reasons against a comparison."""
+    texts = []
     if facts["records"]:
         devices = " or ".join(sorted({each["device"] for each in facts["records"]}))
         where = " and ".join(facts["devices"]) or "another device"
-        found.append(
+        texts.append(
             f"The published results were measured on other devices ({devices}) than these runs ({where}), by their "
             "authors' own clocks: their seconds are no measure of these recipes."
         )
         if facts["test_images"] not in (None, 10_000):
-            found.append(
+            texts.append(
                 f"Tested on {facts['test_images']:,} of the 10,000 test images that the published results are about."
             )
     if facts["pixels"] == "copy":
-        found.append(
+        texts.append(
             f"The images of {facts['source']} are a lossy copy of CIFAR-10: accuracies on them cannot be compared with "
             "those of the published results, which are on the original pixels."
         )
     if len(facts["devices"]) > 1:
-        found.append(f"The runs were made on different devices ({', '.join(facts['devices'])}): so were their seconds.")
-    chosen = [entry["name"] for entry in facts["entries"] if entry["chosen_on_test"]]
-    if chosen:
-        found.append(f"{', '.join(chosen)}: the epoch that did best on the test images was kept, which is optimistic.")
+        texts.append(f"The runs were made on different devices ({', '.join(facts['devices'])}): so were their seconds.")
+    optimistic = [entry["name"] for entry in facts["entries"] if entry["chosen_on_test"]]
+    if optimistic:
+        texts.append(
+            f"{', '.join(optimistic)}: the epoch that did best on the test images was kept, which is optimistic."
+        )
     lost = [run for entry in facts["entries"] for run in entry["runs"] if run["state"] != "complete"]
-    found += [f"{run['run']}: {run['state']}: {run['error']}" for run in lost]
-    return found
+    texts += [f"{run['run']}: {run['state']}: {run['error']}" for run in lost]
+    return texts
 
 
 def notes(facts: dict[str, Any]) -> list[str]:
-    """How the numbers are to be read."""
-    found = [
+    """Notes on reading the numbers."""
+    texts = [
         "Seconds are those of the whole run, tests included; images/s are those of the training steps alone. The first "
         "step is done after so many seconds from the start of a run: cold where the step had to be compiled, warm "
         "where an earlier run had left it compiled."
     ]
     if all(len(entry["runs"]) == 1 for entry in facts["entries"]):
-        found.append("Each recipe is one seed; another seed moves an accuracy by an amount that this cannot show.")
-    return found
+        texts.append("Each recipe is one seed; another seed moves an accuracy by an amount that this cannot show.")
+    return texts

@@ -1,4 +1,4 @@
-"""What others have published of CIFAR-10, for `fastres bench pareto` to be drawn beside.
+"""Published results of others on CIFAR-10, which `fastres bench pareto` draws beside its own.
 
 Their seconds are those of a single GPU by the authors' own clocks, most of which leave compilation and the opening of
 the data out. None of them publishes a training rate, so that none has a place on an axis of images a second.

@@ -52,11 +52,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class ParetoResult:
-    """What came out."""
+    """Results of the runs."""
 
     folder: Path
     facts: dict[str, Any]
-    """What pareto.json holds."""
+    """Contents of pareto.json."""
 
 
 # ---------------------------------------------------------------------------------------------------- the plan
@@ -90,7 +90,7 @@ def plan(paths: Sequence[Path], seeds: int, settings: Sequence[str] = ()) -> lis
         entries.append(Entry(name, path, points))
     tested = {entry.name: _tested_on(entry) for entry in entries}
     first_name, images = next(iter(tested.items()))
-    odd = next((name for name, found in tested.items() if found != images), None)
+    odd = next((name for name, own in tested.items() if own != images), None)
     if odd is not None:
         raise UserError(
             f"{first_name} and {odd} are tested on different images, whose accuracies cannot be compared: bring them "
@@ -131,7 +131,7 @@ def pareto(
     """Train the recipes at `paths` with `seeds` seeds each into run directories of the folder `out` (by default
     runs/pareto-<time>), and write table and figure.
 
-    What is finished there is picked up, what was interrupted is resumed; a run whose loss leaves the reals is listed as
+    What is finished there is picked up, what was interrupted is resumed; a run whose loss is not finite is listed as
     diverged. Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when everything can
     be resumed.
     """
@@ -161,21 +161,21 @@ def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:
 
 
 def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What pareto.json holds of the runs: accuracies are shares, times seconds."""
+    """The facts about the runs in pareto.json: accuracies are shares, times seconds."""
     row_of = {row["name"]: row for row in rows}
-    found: list[dict[str, Any]] = []
+    entry_facts: list[dict[str, Any]] = []
     for entry in entries:
         best = entry.points[0].recipe.train.best
-        found.append(
+        entry_facts.append(
             {
                 "name": entry.name,
                 "chosen_on_test": best is not None and best.startswith("test_"),
                 "runs": [_run_facts(folder / point.name, row_of[point.name]) for point in entry.points],
             }
         )
-    marks = [mark_of(each, place) for place, each in enumerate(found)]
+    marks = [mark_of(each, index) for index, each in enumerate(entry_facts)]
     fronts = {key: front(marks, key) for key in COSTS}
-    for each, mark in zip(found, marks, strict=True):
+    for each, mark in zip(entry_facts, marks, strict=True):
         samples = {key: mark.sample(key) for key in _MEANS}
         accuracy, parameters = samples["test_accuracy"], mark.sample("parameters")
         each["parameters"] = None if parameters is None else round(parameters.mean)
@@ -183,15 +183,15 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]
         each["sd_test_accuracy"] = None if accuracy is None else accuracy.sd
         each["front"] = [key for key, best in fronts.items() if mark in best]
     data = entries[0].points[0].recipe.data
-    counts = {run["test_images"] for each in found for run in each["runs"]} - {None}
+    counts = {run["test_images"] for each in entry_facts for run in each["runs"]} - {None}
     pixels = pixels_of(data)
     return {
-        "entries": found,
+        "entries": entry_facts,
         "source": data.source if data.source in NAMED else Path(data.source).name,
         "test_images": max(counts, default=None),
         "pixels": pixels,
         "records": [record._asdict() for record in RECORDS] if pixels else [],
-        "devices": sorted({run["device"] for each in found for run in each["runs"]} - {None}),
+        "devices": sorted({run["device"] for each in entry_facts for run in each["runs"]} - {None}),
         "environment": facts_to_publish(),
     }
 

@@ -67,9 +67,9 @@ def _unlabelled(name: str, subject: str, text: str, figure: str, need: Need) -> 
         figure=figure,
         needs=(need,),
         quantity="mean accuracy on 75 shifted test sets",
-        measure=q.shifted(),
+        measure=q.corrupted(),
         form="share",
-        shifted=True,
+        corrupted=True,
         undecidable=_KAGGLE,
         beside=(Beside("accuracy on the test set as it is", q.accuracy(), "share"),),
     )
@@ -174,15 +174,15 @@ CLAIMS: tuple[Claim, ...] = (
         quantity="accuracy lost from 100 to 200 epochs, on clean or on shifted test images, whichever lose more",
         measure=q.larger(
             q.difference(q.accuracy(0), q.accuracy(1)),
-            q.difference(q.shifted(0), q.shifted(1)),
+            q.difference(q.corrupted(0), q.corrupted(1)),
         ),
         form="points",
         low=0.218,
         limits="half of the 43.6 points that are to be explained",
-        shifted=True,
+        corrupted=True,
         beside=(
             Beside("lost on clean images", q.difference(q.accuracy(0), q.accuracy(1)), "points"),
-            Beside("lost on shifted ones", q.difference(q.shifted(0), q.shifted(1)), "points"),
+            Beside("lost on shifted ones", q.difference(q.corrupted(0), q.corrupted(1)), "points"),
         ),
     ),
     Claim(

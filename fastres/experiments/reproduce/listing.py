@@ -1,4 +1,4 @@
-"""What `fastres reproduce --list` says: the claims and their runs, before anything is trained."""
+"""Output of `fastres reproduce --list`: the claims and their runs, before anything is trained."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What `fastres reproduce` writes: `report.md` and `report.html` with the same contents, and `reproduce.json`.
+"""Output of `fastres reproduce`: `report.md` and `report.html` with the same contents, and `reproduce.json`.
 
 The contents are a list of parts (parts.py), which each form writes in its way.
 """
@@ -63,10 +63,10 @@ def command(plan: Plan) -> str:
 
 
 def counts(findings: Sequence[Finding]) -> str:
-    """How many claims have which verdict, in a line."""
-    found = [finding.verdict for finding in findings]
+    """Number of claims with each verdict, in a line."""
+    outcomes = [finding.verdict for finding in findings]
     verdicts = [REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE]
-    return ", ".join(f"{found.count(verdict)} {verdict}" for verdict in verdicts if verdict in found)
+    return ", ".join(f"{outcomes.count(verdict)} {verdict}" for verdict in verdicts if verdict in outcomes)
 
 
 def claims_table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -96,9 +96,9 @@ def _facts(plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...]) 
 def _claim_facts(plan: Plan, measured: dict[str, Run], finding: Finding) -> dict[str, Any]:
     claim, known = finding.claim, known_of(plan, finding.claim, measured)
     interval = interval_of(finding)
-    parameters = [known[0][place].parameters for place in range(len(claim.needs))]
+    parameters = [known[0][index].parameters for index in range(len(claim.needs))]
     seconds = [
-        [time for line in known if (time := line[place].seconds) is not None] for place in range(len(claim.needs))
+        [time for line in known if (time := line[index].seconds) is not None] for index in range(len(claim.needs))
     ]
     beside = [f"{one.what} {mean_and_sd([one.measure(line) for line in known], one.form)}" for one in claim.beside]
     return {
@@ -183,27 +183,27 @@ def _parts(plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...], 
 
 
 def _warnings(plan: Plan, measured: dict[str, Run], facts: dict[str, Any]) -> list[Text]:
-    found = []
+    texts = []
     if plan.scale < 1:
-        found.append(
+        texts.append(
             f"Scale {plan.scale:g}: a fraction of epochs and images. Accuracies and losses are shown and say nothing "
             "about the report; only what holds at any scale has a verdict."
         )
     if not plan.original:
-        found.append(
+        texts.append(
             f"The images are those of {plan.source}. The report's are CIFAR-10's original pixels: other images, or the "
             "same ones after lossy compression, have other accuracies and losses."
         )
     if plan.settings:
-        found.append(f"All recipes were changed by {', '.join(plan.settings)}.")
+        texts.append(f"All recipes were changed by {', '.join(plan.settings)}.")
     if len({run.device for run in measured.values()}) > 1:
-        found.append("The runs were made on different devices: their seconds cannot be compared.")
+        texts.append("The runs were made on different devices: their seconds cannot be compared.")
     if facts["workers"] > 1:
-        found.append(
+        texts.append(
             f"Up to {facts['workers']} runs shared the device, so that their seconds are longer than alone; those of "
             "the claims about time ran alone."
         )
-    return [Text(text, warning=True) for text in found]
+    return [Text(text, warning=True) for text in texts]
 
 
 def _limits(plan: Plan, facts: dict[str, Any]) -> list[str]:
@@ -217,12 +217,12 @@ def _limits(plan: Plan, facts: dict[str, Any]) -> list[str]:
         "pipeline, which decodes and augments in them, is another question.",
     ]
     if plan.scale < 1:
-        share = plan.scale**0.5
+        factor = plan.scale**0.5
         texts.append(
-            f"Scale {plan.scale:g} multiplies epochs and training images by its square root, {share:.3g} each, so that "
-            f"both stay as far from nothing as they can: {100 * share:.3g} of 100 epochs, rounded, one at least, on "
-            "images for whole batches, ten at least. Schedules shrink with the epochs. Of the test images, 1,000 stay "
-            "at least. Claims about time keep their epochs, and their seconds are those of a whole epoch at the "
+            f"Scale {plan.scale:g} multiplies epochs and training images by its square root, {factor:.3g} each, so "
+            f"that both stay as far from nothing as they can: {100 * factor:.3g} of 100 epochs, rounded, one at least, "
+            "on images for whole batches, ten at least. Schedules shrink with the epochs. Of the test images, 1,000 "
+            "stay at least. Claims about time keep their epochs, and their seconds are those of a whole epoch at the "
             "measured rate: starting the workers weighs more in it than in a whole one. Parameters and shares of the "
             "split are those of the whole set."
         )
@@ -243,22 +243,22 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
         "loss": "The report's Figure 4: training (blue) and validation loss (red, dashed) by epoch. By the code's "
         "split most validation images are trained on.",
     }
-    found: list[Part] = []
+    parts: list[Part] = []
     for name, caption in captions.items():
         path = run.path / "figures" / f"{name}.png"
         if path.is_file():
             data = read_regular(path, _PICTURE_BYTES, "it is none that fastres drew; remove the run's folder")
-            found.append(Picture(name, data, caption))
+            parts.append(Picture(name, data, caption))
         else:
-            found.append(Text(f"{caption} It is missing: the run {run.name} has not drawn it."))
+            parts.append(Text(f"{caption} It is missing: the run {run.name} has not drawn it."))
     if honest is not None:
         rows = [[epoch.model_dump() for epoch in one.epochs] for one in (run, measured[honest.name])]
         about = (
             "The leak: the validation loss of the code's split (red, dashed) beside the training loss (blue), and that "
             "of a split whose validation images are never trained on (black)."
         )
-        found.append(Picture("leak", png(leak(*rows)), about))
-    return found
+        parts.append(Picture("leak", png(leak(*rows)), about))
+    return parts
 
 
 def _runs_table(plan: Plan, facts: dict[str, Any]) -> Part:

@@ -1,4 +1,4 @@
-"""Which runs the claims need: recipes, seeds, what they cost. A run that several claims need is there once."""
+"""The runs that the claims need: recipes, seeds, costs. A run that several claims need is there once."""
 
 import json
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Job:
     seed: int
     claims: tuple[str, ...]
     """Names of the claims that need it."""
-    shifted: bool
-    """Whether it is also tested on shifted images."""
+    corrupted: bool
+    """Whether it is also tested on corrupted images."""
     timed: bool
     """Whether it has the device for itself."""
     passes: float
@@ -72,7 +72,7 @@ class Plan:
     names: dict[tuple[Need, int], str]
     """The run of each recipe and seed that is trained."""
     facts: dict[tuple[Need, int], Measured]
-    """What needs no training of each recipe and seed."""
+    """Quantities of each recipe and seed that need no training."""
 
     def job(self, need: Need, seed: int) -> Job | None:
         """The run of a recipe, None where nothing that was asked for needs one."""
@@ -141,14 +141,14 @@ def make(
             if isinstance(own.method, PseudoLabelConfig):  # in each round but the first also those that it has labelled
                 images += own.method.rounds * (images + min(test_images, own.data.test_images or test_images))
             passes = own.train.epochs * images
-            shifted = any(claim.shifted and need in claim.needs for claim in claims)
-            job = Job(name, need, own, seed, asking, shifted, need in timed, passes, passes * products)
+            corrupted = any(claim.corrupted and need in claim.needs for claim in claims)
+            job = Job(name, need, own, seed, asking, corrupted, need in timed, passes, passes * products)
             twin = jobs.get(name)
             if twin is not None:
                 # The run with a page is the one to keep: `record` is not part of a run's identity.
-                kept = twin if twin.recipe.record.report else job
+                base = twin if twin.recipe.record.report else job
                 asked = tuple(dict.fromkeys(twin.claims + asking))
-                job = replace(kept, claims=asked, shifted=twin.shifted or shifted, timed=twin.timed or job.timed)
+                job = replace(base, claims=asked, corrupted=twin.corrupted or corrupted, timed=twin.timed or job.timed)
             jobs[name] = job
     ordered = sorted(jobs.values(), key=lambda job: job.timed)
     return replace(planned, jobs=tuple(ordered), names=run_of, facts=facts)

@@ -1,5 +1,5 @@
-"""What is measured of the claims: each function takes what is known of a claim's recipes with one seed, in the order of
-the claim's needs, and gives a number, or None where it cannot be had."""
+"""Measured quantities of the claims: each function takes what is known of a claim's recipes with one seed, in the order
+of the claim's needs, and gives a number, or None where it cannot be had."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def leaked(runs: Runs) -> float | None:
     return runs[0].leaked
 
 
-def accuracy(place: int = 0) -> Measure:
-    """Test accuracy of the recipe at `place`."""
-    return lambda runs: runs[place].test_accuracy
+def accuracy(index: int = 0) -> Measure:
+    """Test accuracy of the recipe at `index`."""
+    return lambda runs: runs[index].test_accuracy
 
 
-def shifted(place: int = 0) -> Measure:
-    """Mean accuracy on the shifted test sets of the recipe at `place`."""
-    return lambda runs: runs[place].shifted_accuracy
+def corrupted(index: int = 0) -> Measure:
+    """Mean accuracy on the corrupted test sets of the recipe at `index`."""
+    return lambda runs: runs[index].corrupted_accuracy
 
 
 def difference(one: Measure, other: Measure) -> Measure:
@@ -62,14 +62,14 @@ def larger(one: Measure, other: Measure) -> Measure:
     return measure
 
 
-def last_training_loss(place: int = 0) -> Measure:
+def last_training_loss(index: int = 0) -> Measure:
     """Training loss of the last epoch."""
-    return lambda runs: _positive(runs[place].train_losses)
+    return lambda runs: _positive(runs[index].train_losses)
 
 
-def last_validation_loss(place: int = 0) -> Measure:
+def last_validation_loss(index: int = 0) -> Measure:
     """Validation loss after the last epoch."""
-    return lambda runs: _positive(runs[place].val_losses)
+    return lambda runs: _positive(runs[index].val_losses)
 
 
 def _positive(losses: Sequence[float | None]) -> float | None:
@@ -78,8 +78,8 @@ def _positive(losses: Sequence[float | None]) -> float | None:
 
 
 def restlessness(losses: Sequence[float | None]) -> float | None:
-    """How erratic a curve is: SD of its changes from epoch to epoch over the second half of the epochs, where the
-    first fall is over; None with fewer than two changes."""
+    """Measure of a curve's unrest: SD of its changes from epoch to epoch over the second half of the epochs, where
+    the first fall is over; None with fewer than two changes."""
     half = losses[len(losses) // 2 :]
     known = [value for value in half if value is not None]
     if len(known) < max(3, len(half)):
@@ -87,9 +87,9 @@ def restlessness(losses: Sequence[float | None]) -> float | None:
     return statistics.stdev(after - before for before, after in pairwise(known))
 
 
-def validation_restlessness(place: int) -> Measure:
+def validation_restlessness(index: int) -> Measure:
     """`restlessness` of the validation loss."""
-    return lambda runs: restlessness(runs[place].val_losses)
+    return lambda runs: restlessness(runs[index].val_losses)
 
 
 def epochs_until(losses: Sequence[float | None], target: float) -> float | None:
@@ -119,16 +119,16 @@ def gain_of_pseudo_labels(runs: Runs) -> float | None:
     return rounds[-1] - rounds[0] if len(rounds) > 1 else None
 
 
-def round_accuracy(place: int) -> Measure:
+def round_accuracy(index: int) -> Measure:
     """Test accuracy of a round."""
-    return lambda runs: runs[0].rounds[place] if len(runs[0].rounds) > 1 else None
+    return lambda runs: runs[0].rounds[index] if len(runs[0].rounds) > 1 else None
 
 
-def epoch_seconds(place: int = 0) -> Measure:
+def epoch_seconds(index: int = 0) -> Measure:
     """Seconds of an epoch of the report at the measured rate."""
 
     def measure(runs: Runs) -> float | None:
-        speed = runs[place].images_per_second
+        speed = runs[index].images_per_second
         return EPOCH_IMAGES / speed if speed else None
 
     return measure

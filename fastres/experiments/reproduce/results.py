@@ -1,4 +1,4 @@
-"""What the runs of a plan measured: from run directories to findings."""
+"""Measurements of a plan's runs: from run directories to findings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from fastres.runs.reader import Run, Shift, read_json, read_run
 
 RUNS = "runs"
 """Folder of the run directories."""
-_SHIFT = "shift.json"
+_CORRUPTIONS = "shift.json"
 
 
 def read_all(folder: Path, plan: Plan) -> dict[str, Run]:
@@ -19,12 +19,12 @@ def read_all(folder: Path, plan: Plan) -> dict[str, Run]:
     return {job.name: read_run(number, folder / RUNS / job.name, job.name) for number, job in enumerate(plan.jobs, 1)}
 
 
-def shift_of(run: Path) -> float | None:
-    """Mean accuracy on all shifted sets; None where it was not measured on all."""
-    found = read_json(run / _SHIFT, Shift)
-    if found is None or {*found.accuracy} != {*KINDS} or found.severities != [*SEVERITIES]:
+def corrupted_accuracy_of(run: Path) -> float | None:
+    """Mean accuracy on all corrupted test sets; None where it was not measured on all."""
+    summary = read_json(run / _CORRUPTIONS, Shift)
+    if summary is None or {*summary.accuracy} != {*KINDS} or summary.severities != [*SEVERITIES]:
         return None
-    return found.mean_corruption_accuracy
+    return summary.mean_corruption_accuracy
 
 
 def measured_by(facts: Measured, run: Run) -> Measured:
@@ -36,7 +36,7 @@ def measured_by(facts: Measured, run: Run) -> Measured:
         facts,
         parameters=summary.parameters or facts.parameters,
         test_accuracy=summary.test_accuracy,
-        shifted_accuracy=shift_of(run.path),
+        corrupted_accuracy=corrupted_accuracy_of(run.path),
         train_losses=tuple(epoch.train_loss for epoch in run.epochs),
         val_losses=tuple(epoch.val_loss for epoch in run.epochs),
         rounds=tuple(one.test_accuracy for one in summary.rounds),
@@ -47,14 +47,14 @@ def measured_by(facts: Measured, run: Run) -> Measured:
 
 def known_of(plan: Plan, claim: Claim, measured: dict[str, Run]) -> list[list[Measured]]:
     """For each seed what is known of each recipe of the claim."""
-    found = []
+    lines = []
     for seed in plan.seeds:
         line = []
         for need in claim.needs:
             facts, name = plan.facts[need, seed], plan.names.get((need, seed))
             line.append(measured_by(facts, measured[name]) if claim.trains and name else facts)
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def find(plan: Plan, claim: Claim, measured: dict[str, Run]) -> Finding:

@@ -23,10 +23,10 @@ import numpy as np
 from fastres.data import open_dataset
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
-from fastres.evaluation.corrupted import evaluate_shifted
+from fastres.evaluation.corrupted import evaluate_corrupted
 from fastres.experiments.reproduce import page
 from fastres.experiments.reproduce.plan import UNLABELLED, Job, Plan, make
-from fastres.experiments.reproduce.results import RUNS, find, read_all, shift_of
+from fastres.experiments.reproduce.results import RUNS, corrupted_accuracy_of, find, read_all
 from fastres.experiments.reproduce.verdicts import Finding
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.results import DIVERGED
@@ -43,12 +43,12 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out."""
+    """Results of the runs."""
 
     folder: Path
     findings: tuple[Finding, ...]
     facts: dict[str, Any]
-    """What reproduce.json holds."""
+    """Contents of reproduce.json."""
 
 
 def reproduce(
@@ -142,7 +142,7 @@ def finished(folder: Path, job: Job) -> bool:
         return True
     if not (run / "summary.json").is_file():
         return False
-    return read_run(1, run, job.name).finished and (not job.shifted or shift_of(run) is not None)
+    return read_run(1, run, job.name).finished and (not job.corrupted or corrupted_accuracy_of(run) is not None)
 
 
 def _point(run: Path, job: Job) -> SweepPoint:
@@ -186,7 +186,7 @@ class Worker:
     number: int = 0
     workers: int = 1
     taken: Any = None
-    """How many of the jobs have been taken by anyone: a shared int; None for one process."""
+    """Number of jobs that any worker has taken: a shared int; None for one process."""
     began: float = 0.0
     done: float = field(default=0.0, init=False)
     """Work that this process has done."""
@@ -195,8 +195,8 @@ class Worker:
     def work(self) -> None:
         """Train what nobody else has taken, until there is nothing left."""
         self.began = time.perf_counter()
-        while (place := self._next()) < len(self.jobs):
-            self._train(place)
+        while (index := self._next()) < len(self.jobs):
+            self._train(index)
 
     def _next(self) -> int:
         if self.taken is None:
@@ -206,23 +206,23 @@ class Worker:
             self.taken.value += 1
             return self.taken.value - 1
 
-    def _train(self, place: int) -> None:
-        job, quiet = self.jobs[place], self.quiet or self.workers > 1
+    def _train(self, index: int) -> None:
+        job, quiet = self.jobs[index], self.quiet or self.workers > 1
         run = self.folder / RUNS / job.name
         if not self.quiet:
             who = f"worker {self.number + 1}: " if self.workers > 1 else ""
-            left = self._left(place)
+            left = self._left(index)
             time_left = "" if left is None else f"  {duration(left)} left"
-            say(f"{who}run {place + 1}/{len(self.jobs)}: {job.need}, seed {job.seed}{time_left}")
+            say(f"{who}run {index + 1}/{len(self.jobs)}: {job.need}, seed {job.seed}{time_left}")
         if not (run / "summary.json").is_file() and not (run / DIVERGED).is_file():
             train_point(run, _point(run, job), self.device, quiet, search_workers.stop_without_parent)
-        if job.shifted and not (run / DIVERGED).is_file() and shift_of(run) is None:
-            evaluate_shifted(run, device=self.device, quiet=quiet)
+        if job.corrupted and not (run / DIVERGED).is_file() and corrupted_accuracy_of(run) is None:
+            evaluate_corrupted(run, device=self.device, quiet=quiet)
         self.done += job.work
 
-    def _left(self, place: int) -> float | None:
-        """Seconds that everything from `place` on takes at this process's pace; None before it has one."""
-        left = sum(job.work for job in self.jobs[place:])
+    def _left(self, index: int) -> float | None:
+        """Seconds that everything from `index` on takes at this process's pace; None before it has one."""
+        left = sum(job.work for job in self.jobs[index:])
         return left * (time.perf_counter() - self.began) / self.done / self.workers if self.done else None
 
 

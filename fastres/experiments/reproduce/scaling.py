@@ -1,4 +1,4 @@
-"""How `--scale` shortens a run: a pure function.
+"""Recipes shortened by `--scale`: a pure function.
 
 A run's cost is epochs times images. At scale s both are multiplied by √s: with epochs alone, small scales would leave
 less than one, with images alone, too few to train on. The schedule is a function of train.epochs and shrinks with it.
@@ -26,16 +26,16 @@ def scaled(recipe: Recipe, scale: float, train_images: int, test_images: int, *,
     """
     if scale == 1:
         return recipe
-    share, data, train = math.sqrt(scale), recipe.data, recipe.train
+    factor, data, train = math.sqrt(scale), recipe.data, recipe.train
     whole = min(train_images, data.train_images or train_images)
     tested = min(test_images, data.test_images or test_images)
-    steps = max(STEPS, round(share * _after_split(data, whole) / train.batch_size))
+    steps = max(STEPS, round(factor * _after_split(data, whole) / train.batch_size))
     changes = {
         "data": {
             "train_images": _before_split(data, steps * train.batch_size, whole),
-            "test_images": min(tested, max(TESTED, round(share * tested))),
+            "test_images": min(tested, max(TESTED, round(factor * tested))),
         },
-        "train": {} if timed else {"epochs": float(max(1, round(share * train.epochs)))},
+        "train": {} if timed else {"epochs": float(max(1, round(factor * train.epochs)))},
     }
     values = recipe.model_dump()
     for table, content in changes.items():

@@ -1,4 +1,4 @@
-"""What a claim of the report is, and the rule by which measured numbers decide it: pure functions.
+"""Claims of the report, and the rule by which measured numbers decide it: pure functions.
 
 There is one rule. Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's
 t) lies within the claim's limits, the claim is reproduced; where it lies outside them, it is not; where it reaches
@@ -38,7 +38,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of one recipe with one seed: first what needs no training, then what its run gave."""
+    """Known quantities of one recipe with one seed: first those that need no training, then those of its run."""
 
     seed: int
     parameters: int
@@ -46,8 +46,8 @@ class Measured:
     """Share of the validation images that are trained on; None without validation."""
     test_accuracy: float | None = None
     """Share of the test images; None where there is no run, or one that diverged."""
-    shifted_accuracy: float | None = None
-    """Mean over shifted test sets."""
+    corrupted_accuracy: float | None = None
+    """Mean over the corrupted test sets."""
     train_losses: tuple[float | None, ...] = ()
     """By epoch, nats an image."""
     val_losses: tuple[float | None, ...] = ()
@@ -79,12 +79,12 @@ class Claim:
     subject: str
     """Claims of one subject are asked for together."""
     says: str
-    """What the report says, in a sentence."""
+    """The report's statement, in a sentence."""
     figure: str
     """Its figure, as it is printed there; "–" for a claim in words."""
     needs: tuple[Need, ...]
     quantity: str
-    """What is measured, in words."""
+    """The measured quantity, in words."""
     measure: Measure
     form: Form
     low: float = -math.inf
@@ -96,8 +96,8 @@ class Claim:
     """Whether it takes training. What does not is certain: its numbers are compared without an interval."""
     any_scale: bool = False
     """Whether a fraction of epochs and images decides it as well."""
-    shifted: bool = False
-    """Whether it needs tests on shifted images."""
+    corrupted: bool = False
+    """Whether it needs tests on corrupted images."""
     timed: bool = False
     """Whether it is about time: its runs have the device for themselves."""
     pixels: bool = False
@@ -129,44 +129,44 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
     """The finding that `values`, a number a seed, make of `claim`; they were measured at `scale`, 1 being the whole, on
     CIFAR-10's `original` pixels or others."""
 
-    def found(verdict: str, why: str) -> Finding:
+    def finding(verdict: str, why: str) -> Finding:
         return Finding(claim, tuple(values), verdict, why)
 
     known = [value for value in values if value is not None]
     if claim.undecidable:
-        return found(UNDECIDED, claim.undecidable)
+        return finding(UNDECIDED, claim.undecidable)
     if scale < 1 and not claim.any_scale:
-        return found(UNTESTABLE, f"measured at scale {scale:g}: shown, not compared")
+        return finding(UNTESTABLE, f"measured at scale {scale:g}: shown, not compared")
     if claim.pixels and not original:
-        return found(UNDECIDED, "the images are not CIFAR-10's original pixels: shown, not compared")
+        return finding(UNDECIDED, "the images are not CIFAR-10's original pixels: shown, not compared")
     if not known:
-        return found(UNDECIDED, "no run gave a number")
+        return finding(UNDECIDED, "no run gave a number")
     if len(known) < len(values):
-        return found(UNDECIDED, f"only {len(known)} of {len(values)} seeds gave a number")
+        return finding(UNDECIDED, f"only {len(known)} of {len(values)} seeds gave a number")
     limits = _limits_shown(claim)
     if not claim.trains:
         within = [claim.low <= value <= claim.high for value in known]
         if all(within):
-            return found(REPRODUCED, limits)
-        return found(UNDECIDED if any(within) else NOT_REPRODUCED, f"asked for: {limits}")
+            return finding(REPRODUCED, limits)
+        return finding(UNDECIDED if any(within) else NOT_REPRODUCED, f"asked for: {limits}")
     interval = Sample.of([_scaled(claim.form, value) for value in known]).interval()
     if interval is None:
-        return found(UNDECIDED, "a single seed has no interval: raise --seeds")
+        return finding(UNDECIDED, "a single seed has no interval: raise --seeds")
     low, high = (_unscaled(claim.form, end) for end in interval)
     span = f"the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
     if claim.low <= low and high <= claim.high:
-        return found(REPRODUCED, f"{span}lies within {limits}")
+        return finding(REPRODUCED, f"{span}lies within {limits}")
     if high < claim.low or claim.high < low:
-        return found(NOT_REPRODUCED, f"{span}lies outside {limits}")
-    return found(UNDECIDED, f"{span}lies partly within {limits}: more seeds narrow it")
+        return finding(NOT_REPRODUCED, f"{span}lies outside {limits}")
+    return finding(UNDECIDED, f"{span}lies partly within {limits}: more seeds narrow it")
 
 
 def interval_of(finding: Finding) -> tuple[float, float] | None:
     """The 95% interval of the mean, in the claim's unit; None for a single seed and for what is certain."""
-    found = finding.sample and finding.sample.interval()
-    if not found or not finding.claim.trains:
+    interval = finding.sample and finding.sample.interval()
+    if not interval or not finding.claim.trains:
         return None
-    return _unscaled(finding.claim.form, found[0]), _unscaled(finding.claim.form, found[1])
+    return _unscaled(finding.claim.form, interval[0]), _unscaled(finding.claim.form, interval[1])
 
 
 def mean_and_sd(values: Sequence[float | None], form: Form) -> str:

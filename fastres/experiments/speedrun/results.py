@@ -1,4 +1,4 @@
-"""What a speedrun writes and says: its plan, a row a run, the summary, the figure.
+"""Files and output of a speedrun: its plan, a row a run, the summary, the figure.
 
 | file | what |
 |---|---|
@@ -85,8 +85,8 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['interval_high']:.3%} (Student's t, {count - 1} degrees of freedom)"
         )
         p = summary["p_mean_above_target"]
-        found = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
-        lines.append(f"mean above {summary['target']:.2%}: {found} (one-sided t test)")
+        p_shown = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
+        lines.append(f"mean above {summary['target']:.2%}: {p_shown} (one-sided t test)")
         seconds += f", SD {summary['sd_seconds']:.3f} s"
     made = "the start" if summary["compiled_from_cache"] else "compilation"
     what = f"{made} and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"

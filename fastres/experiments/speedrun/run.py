@@ -44,12 +44,12 @@ NOT_TIMED = "opening, decoding and uploading the data; compilation and warm-up; 
 
 @dataclass(frozen=True)
 class SpeedrunResult:
-    """What a speedrun left behind."""
+    """Results of a speedrun."""
 
     folder: Path
-    """Where runs.jsonl and speedrun.json are."""
+    """Folder of runs.jsonl and speedrun.json."""
     summary: dict[str, Any]
-    """What speedrun.json holds."""
+    """Contents of speedrun.json."""
 
 
 def speedrun(
@@ -139,7 +139,7 @@ class _Series(Session):
         self.labels = labels_of(self.data_module.test)
 
     def about(self) -> dict[str, Any]:
-        """What the summary says of recipe, network and data."""
+        """Facts of the summary about recipe, network and data."""
         return {
             "source": self.recipe.data.source,
             "first_seed": self.recipe.train.seed,

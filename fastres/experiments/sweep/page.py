@@ -95,7 +95,7 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
         value = measured[index]
         pruned = rows[index]["state"] == "pruned"
         end = height(value) if value is not None else _PRUNED if pruned else _NO_RESULT
-        ys = [*(place[index] for place in places), end]
+        ys = [*(heights[index] for heights in places), end]
         x = np.concatenate([at + ease for at in range(last)])
         y = np.concatenate([a + (b - a) * curve for a, b in pairwise(ys)])
         style: dict[str, Any] = {"color": colours(0.1 + 0.75 * end), "linewidth": 1.6, "alpha": 0.9}
@@ -135,8 +135,8 @@ def _axis(axes: Axes, at: int, name: str, values: list[Any]) -> list[float]:
         return [float(height) for height in heights[:-2]]
     names = [shown(value) for value in different] if numbers else sorted(dict.fromkeys(texts), key=texts.index)[::-1]
     places = {text: (index + 0.5) / len(names) for index, text in enumerate(names)}
-    for text, place in places.items():
-        _label(axes, at, place, text)
+    for text, level in places.items():
+        _label(axes, at, level, text)
     return [places[text] for text in texts]
 
 

@@ -24,7 +24,7 @@ class SweepPoint:
     point: str
     """Name of the entry of `sweep.points` that it comes from; empty for a sweep without."""
     settings: dict[str, Any]
-    """What differs between the points: dotted keys, and their values in `recipe` (None where it has none)."""
+    """Settings that differ between the points: dotted keys, and their values in `recipe` (None where it has none)."""
     recipe: Recipe
     """The whole recipe, without the sweep."""
 
@@ -67,7 +67,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     values = {key: [value_at(point, key) for *_, point in made] for key in keys}
     differ = [key for key in keys if any(value != values[key][0] for value in values[key])]
     settings = [{key: values[key][index] for key in differ} for index in range(len(made))]
-    points = [SweepPoint(name, given, chosen, one) for (name, given, one), chosen in zip(made, settings, strict=True)]
+    points = [SweepPoint(name, given, varied, one) for (name, given, one), varied in zip(made, settings, strict=True)]
     if sweep.by.startswith("val_"):
         without = next((point.name for point in points if point.recipe.data.split == "none"), None)
         if without is not None:
@@ -84,17 +84,17 @@ def _layers(
     """Name, point of `named` and layer of each point; `names` are those given so far."""
     names_of = labels([*grid])
     for (given, settings), values in itertools.product(named, itertools.product(*grid.values())):
-        chosen = dict(zip(grid, values, strict=True))
-        parts = [given] * bool(given) + [f"{names_of[key]}={_text(value)}" for key, value in chosen.items()]
+        cell = dict(zip(grid, values, strict=True))
+        parts = [given] * bool(given) + [f"{names_of[key]}={_text(value)}" for key, value in cell.items()]
         stem = re.sub(r"[^A-Za-z0-9._=+,-]", "-", ",".join(parts))[:120]  # a folder's name has up to 255 bytes
         numbers = (f"{stem}-{number}" for number in itertools.count(2))
         name = stem if stem not in names else next(other for other in numbers if other not in names)
         names.add(name)
-        both = next((key for key in chosen if key in settings), None)
+        both = next((key for key in cell if key in settings), None)
         if both is not None:
             raise UserError(f"{path}: '{both}' is in sweep.grid and in the point {given}: leave one of them out")
         try:
-            layer = nested(settings | chosen)
+            layer = nested(settings | cell)
         except UserError as error:
             raise UserError(f"{path}, point {name}: {error}") from error
         yield name, given, (f"{path}, point {name}", layer)

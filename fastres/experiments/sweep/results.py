@@ -1,4 +1,4 @@
-"""What a sweep finds in its run directories, and the table that it makes of it.
+"""Results of a sweep's run directories, and the table made of them.
 
 | file | what |
 |---|---|
@@ -41,11 +41,11 @@ def read_row(run: Path, name: str, point: str, settings: dict[str, Any]) -> dict
     summary = _json(run / "summary.json")
     try:
         row |= {key: summary[key] for key in _MEASURED} | {"leaky": summary["split"] == "report"}
-        kept = kept_epoch(read_epochs(run), summary["best"])
+        epoch = kept_epoch(read_epochs(run), summary["best"])
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"{run / 'summary.json'} is damaged: remove {run}, and it is trained again") from error
     pruned = {"state": "pruned"} if row["stopped"] == PRUNED else {}
-    return row | {key: kept.get(key) for key in _KEPT} | pruned
+    return row | {key: epoch.get(key) for key in _KEPT} | pruned
 
 
 def no_row(name: str, point: str, settings: dict[str, Any], state: str, error: str | None) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def summarise(rows: list[dict[str, Any]], metric: str, *, source: str) -> dict[str, Any]:
-    """What sweep.json holds: `points`, best first, then what was pruned and what has no result, and, where seeds are
+    """Contents of sweep.json: `points`, best first, then what was pruned and what has no result, and, where seeds are
     among what differs, `means` over the seeds of each combination of the rest, best first."""
     order = ["complete", "pruned", "diverged", "failed"]
     ordered = sorted(rows, key=lambda row: (order.index(row["state"]), _rank(row[metric], metric)))
@@ -109,7 +109,7 @@ def summarise(rows: list[dict[str, Any]], metric: str, *, source: str) -> dict[s
 
 
 def _rank(value: float | None, metric: str) -> tuple[bool, float]:
-    """What sorts the best to the front, and what is missing to the end."""
+    """Sort key: the best first, missing values last."""
     return value is None, 0.0 if value is None else value if metric.endswith("loss") else -value
 
 
@@ -184,7 +184,7 @@ def metric_name(metric: str, *, leak: bool = False) -> str:
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
-    """What a reader of the table has to know."""
+    """Notes for the reader of the table."""
     rows = summary["points"]
     said = []
     if summary["search"]:

@@ -29,12 +29,12 @@ from fastres.utils.format import duration
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep left behind."""
+    """Results of a sweep."""
 
     folder: Path
-    """Where the run directories, sweep.json, sweep.md, sweep.png and sweep.html are."""
+    """Folder of the run directories, sweep.json, sweep.md, sweep.png and sweep.html."""
     summary: dict[str, Any]
-    """What sweep.json holds."""
+    """Contents of sweep.json."""
 
 
 # ---------------------------------------------------------------------------------------------------- the points
@@ -49,7 +49,7 @@ def sweep(
     """Train the points of `plan` into run directories of the folder `out` (by default runs/<name>-sweep-<time>), and
     write the table and the page.
 
-    A point that is finished there is picked up, an interrupted one is resumed; a point whose loss leaves the reals is
+    A point that is finished there is picked up, an interrupted one is resumed; a point whose loss is not finite is
     kept as diverged, and the others go on. Raises UserError for what the user can put right, Interrupted after Ctrl-C
     or SIGTERM, when everything can be resumed.
     """
@@ -120,7 +120,7 @@ def _left(rows: list[dict[str, Any]], work: list[float]) -> float | None:
     """Seconds that the points without a row take, in proportion to their work; None before there is anything to
     measure."""
     measured = [(row["seconds"], done) for row, done in zip(rows, work, strict=False) if row["seconds"] is not None]
-    done = sum(share for _, share in measured)
+    done = sum(amount for _, amount in measured)
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None
 
 

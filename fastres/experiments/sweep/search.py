@@ -335,7 +335,7 @@ def _work_together(plan: SearchPlan, folder: Path, device: str, quiet: bool, wor
 
 
 def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> dict[str, Any]:
-    """What sweep.json holds of a search: no test result but the best trial's."""
+    """Contents of sweep.json of a search: no test result but the best trial's."""
     rows = []
     for trial in counted(study):
         name, values = trial.user_attrs["folder"], _values(trial.params, plan.search)

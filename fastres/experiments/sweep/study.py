@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STUDY = "study.db"
 LOCK_SECONDS = 60.0
-"""How long to wait for another process that writes the study."""
+"""Seconds to wait for another process that writes the study."""
 PRUNE_AFTER = 5
 """Completed trials from which on the median prunes."""
 

@@ -80,9 +80,9 @@ def cross_entropies(student: Tensor, teacher: Tensor, centre: Tensor, heat: floa
     views, over the pairs of different views (equation 3): −Σ softmax((teacher − centre) / teacher_heat) ·
     log softmax(student / heat)."""
     wanted = ((teacher - centre) / teacher_heat).softmax(2)
-    found = (student / heat).log_softmax(2)
+    log_probabilities = (student / heat).log_softmax(2)
     views, taught = len(student), len(teacher)
     # Σ over different views = (Σ teacher)·(Σ student) − Σ over the same view.
-    every = (wanted.sum(0) * found.sum(0)).sum(1)
-    same = (wanted * found[:taught]).sum((0, 2))
+    every = (wanted.sum(0) * log_probabilities.sum(0)).sum(1)
+    same = (wanted * log_probabilities[:taught]).sum((0, 2))
     return (same - every).mean() / (taught * (views - 1))

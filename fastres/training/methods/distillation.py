@@ -42,13 +42,13 @@ class Distillation:
         self, options: DistillConfig, data_module: DataModule, device: torch.device, run: Path | None = None
     ) -> None:
         run = run or Path(str(options.teacher))
-        kept = TrainedModel.load(run, device.type)
-        check_fits(str(run), kept.classes, kept.image_size, data_module.dataset)
-        self.options, self.network = options, kept.network.to(device).requires_grad_(False)
-        self.about = f"{options.temperature} {options.weight} {kept.recipe.model!r}"
+        teacher = TrainedModel.load(run, device.type)
+        check_fits(str(run), teacher.classes, teacher.image_size, data_module.dataset)
+        self.options, self.network = options, teacher.network.to(device).requires_grad_(False)
+        self.about = f"{options.temperature} {options.weight} {teacher.recipe.model!r}"
         self.fingerprint = hashlib.sha256((run / checkpoint.FINAL).read_bytes()).hexdigest()[:16]
         # The teacher's image is (pixel − mean′)/std′ = scale·(student's image) + shift.
-        own, theirs = data_module.augment, kept.augment
+        own, theirs = data_module.augment, teacher.augment
         scale, shift = own.std / theirs.std, (own.mean - theirs.mean) / theirs.std
         self._same = torch.equal(own.mean, theirs.mean) and torch.equal(own.std, theirs.std)
         self._scale, self._shift = (each.float().view(1, -1, 1, 1).to(device) for each in (scale, shift))

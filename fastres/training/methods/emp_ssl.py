@@ -33,8 +33,8 @@ class EmpSslNetwork(Pretraining):
         with torch.autocast(views.device.type, enabled=False):  # a determinant in 8 bits says nothing
             points = F.normalize(self.projection(features.float()), dim=1).view(options.patches, batch, -1)
             apart = coding_rate(points, options.distortion).mean()
-            together = F.cosine_similarity(points, points.mean(0, keepdim=True), dim=2).mean()
-        return self.classify(features[:batch].detach()), options.invariance * (1 - together) - apart
+            alignment = F.cosine_similarity(points, points.mean(0, keepdim=True), dim=2).mean()
+        return self.classify(features[:batch].detach()), options.invariance * (1 - alignment) - apart
 
 
 def coding_rate(points: Tensor, distortion: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""How good features are: logistic regression on them (a linear probe), and nearest neighbours."""
+"""Quality of features: logistic regression on them (a linear probe), and nearest neighbours."""
 
 from itertools import pairwise
 from typing import Any
@@ -102,9 +102,9 @@ def _regression(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(F.linear(features, weight, bias), labels) + decay / 2 * weight.square().sum()
-        found.backward()
-        return found
+        objective = F.cross_entropy(F.linear(features, weight, bias), labels) + decay / 2 * weight.square().sum()
+        objective.backward()
+        return objective
 
     with torch.enable_grad():
         optimizer.step(loss)

@@ -26,7 +26,7 @@ from fastres.utils.files import write_bytes, write_json
 Train = Callable[[Recipe, Path], dict[str, Any]]
 """Trains a recipe in a folder, or completes what an earlier process began there; returns its summary."""
 COPIED = (checkpoint.FINAL, "environment.json", "report.html")
-"""What the last round's run gives to the whole."""
+"""Files of the last round's run that are copied to the whole run."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Rounds:
             measured = {name: summary[name] for name in ("test_accuracy", "test_loss", "seconds")}
             rows.append({"round": number, "added": _count(run, number), **measured})
             if number < self.options.rounds and not _labels(run, number + 1).is_file():
-                chosen = self._label(run, number, device)
-                say(f"{len(chosen):,} of {len(unlabelled_part(self.unlabelled).images):,} images are labelled")
-                if not len(chosen):
+                labelled = self._label(run, number, device)
+                say(f"{len(labelled):,} of {len(unlabelled_part(self.unlabelled).images):,} images are labelled")
+                if not len(labelled):
                     stopped = f"no image had a class of {self.options.threshold:.0%} after round {number}"
                     say(f"{stopped}: lower method.threshold")
                     break
@@ -89,8 +89,8 @@ class Rounds:
 
     def _label(self, run: Path, number: int, device: str) -> NDArray[np.int64]:
         """Let the network of round `number` label images for the next one; returns which it chose."""
-        kept = TrainedModel.load(run / "rounds" / str(number), device)
-        probabilities = kept.logits(unlabelled_part(self.unlabelled).images).softmax(1)
+        model = TrainedModel.load(run / "rounds" / str(number), device)
+        probabilities = model.logits(unlabelled_part(self.unlabelled).images).softmax(1)
         rows = choose(probabilities, self.options.threshold, self.options.balance)
         if len(rows):
             write(_labels(run, number + 1), rows, probabilities[torch.from_numpy(rows)])
@@ -98,12 +98,12 @@ class Rounds:
 
 
 def _labels(run: Path, number: int) -> Path:
-    """What round `number` trains on besides."""
+    """The additional training images of round `number`."""
     return run / "rounds" / f"{number}.safetensors"
 
 
 def _count(run: Path, number: int) -> int:
-    """How many images that are."""
+    """Number of these images."""
     from safetensors import safe_open
 
     if number == 0:
@@ -113,7 +113,7 @@ def _count(run: Path, number: int) -> int:
 
 
 def choose(probabilities: Tensor, threshold: float, balance: bool) -> NDArray[np.int64]:
-    """Which images are labelled: rows of `probabilities`, fp32 [N, classes], int64, ascending.
+    """Images to label: rows of `probabilities`, fp32 [N, classes], int64, ascending.
 
     Those whose most probable class has at least `threshold`; with `balance`, of each class that is predicted for any of
     them the surest, as many as the rarest such class has.

@@ -1,4 +1,4 @@
-"""What self-supervised methods share: a network that learns by comparing views of an image, and the views."""
+"""Common parts of self-supervised methods: a network that learns by comparing views of an image, and the views."""
 
 from abc import abstractmethod
 
@@ -49,7 +49,7 @@ class Pretraining(Network):
 
 
 def width(backbone: Network) -> int:
-    """How many features an image has."""
+    """Number of features of an image."""
     return backbone.classifier.in_features
 
 
@@ -68,12 +68,12 @@ def check_size(backbone: Network, image_size: int, size: int, key: str) -> None:
     training = backbone.training
     try:
         with torch.no_grad():
-            found = backbone.eval().features(torch.zeros(1, 3, size, size)).shape[1]
+            feature_count = backbone.eval().features(torch.zeros(1, 3, size, size)).shape[1]
     except RuntimeError:  # smaller than a pool
-        found = 0
+        feature_count = 0
     finally:
         backbone.train(training)
-    if found != width(backbone):
+    if feature_count != width(backbone):
         raise UserError(
             f"{key} = {size}: this network has other features of such small images; set it to {image_size}, or take a "
             "model that averages over the whole map (model.pool = 0)"

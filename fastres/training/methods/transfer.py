@@ -21,23 +21,23 @@ def start_from(network: Network, options: TransferConfig) -> None:
     The classifier keeps its drawn weights where it has another number of classes. Raises UserError where anything else
     is missing, unknown or of another shape, and for patterns that no parameter fits.
     """
-    found, path = read_weights(options.weights), options.weights
+    weights, path = read_weights(options.weights), options.weights
     own = network.state_dict()
     head = [name for name in own if name.startswith(f"{network.head}.")]
-    if any(name not in found or found[name].shape != own[name].shape for name in head):
-        found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{network.head}.")}
+    if any(name not in weights or weights[name].shape != own[name].shape for name in head):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{network.head}.")}
     # Checkpoints from before torch 0.4.1 have no such counters; they matter only without a momentum.
     optional = {*head, *(name for name in own if name.endswith("num_batches_tracked"))}
     for name, tensor in own.items():
-        if name not in found:
+        if name not in weights:
             if name not in optional:
                 raise UserError(f"{path} has no {name}: give the [model] table the shape of the network that it is of")
-        elif found[name].shape != tensor.shape:
-            shapes = f"{list(found[name].shape)} there, {list(tensor.shape)} here"
+        elif weights[name].shape != tensor.shape:
+            shapes = f"{list(weights[name].shape)} there, {list(tensor.shape)} here"
             raise UserError(f"{path} does not fit the [model] table: {name} is {shapes}")
-    if unknown := sorted(found.keys() - own.keys()):
+    if unknown := sorted(weights.keys() - own.keys()):
         raise UserError(f"{path} does not fit the [model] table, which makes no {unknown[0]}")
-    network.load_state_dict(found, strict=False)
+    network.load_state_dict(weights, strict=False)
     for parameter in (parameter for _, parameter in matching(network, options.freeze, "transfer.freeze")):
         parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -90,11 +90,11 @@ def read_weights(source: str) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):  # a checkpoint around it
-            found = found["state_dict"]
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a checkpoint around it
+            content = content["state_dict"]
+        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise TypeError("not a state_dict")
-        return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+        return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
     except Exception as error:  # whatever a file that is none of these makes its reader raise
         raise UserError(f"transfer.weights: {path} holds no state_dict, or is damaged") from error

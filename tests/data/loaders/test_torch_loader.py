@@ -1,4 +1,4 @@
-"""The torch loader: whatever dies, changes or is left early, it says so or delivers right pixels and leaves nothing."""
+"""The torch loader: whatever dies, changes or is left early, it raises or delivers right pixels, and leaves nothing."""
 
 import contextlib
 import gc

@@ -161,7 +161,7 @@ def test_processes_that_prepare_at_once(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
-    # One draws; whoever comes in the meantime waits and says so. One that starts late just opens.
+    # One draws; the others wait meanwhile, and print that they do. One that starts late just opens.
     assert sum("drawing shapes10: 12,000 of 12,000, done" in errors for _, errors in outputs) == 1
     assert all("waiting: another process is preparing" in errors for _, errors in outputs if "drawing" not in errors)
     assert verify("shapes10", root=tmp_path) == []

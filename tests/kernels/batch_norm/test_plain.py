@@ -346,7 +346,7 @@ def test_kernels_refuse_evaluation_without_statistics() -> None:
 
 
 def test_bits_repeat() -> None:
-    """PyTorch's path, as every path."""
+    """PyTorch's path, like all others."""
     x, other = images(2, torch.bfloat16, (4, 8, 5, 5))
     for second, activation in itertools.product(SECONDS, ACTIVATIONS):
         arguments = (None if second == "none" else other, norm(torch.float32, channels=8))

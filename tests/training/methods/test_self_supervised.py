@@ -100,7 +100,7 @@ def test_the_teachers_momentum_is_half_a_cosine() -> None:
     average = Ema(nn.Linear(1, 1), 0.96, cosine_steps=100)
     # 1 − 0.04·(1 + cos(π·t/100))/2 by hand: all of it at the start, half of it in the middle, nothing after the last.
     for step, share in ((0, 0.04), (50, 0.02), (75, 0.02 * (1 - math.sqrt(0.5))), (100, 0.0)):
-        assert average.share(step) == pytest.approx(share, abs=1e-12)
+        assert average.fraction(step) == pytest.approx(share, abs=1e-12)
 
 
 def test_the_coding_rate_of_orthogonal_points_by_hand() -> None:
