@@ -13,17 +13,27 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 train: $(VENV)/.train
 	$(BIN)/fastres train $(RECIPE) $(ARGS)
 
+# Each worker is a process of one thread, which conftest.py sees to.
+WORKERS ?= 2
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Kills, chaos and every build; the log of the last run on a quiet machine is committed.
+# What takes long, in parts of less than 50 minutes; the logs of the last runs on a quiet machine are committed.
+PARTS := kills fuzz zoo kernels rest
+PART ?= $(PARTS)
 test-slow: $(VENV)/.test
-	set -o pipefail; $(BIN)/python -m pytest tests -m slow -v --no-header --durations=0 $(ARGS) 2>&1 | tee tests/slow.log
+	@test -z "$(filter-out $(PARTS),$(PART))" || { echo "PART is one or more of: $(PARTS)" >&2; exit 2; }
+	@mkdir -p tests/slow
+	@set -o pipefail; status=0; for part in $(PART); do \
+	  marked="slow and $$part"; test $$part != rest || marked="slow and not (kills or fuzz or zoo or kernels)"; \
+	  $(BIN)/python -m pytest tests -m "$$marked" -v --no-header --durations=0 $(ARGS) 2>&1 \
+	    | tee tests/slow/$$part.log || status=1; \
+	done; exit $$status
 
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

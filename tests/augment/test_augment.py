@@ -162,6 +162,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.serial
 def test_a_new_process_starts_fast_and_may_fork() -> None:
     """Compiled code comes from the cache on disk: 2 s leave room for a busy machine, compiling takes ten at least."""
     Augment(recipe.Augment(), MEAN, STD).unmixed(torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0)

@@ -314,6 +314,7 @@ def test_the_least_size_that_wins() -> None:
     assert least_rows(figures(1.1, 1.1, 0.9)) is None
 
 
+@pytest.mark.serial
 def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
     target = tmp_path / "suite.json"
     command = [sys.executable, str(SUITE), "--device", "cpu", "--json", str(target)]
@@ -364,6 +365,7 @@ def test_a_failing_section_is_recorded_and_the_run_goes_on(tmp_path: Path, monke
     assert "as it must" in gpu_suite.table(suite.report)
 
 
+@pytest.mark.serial
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "SECTIONS", {})
     done: list[int] = []

@@ -72,6 +72,7 @@ def test_a_resumed_run_drops_the_epochs_that_it_repeats(tmp_path: Path) -> None:
     assert len(kept) == 1  # the caller's list stays its own
 
 
+@pytest.mark.serial
 def test_a_kill_in_the_middle_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     # Rows of 100 kB make a write long enough to be hit.
@@ -261,6 +262,7 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.serial
 def test_a_step_costs_under_20_microseconds() -> None:
     progress = Progress(epochs=1, steps_per_epoch=10**6, batch_size=1)
     averages = []
@@ -273,6 +275,7 @@ def test_a_step_costs_under_20_microseconds() -> None:
     assert min(averages) < 20e-6
 
 
+@pytest.mark.serial
 def test_on_a_terminal_the_bar_moves_and_lines_stay() -> None:
     script = (
         "import time; from fastres.training.progress import Progress\n"
