@@ -19,28 +19,14 @@ FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/")
 """Files that take long, which workers begin with: none shall be left with one of them at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every slow test belongs to one part. A worker takes a file as a whole, whose fixtures are then made once, but the
-    tests marked `serial` are one group, and those marked `alone` in none."""
+    """Every slow test belongs to one part; workers begin with FIRST."""
     for item in items:
         parts = [mark for mark in PARTS if item.get_closest_marker(mark)]
         if len(parts) > 1 or (parts and not item.get_closest_marker("slow")):
             raise pytest.UsageError(f"{item.nodeid} is marked {', '.join(parts)}: one part, and of slow tests alone")
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        serial, alone = item.get_closest_marker("serial"), item.get_closest_marker("alone")
-        if serial or not alone:
-            item.add_marker(pytest.mark.xdist_group("serial" if serial else file))
-
-    def place(item: pytest.Item) -> int:
-        if item.get_closest_marker("serial"):
-            return -1
-        return next((place for place, folder in enumerate(FIRST) if item.nodeid.startswith(folder)), len(FIRST))
-
-    items.sort(key=place)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

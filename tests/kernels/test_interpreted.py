@@ -40,7 +40,6 @@ def run(name: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("name", FILES)
 def test_file(name: str) -> None:
     status, output = run(name)
