@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# An example takes as long as other processes let it: how long decides nothing.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 PARTS = ("kills", "fuzz", "zoo", "kernels")
 """Marks of slow tests, of which `make test-slow PART=…` runs one; `rest` are those without one."""
