@@ -56,7 +56,7 @@ NETWORKS = {
     "timm/hrnet_w18_small": (91, 71),
     "timm/ghostnet_100": (80, 38),
     "timm/rexnet_100": (62, 13),
-    # Their norms come with an activation of their own.
+    # timm's BatchNormAct2d has its activation inside, and dla34's forward is mostly left alone.
     "timm/regnetx_002": (44, 0),
     "timm/efficientnet_b0": (49, 0),
     "timm/dla34": (37, 3),
