@@ -1,9 +1,16 @@
 """Options of the benchmarks, here because pytest asks for options before it looks into benchmarks/, and the choice of
-what `pytest` without arguments runs: the tests, or with --benchmark-only the benchmarks."""
+what `pytest` without arguments runs: the tests, or with --benchmark-only the benchmarks. Threads of pytest's workers,
+here because no module has imported torch yet."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several workers share the cores. What a test starts inherits the variable: a run in a process of its own has the
+    # bits of one in this process only with as many threads.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,7 +2,8 @@
 
 Of Muon's Newton–Schulz step (fastres/optim/muon.py), X ← aX + (b·G + c·G²)X with G = XXᵀ, two of three products are
 symmetric: G itself, and b·G + c·G², since G² = GGᵀ. Only tiles on and below the diagonal are computed; each is stored
-twice, the second time transposed.
+twice, the second time transposed. A tile on the diagonal is mirrored within itself: whatever multiplies, the result
+equals its transpose to the bit.
 """
 
 from dataclasses import dataclass
@@ -52,10 +53,14 @@ def symmetric_kernel(
         if c is not None:
             total += beta * tl.load(c + offset, mask=inside, other=0.0).to(tl.float32)
         value = total.to(out.dtype.element_ty)
-        tl.store(out + offset, value, mask=inside)
-        if across < down:
-            mirrored = matrix * rows * rows + second[:, None] * rows + first[None, :]
-            tl.store(out + mirrored, tl.trans(value), mask=(second[:, None] < rows) & (first[None, :] < rows))
+        mirrored, turned = matrix * rows * rows + second[:, None] * rows + first[None, :], tl.trans(value)
+        if across == down:
+            # A product may add the terms of (i, j) and of (j, i) in different orders: one triangle gives both.
+            tl.store(out + offset, value, mask=inside & (first[:, None] >= second[None, :]))
+            tl.store(out + mirrored, turned, mask=inside & (first[None, :] > second[:, None]))
+        else:
+            tl.store(out + offset, value, mask=inside)
+            tl.store(out + mirrored, turned, mask=(second[:, None] < rows) & (first[None, :] < rows))
 
 
 def symmetric_product(x: Tensor, *, alpha: float = 1.0, c: Tensor | None = None, beta: float = 0.0) -> Tensor:

@@ -10,7 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# An example takes as long as other processes let it: how long decides nothing.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
+
+PARTS = ("kills", "fuzz", "zoo", "kernels")
+"""Marks of slow tests, of which `make test-slow PART=…` runs one; `rest` are those without one."""
+
+FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/")
+"""Files that take long, which workers begin with: none shall be left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every slow test belongs to one part; workers begin with FIRST."""
+    for item in items:
+        parts = [mark for mark in PARTS if item.get_closest_marker(mark)]
+        if len(parts) > 1 or (parts and not item.get_closest_marker("slow")):
+            raise pytest.UsageError(f"{item.nodeid} is marked {', '.join(parts)}: one part, and of slow tests alone")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,6 +94,7 @@ def test_one_representative_a_kernel() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 @pytest.mark.parametrize("target", ahead.TARGETS)
 def test_spills_of_every_configuration(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     """None beyond what compile.py explains."""

@@ -141,6 +141,7 @@ def test_the_committed_log_of_verdicts() -> None:
         assert len(right) == 20 and sum(right) == case["right"] >= 18
 
 
+@pytest.mark.serial
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat")
 def test_the_cores_idle_time_is_read() -> None:
     began, before = time.perf_counter(), gate._idle_seconds()

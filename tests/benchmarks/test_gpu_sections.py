@@ -170,6 +170,7 @@ def test_what_fails_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
     assert set(alone["missing"]) == {"ours", "graphed"}
 
 
+@pytest.mark.serial
 def test_a_limit_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="not ready after 0 s"), step_timings.within(0.05):
@@ -220,6 +221,7 @@ def test_report_best_section(stores: str) -> None:
     assert "report_best on shapes10: " in table.table(suite.report)
 
 
+@pytest.mark.serial
 def test_a_run_that_does_not_fit_is_ended(stores: str) -> None:
     began = time.monotonic()
     found = paper_run.run("shapes10", stores, "cpu", 1.0, dry=True)

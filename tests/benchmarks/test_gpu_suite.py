@@ -176,7 +176,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
     """As on a machine with torch and little else: the packages that fastres needs elsewhere cannot be imported."""
     absent = ["pydantic", "typer", "rich", "tomli_w", "pytest", "pytest_benchmark", "hypothesis", "numba", "matplotlib"]
     target = tmp_path / "out" / "suite.json"
-    arguments = [str(SUITE), "--device", "cpu", "--minutes", "1", "--json", str(target)]
+    arguments = [str(SUITE), "--device", "cpu", "--minutes", "10", "--json", str(target)]
     program = (
         "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({absent}))\n"
@@ -184,7 +184,7 @@ def test_dry_run_from_a_bare_checkout(tmp_path: Path) -> None:
         f"runpy.run_path({str(SUITE)!r}, run_name='__main__')\n"
     )
     # -I: neither the current folder nor the user's packages; the suite finds its checkout by itself.
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("dry run: no GPU figures\n")
     assert "bn_add_relu 3x16x4x4 bfloat16, cold" in done.stdout
@@ -220,7 +220,7 @@ def test_routing_times_what_fits_and_writes_a_table(tmp_path: Path) -> None:
         "print(json.dumps([status, plan.form, plan.sums.rows, plan.sums.columns]))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     figures = json.loads(target.read_text())["sections"]["routing"]["figures"]
     assert [each["route"].split()[1] for each in figures] == ["bn_relu", "bn_add_relu", "dual_bn_add_relu"]
@@ -270,7 +270,7 @@ def test_augmentation_is_checked_and_timed(tmp_path: Path) -> None:
         f"sys.exit(gpu_suite.main({arguments}))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     checked, timed = json.loads(target.read_text())["sections"]["augment"]["figures"]
     assert (checked["differing_values"], checked["passed"]) == (0, True)
@@ -288,7 +288,7 @@ def test_symmetric_products_are_timed_and_the_table_learns_from_which_size_on(tm
     target = tmp_path / "suite.json"
     command = [sys.executable, str(SUITE), "--device", "cpu", "--sections", "products", "--json", str(target)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(target.read_text())["sections"]["products"]["figures"]
     assert figures["passed"] and set(figures["microseconds"]) == {"symmetric", "whole", "orthogonalise"}
@@ -314,6 +314,7 @@ def test_the_least_size_that_wins() -> None:
     assert least_rows(figures(1.1, 1.1, 0.9)) is None
 
 
+@pytest.mark.serial
 def test_a_killed_run_leaves_whole_json(tmp_path: Path) -> None:
     target = tmp_path / "suite.json"
     command = [sys.executable, str(SUITE), "--device", "cpu", "--json", str(target)]
@@ -364,6 +365,7 @@ def test_a_failing_section_is_recorded_and_the_run_goes_on(tmp_path: Path, monke
     assert "as it must" in gpu_suite.table(suite.report)
 
 
+@pytest.mark.serial
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites, "SECTIONS", {})
     done: list[int] = []

@@ -45,6 +45,7 @@ def small_store(root: Path) -> Path:
     return open_dataset(str(root / "images"), image_size=8, root=root / "data", quiet=True).path
 
 
+@pytest.mark.serial
 def test_it_is_quick_json_and_changes_nothing(tmp_path: Path) -> None:
     started = time.perf_counter()
     facts = doctor.examine(tmp_path / "data")

@@ -3,7 +3,8 @@
 import io
 import pickle
 import tarfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,18 @@ def decoded(folder: Path) -> Dataset:
 def encoded(folder: Path) -> Dataset:
     """The encoded store of the same."""
     return open_dataset(str(folder), store="encoded", quiet=True)
+
+
+@pytest.fixture
+def shared_memory_stays() -> Iterator[None]:
+    """A test leaves no name in /dev/shm; those of other processes come and go meanwhile."""
+    folder = Path("/dev/shm")
+    before, deadline = set(folder.iterdir()), None
+    yield
+    while left := set(folder.iterdir()) - before:
+        deadline = deadline or time.monotonic() + 5
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def test_an_interrupted_comparison_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_ctrl_c_leaves_everything_resumable(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     tiny.write_text(tiny.read_text().replace("epochs = 2", "epochs = 20"))
     out = tmp_path / "out"

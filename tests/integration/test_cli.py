@@ -114,6 +114,7 @@ def hears_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_outside_training_ends_in_a_word(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(

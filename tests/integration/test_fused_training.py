@@ -125,6 +125,7 @@ def by_the_kernels(steps: int) -> list[list[float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_first_steps_by_the_kernels_agree() -> None:
     """In a process of its own: Triton learns that it is to interpret when it is imported. A step takes it 15 s."""
     steps = 4

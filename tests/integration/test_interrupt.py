@@ -16,6 +16,8 @@ from fastres.errors import UserError
 from fastres.runs import checkpoint
 
 COMMAND = [sys.executable, "-m", "fastres"]
+SLOW = (pytest.mark.slow, pytest.mark.kills)
+pytestmark = pytest.mark.serial
 STEPS = 6  # an epoch of the tiny recipe: five whole batches and a partial one
 
 
@@ -54,7 +56,7 @@ def same(run: Path, other: Path) -> None:
             assert row[name] == twin[name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tiny: Path, tmp_path: Path, fastres: Any) -> None:
     # Mixed batches with every kind of draw: they too must come back after the resume.
     settings = ["train.epochs=60", "mix.cutmix_alpha=1", "mix.mixup_alpha=1", "augment.grayscale=0.5"]
@@ -123,6 +125,7 @@ def test_two_kills(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_twenty_kills(compiled: bool, tiny: Path, tmp_path: Path) -> None:
     options = ["train.epochs=24", f"train.compile={str(compiled).lower()}", "train.ema=0.9", "model.dropout=0.1"]
@@ -132,6 +135,7 @@ def test_twenty_kills(compiled: bool, tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_ctrl_c_during_compilation_does_not_reach_the_compiler(tiny: Path, tmp_path: Path, fastres: Any) -> None:
     """A terminal sends SIGINT to the whole process group, g++ included; the run must end compiled and with its bits."""
     settings = ["--set", "train.compile=true", "--set", "train.epochs=3"]
@@ -161,6 +165,7 @@ def test_ctrl_c_during_compilation_does_not_reach_the_compiler(tiny: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_kills_while_preparing_leave_no_half_store(tmp_path: Path) -> None:
     """Twenty kills of `data prepare`; the store that the next one makes is sound and the rubbish is gone."""
     draw = random.Random(0)

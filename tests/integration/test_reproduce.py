@@ -110,6 +110,7 @@ def test_a_run_that_diverges_leaves_its_claims_open(fastres: Any, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_leaves_everything_resumable(workers: int, fastres: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"

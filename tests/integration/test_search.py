@@ -260,6 +260,7 @@ def test_workers_share_trials_and_threads(searched: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_a_killed_worker_is_one_line_and_the_search_goes_on(fastres: Any, searched: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -282,6 +283,7 @@ def test_a_killed_worker_is_one_line_and_the_search_goes_on(fastres: Any, search
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_ctrl_c_stops_all_workers_once(fastres: Any, searched: Path, tmp_path: Path) -> None:
     """A terminal's Ctrl-C goes to the whole process group; each worker must be asked once, or it would not save."""
     out = tmp_path / "out"

@@ -188,6 +188,7 @@ def test_an_interrupted_speedrun_goes_on(
     assert code == 2 and "is complete" in err
 
 
+@pytest.mark.serial
 def test_a_signal_keeps_the_finished_runs(tiny: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -96,6 +96,7 @@ def test_a_point_that_diverges_does_not_end_the_sweep(fastres: Any, tiny: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_ctrl_c_leaves_everything_resumable(fastres: Any, swept: Path, tmp_path: Path) -> None:
     swept.write_text(swept.read_text().replace("epochs = 2", "epochs = 20"))
     out = tmp_path / "out"

@@ -40,21 +40,15 @@ def run(name: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.fixture(scope="module")
-def results() -> dict[str, tuple[int, str]]:
-    """Of all files, run side by side."""
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        return dict(zip(FILES, pool.map(run, FILES), strict=True))
-
-
 @pytest.mark.parametrize("name", FILES)
-def test_file(name: str, results: dict[str, tuple[int, str]]) -> None:
-    status, output = results[name]
+def test_file(name: str) -> None:
+    status, output = run(name)
     assert status == 0, output
     assert " passed" in output
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 def test_exhaustive_ones() -> None:
     """Those that are marked slow, half of the forms in each process."""
     with ThreadPoolExecutor(PROCESSES) as pool:

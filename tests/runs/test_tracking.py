@@ -277,6 +277,7 @@ def gone(pid: int, seconds: float) -> bool:
     return False
 
 
+@pytest.mark.serial
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_its_process_ends_with_ours(number: signal.Signals, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def slow(count: int, seconds: float) -> Iterator[Batch]:
         yield Batch(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), nothing, nothing, nothing)
 
 
+@pytest.mark.serial
 def test_waiting_counts_and_working_does_not() -> None:
     meter = StallMeter(torch.device("cpu"))
     began = time.perf_counter()

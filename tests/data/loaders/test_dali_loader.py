@@ -393,6 +393,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.serial
 @needs_dali
 @pytest.mark.parametrize("end", ["close", "exit"])
 def test_ctrl_c(end: str) -> None:
@@ -410,6 +411,7 @@ def test_ctrl_c(end: str) -> None:
 
 @needs_dali
 @pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("seed", range(5))
 def test_damaged_files_that_pillow_takes(seed: int) -> None:
     """A thousand each time, with Pillow's pixels; in a process of its own, which DALI would end by a signal."""
@@ -420,6 +422,7 @@ def test_damaged_files_that_pillow_takes(seed: int) -> None:
 
 @needs_dali
 @pytest.mark.slow
+@pytest.mark.fuzz
 def test_a_file_damaged_at_random(own: tuple[Path, Dataset]) -> None:
     """A hundred times, bits or length: always an error with the name, and right pixels until then."""
     path, dataset = own

@@ -237,7 +237,7 @@ def copy_of(dataset: Dataset, place: Path) -> Dataset:
     return replace(dataset, path=place / dataset.path.name)
 
 
-@pytest.mark.parametrize("flips", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [20, pytest.param(1000, marks=(pytest.mark.slow, pytest.mark.fuzz))])
 def test_no_flipped_bit_gives_other_pixels(encoded: Dataset, tmp_path: Path, flips: int) -> None:
     dataset = copy_of(encoded, tmp_path)
     random = np.random.default_rng(1)

@@ -57,6 +57,7 @@ def in_session(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("how", ENDS)
 def test_the_end_of_a_process(how: str, tmp_path: Path) -> None:
     """A script from standard input, which no spawned worker could import, without a guard around its main part."""

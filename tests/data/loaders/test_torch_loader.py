@@ -29,6 +29,7 @@ LABELS = np.arange(COUNT) % 10
 
 
 pytestmark = pytest.mark.usefixtures("alarm")
+SLOW_KILLS = (pytest.mark.slow, pytest.mark.kills)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,8 @@ def children() -> list[int]:
     return pids
 
 
-def held() -> tuple[int, int, int, int, set[Path]]:
-    """How many children, file handles, threads and mappings of shared memory this process has; names in /dev/shm."""
+def held() -> tuple[int, int, int, int]:
+    """How many children, file handles, threads and mappings of shared memory this process has."""
     gc.collect()
     deadline = time.monotonic() + 5
     while any(thread.name == "QueueFeederThread" for thread in threading.enumerate()):  # told to end, not waited for
@@ -80,11 +81,11 @@ def held() -> tuple[int, int, int, int, set[Path]]:
         time.sleep(0.001)
     shared = Path("/proc/self/maps").read_text().count("/dev/zero (deleted)")
     handles = len(list(Path("/proc/self/fd").iterdir()))
-    return len(children()), handles, threading.active_count(), shared, set(Path("/dev/shm").iterdir())
+    return len(children()), handles, threading.active_count(), shared
 
 
 @pytest.fixture
-def leaves_nothing() -> Iterator[None]:
+def leaves_nothing(shared_memory_stays: None) -> Iterator[None]:
     with over(IMAGES, 1) as loader:  # what is made once: torch's handler, multiprocessing's finalizers
         list(loader.batches())
     before = held()
@@ -195,12 +196,14 @@ def stop_one(pixels: object, number: int = signal.SIGKILL) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGBUS, signal.SIGSEGV))],
+    [signal.SIGKILL, *(pytest.param(each, marks=SLOW_KILLS) for each in (signal.SIGBUS, signal.SIGSEGV))],
 )
+@pytest.mark.serial
 def test_a_worker_is_killed(number: int, mapped: np.ndarray, leaves_nothing: None) -> None:
     stop_one(mapped, number)
 
 
+@pytest.mark.serial
 def test_a_worker_of_a_thread_is_killed(mapped: np.ndarray, leaves_nothing: None) -> None:
     """Where torch's signal handler, which watches over workers, never runs."""
     problems: list[BaseException] = []
@@ -217,6 +220,7 @@ def test_a_worker_of_a_thread_is_killed(mapped: np.ndarray, leaves_nothing: None
     assert problems == []
 
 
+@pytest.mark.serial
 def test_a_killed_worker_of_encoded_images_is_told_with_names(encoded: EncodedImages) -> None:
     with (
         over(encoded, 1, size=10) as loader,
@@ -233,6 +237,7 @@ def kill(pid: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kills
 def test_workers_killed_at_any_moment(mapped: np.ndarray, leaves_nothing: None) -> None:
     """40 epochs, in each of which a worker dies at a random time: every batch that arrives is right, and the end is
     either the epoch's or the error."""
@@ -407,7 +412,9 @@ def resident() -> int:
     ("workers", "count"),
     [(0, 300), (1, 20), pytest.param(0, 1000, marks=pytest.mark.slow), pytest.param(2, 1000, marks=pytest.mark.slow)],
 )
-def test_loaders_left_early(workers: int, count: int, mapped: np.ndarray, encoded: EncodedImages) -> None:
+def test_loaders_left_early(
+    workers: int, count: int, mapped: np.ndarray, encoded: EncodedImages, shared_memory_stays: None
+) -> None:
     """Opened, left after a batch or two, and closed: no growth of anything."""
     before, memory = None, 0
     for number in range(count + 20):

@@ -53,6 +53,7 @@ def test_what_a_store_holds(root: Path) -> None:
     assert verify("shapes10", root=root) == []
 
 
+@pytest.mark.serial
 def test_opening_takes_under_50_ms(root: Path) -> None:
     seconds = []
     for _ in range(9):
@@ -168,6 +169,7 @@ def test_processes_that_prepare_at_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "stores").glob(".*.tmp"))
 
 
+@pytest.mark.serial
 def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     process = start("shapes10", tmp_path)
     deadline = time.monotonic() + 30

@@ -59,6 +59,7 @@ def test_every_pair_occurs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.kernels
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[5], SHAPES[8]], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_full_product(form: str, shape: tuple[int, int, int, int]) -> None:
@@ -84,7 +85,7 @@ def test_one_value_a_channel_backward(training: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "second", [pytest.param("none", marks=pytest.mark.slow), pytest.param("add", marks=pytest.mark.slow), "dual"]
+    "second", [*(pytest.param(each, marks=(pytest.mark.slow, pytest.mark.kernels)) for each in ("none", "add")), "dual"]
 )
 @pytest.mark.parametrize("form", ["two_pass", "resident"])
 def test_more_splits_than_a_merge_takes_at_once(form: str, second: str) -> None:
