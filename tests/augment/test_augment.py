@@ -167,7 +167,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.serial
 def test_a_new_process_starts_fast_and_may_fork() -> None:
     """Compiled code comes from the cache on disk: 2 s leave room for a slow machine, compiling takes ten at least."""
-    Augment(recipe.AugmentConfig(), MEAN, STD).augment(torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0)
+    Augment(recipe.AugmentConfig(), MEAN, STD).augment(
+        torch.zeros(64, 32, 32, 3, dtype=torch.uint8), torch.arange(64), 0
+    )
     result = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, timeout=30)
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 2
