@@ -42,7 +42,7 @@ test-slow: $(VENV)/.test
 benchmark: $(VENV)/.test
 	$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
-# Tables, quoted figures and pictures of the READMEs, from benchmarks/results/.
+# Tables and pictures of the READMEs, from benchmarks/results/.
 figures: $(VENV)/.train
 	$(BIN)/python -m benchmarks.published.readme
 
