@@ -11,7 +11,7 @@ from fastres.augment import Augment
 
 
 def test_recipe_tables() -> None:
-    tables = [name for name in recipe.__all__ if name.endswith("Config")]
+    tables = [name for name in vars(recipe) if name.endswith("Config")]
     assert len(tables) > 30
     for name in tables:
         assert getattr(recipe, name.removesuffix("Config")) is getattr(recipe, name)

@@ -98,10 +98,10 @@ def seconds_of(figures: dict[str, Any]) -> float:
 
 def train(ours: Ours, device: torch.device) -> tuple[float, int]:
     """One epoch's seconds, until the device has done it, and its images."""
-    _wait(device)
+    wait(device)
     began = time.perf_counter()
     images = _run_through(ours)
-    _wait(device)
+    wait(device)
     return time.perf_counter() - began, images
 
 
@@ -139,7 +139,7 @@ def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[
     if device.type != "cuda":
         epoch()
         return {"synchronisations": None, "synchronises": None}
-    _wait(device)
+    wait(device)
     torch.cuda.set_sync_debug_mode("error")
     try:
         epoch()
@@ -148,7 +148,7 @@ def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[
         first = str(error)[:500]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    _wait(device)
+    wait(device)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -169,11 +169,11 @@ def _gaps(ours: Ours, device: torch.device, step_seconds: float) -> dict[str, An
     on_gpu = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     for _ in range(2):  # the first attaches the profiler, which takes its time
-        _wait(device)
+        wait(device)
         with torch.profiler.profile(activities=[activity], acc_events=True) as profile:
             began = time.perf_counter()
             steps = _some(ours.epoch(_EPOCH))
-            _wait(device)
+            wait(device)
             window = time.perf_counter() - began
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
     spans = [
@@ -212,6 +212,7 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.epochs import wait
 from fastres.augment import Augment
 from fastres.data import open_dataset
 from fastres.data.loaders import choose, make_loader
@@ -69,14 +70,9 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
 def _epoch(runner: Runner, meter: StallMeter, epoch: int) -> tuple[float, float]:
     """Seconds of an epoch, and those of them in which the device waited."""
     device = runner.step.device
-    _finish(device)
+    wait(device)
     began = time.perf_counter()
     for _ in runner.epoch(epoch, 0, len(runner.data_module.train)):
         pass
-    _finish(device)
+    wait(device)
     return time.perf_counter() - began, meter.read()
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

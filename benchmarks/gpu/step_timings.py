@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.gpu.epochs import wait
 from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
 from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
@@ -203,13 +204,13 @@ def _made(make: Callable[[], Call], device: torch.device, name: str, limit: floa
         _reset_peak(device)
         call = make()
         call()
-        _wait(device)
+        wait(device)
         first = time.perf_counter() - began
         if name == "max-autotune":
             _reset_peak(device)  # candidates that were tried took memory of their own
         for _ in range(3):
             call()
-        _wait(device)
+        wait(device)
     return Made(call, torch.cuda.max_memory_allocated(device) - before if on_gpu else None, first)
 
 
@@ -240,10 +241,5 @@ def within(seconds: float) -> Iterator[None]:
 
 def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
-        _wait(device)
+        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -27,6 +27,7 @@ from benchmarks.gpu.table import table
 from benchmarks.kernels import cases as kernel_cases
 from benchmarks.kernels import checks, routing, timings
 from fastres.bench import ceilings
+from fastres.bench.norms import Case
 from fastres.bench.timing import DRY, GPU
 from fastres.engine.cuda_graph import side_stream
 from fastres.errors import UserError
@@ -261,12 +262,12 @@ def files_marked_gpu(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("test_*.py")) if re.search(r"\bmark\.gpu\b", path.read_text())]
 
 
-def cases_of(suite: Suite) -> list[kernel_cases.Case]:
+def cases_of(suite: Suite) -> list[Case]:
     """The shapes of this run; in a dry run one tiny shape for each form."""
     if not suite.dry:
         return list(kernel_cases.cases())
     shapes = [("none", "relu"), ("add", "relu"), ("dual", "relu"), ("none", "none")]
-    return [kernel_cases.Case(join, activation, 3, 16, 4, 4) for join, activation in shapes]
+    return [Case(join, activation, 3, 16, 4, 4) for join, activation in shapes]
 
 
 def main(arguments: list[str] | None = None) -> int:

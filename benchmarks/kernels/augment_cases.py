@@ -194,9 +194,8 @@ def ours(case: Case, images: Tensor, warps: int | None = None) -> Callable[[Tens
     if warps is not None:
         gpu.launch = lambda policy: replace(usual(policy), warps=warps)
     try:
-        call(
-            torch.arange(case.batch, device=images.device)
-        )  # tables are made, and the launch chosen, at the first call
+        # Tables are made, and the launch chosen, at the first call.
+        call(torch.arange(case.batch, device=images.device))
     finally:
         gpu.launch = usual
     return call

@@ -22,27 +22,8 @@ import torch._functorch.config
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastres.bench.norms import PASSES, Case, Forward, Problem, call, ours, problem
+from fastres.bench.norms import Case, Forward, Problem, ours
 from fastres.kernels import Norm
-
-# What a case is, and ours, are the package's; the rivals are here.
-__all__ = [
-    "BATCHES",
-    "PASSES",
-    "STAGES",
-    "Case",
-    "Forward",
-    "Problem",
-    "Variant",
-    "call",
-    "cases",
-    "compiled",
-    "cudnn_takes",
-    "eager",
-    "ours",
-    "problem",
-    "variants",
-]
 
 STAGES = ((64, 32), (128, 16), (256, 8), (512, 4))
 """Channels and side of the maps in the report's network, blocks 1, 1, 1, 1 on 32×32 images."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cases import Case, Forward, Problem, eager, ours, problem
+from benchmarks.kernels.cases import eager
+from fastres.bench.norms import Case, Forward, Problem, ours, problem
 from fastres.engine.cuda_graph import gc_disabled, side_stream
 from fastres.kernels import ACTIVATIONS
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.cases import BATCHES, STAGES, Case, problem
+from benchmarks.kernels.cases import BATCHES, STAGES
 from fastres.bench.ceilings import cache_bytes
+from fastres.bench.norms import Case, problem
 from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
 from fastres.kernels import Norm

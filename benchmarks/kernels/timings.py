@@ -8,18 +8,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.kernels.cases import PASSES, Case, Problem, Variant, call, ours, problem, variants
+from benchmarks.kernels.cases import Variant, variants
 from fastres.bench.ceilings import cache_bytes, copy_rate
-from fastres.bench.timing import (
-    DRY,
-    GPU,
-    Timing,
-    compare,
-    kernel_names,
-    measure,
-    peak_bytes,
-    sets_for_cold_cache,
-)
+from fastres.bench.norms import PASSES, Case, Problem, call, ours, problem
+from fastres.bench.timing import DRY, GPU, Timing, compare, kernel_names, measure, peak_bytes, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")

@@ -1,6 +1,6 @@
 """The tables of the READMEs and the pictures in results/, each from the committed results."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from benchmarks.harness.summary import PARTS, with_parts
 from benchmarks.published import ablations
@@ -23,30 +23,17 @@ def rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
-def _percents(values: Sequence[float], form: str = ".1%") -> str:
-    return ", ".join(format(value, form) for value in values)
-
-
 def speed(results: Results) -> str:
     found = results("speed94-cpu-amd-epyc.json")
     last = found["airbench94_muon"]["epochs"][-1]
     header = ["CIFAR-10 (JPEG), two cores of an AMD EPYC, bf16, one run each", "test accuracy, six views", "seconds"]
-    lines = [
-        [
-            "the public airbench94_muon, moved to the CPU, by its own clock",
-            f"{float(last['test_accuracy_with_tta']):.2%}",
-            f"{float(last['seconds']):,.0f}",
-        ]
-    ]
+    public = "the public airbench94_muon, moved to the CPU, by its own clock"
+    runs = {public: (last["test_accuracy_with_tta"], last["seconds"])}
     for name in ("94", "95"):
         summary = results(f"speed{name}-cpu-amd-epyc.json")["ours"]["summary"]
-        lines.append(
-            [
-                f"`recipes/speed/{name}.toml`, the whole command, compilation included",
-                f"{summary['test_accuracy']:.2%}",
-                f"{summary['seconds']:,.0f}",
-            ]
-        )
+        ours = f"`recipes/speed/{name}.toml`, the whole command, compilation included"
+        runs[ours] = (summary["test_accuracy"], summary["seconds"])
+    lines = [[name, f"{float(share):.2%}", f"{float(seconds):,.0f}"] for name, (share, seconds) in runs.items()]
     return markdown_table(header, lines)
 
 
@@ -193,7 +180,7 @@ def augment_accuracy(results: Results) -> str:
     for key, name in named.items():
         own = [run for run in runs if run["recipe"] == f"recipes/augment/{key}.toml"]
         measures = ("train_accuracy", "val_accuracy", "test_accuracy")
-        lines.append([name, *(_percents([run[measure] for run in own]) for measure in measures)])
+        lines.append([name, *(", ".join(f"{run[measure]:.1%}" for run in own) for measure in measures)])
     return markdown_table(["recipe", "training accuracy", "validation accuracy", "test accuracy"], lines)
 
 

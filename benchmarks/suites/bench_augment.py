@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness.versus import Same, Side, Versus, copying, note
-from benchmarks.kernels.augment_cases import by_reference
+from benchmarks.kernels.augment_cases import MEAN, MIX, PAPER, SHIFT, STD, by_reference
 from benchmarks.rivals import plain
 from fastres import recipe
 from fastres.augment import Augment
@@ -39,19 +39,9 @@ from torchvision.transforms import v2  # noqa: E402
 BATCH, SINGLE, ROUNDS = 1024, 256, 15
 STORE_IMAGES, COMPARED, EXACT = 20_000, 512, 64
 THREADS = torch.get_num_threads()
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
-SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
-PAPER = recipe.AugmentConfig(
-    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
-    translate=0,
-    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
-    autocontrast=0.2,
-    grayscale=0.2,
-)
 CUTOUT = recipe.AugmentConfig(translate=4, padding="zero", cutout=8)
 CROP = recipe.AugmentConfig(translate=0, random_resized_crop=recipe.RandomResizedCropConfig())
-MIX = recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
 
 # `fastres train` does this for its process; without it both sides wait for fresh memory at every batch.
 keep_freed_memory()
@@ -204,10 +194,10 @@ def shares_alike(ours: Tensor, rival: list[tuple[float, float]]) -> None:
 
 
 CASES: dict[str, tuple[recipe.AugmentConfig, recipe.MixConfig | None, Callable[[Tensor], Side], str]] = {
-    "simple": (SIMPLE, None, torchvisions_tensors, "torchvision v2, one image at a time"),
+    "simple": (SHIFT, None, torchvisions_tensors, "torchvision v2, one image at a time"),
     "report": (PAPER, None, paper_pipeline, "the report's pipeline: torchvision on Pillow images"),
     "report_mixed": (PAPER, MIX, paper_pipeline, "the report's pipeline, without mixing"),
-    "simple_mixed": (SIMPLE, MIX, torchvisions_mixing, "torchvision's mixing alone"),
+    "simple_mixed": (SHIFT, MIX, torchvisions_mixing, "torchvision's mixing alone"),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness.sameness import near
 from benchmarks.harness.summary import with_parts
-from benchmarks.harness.versus import DEVICE, FIGURES, Ceiling, Side, Versus, matrix_product, note
+from benchmarks.harness.versus import DEVICE, FIGURES, Side, Versus, matrix_product, note
 from benchmarks.suites.epoch_parts import bars, parts
 from benchmarks.suites.epoch_variants import DEFAULTS, PlainTraining, Training, Variant, changed
 from fastres.engine.memory import keep_freed_memory
@@ -87,11 +87,8 @@ def compare(
     variant: Variant, training: Training, ours: Side, rival: Side, same: Any, against: str, versus: Versus
 ) -> None:
     """Time by turns, then the parts."""
-    recipe, steps_an_epoch = (
-        training.recipe,
-        len(training.data_module.train.subset) / training.data_module.train.batch_size,
-    )
-    ceiling: Ceiling = matrix_product(DTYPES[recipe.train.precision], 64 if versus.dry else 2048)
+    recipe, train = training.recipe, training.data_module.train
+    steps_an_epoch = len(train.subset) / train.batch_size
     ratio = versus(
         ours,
         rival,
@@ -99,14 +96,13 @@ def compare(
         rounds=7 if versus.full else 3,
         against=against,
         unit="images",
-        ceiling=ceiling,
+        ceiling=matrix_product(DTYPES[recipe.train.precision], 64 if versus.dry else 2048),
         operations=training.operations * training.images,
         recipe=recipe,
         device=DEVICE,
         source=training.data_module.dataset.name,
     )
-    step_seconds = ratio.seconds * recipe.train.batch_size
-    profiled = min(training.steps, PROFILED)
+    step_seconds, profiled = ratio.seconds * recipe.train.batch_size, min(training.steps, PROFILED)
     found = parts(training.ours, profiled, step_seconds)
     note(
         versus.request,
@@ -114,7 +110,7 @@ def compare(
         setting=variant.setting,
         factor=variant.factor,
         epoch_seconds=step_seconds * steps_an_epoch,
-        epoch_images=len(training.data_module.train.subset),
+        epoch_images=len(train.subset),
         timed_steps=training.steps,
         profiled_steps=profiled,
         parts={part: seconds * steps_an_epoch for part, seconds in found.items()},

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks.harness.versus import note
-from benchmarks.kernels.cases import PASSES, Case, call, cases, ours, problem
+from benchmarks.kernels.cases import cases
 from benchmarks.kernels.checks import check
 from benchmarks.kernels.timings import time_case
+from fastres.bench.norms import PASSES, Case, call, ours, problem
 
 pytestmark = [
     pytest.mark.gpu,

@@ -33,6 +33,7 @@ BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
 PIXELS = 32 * 32 * 3
 CORES = len(os.sched_getaffinity(0))
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
+READING = [kind for kind in KINDS if kind != "resident"]
 SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
 FULL = pytest.mark.full
 
@@ -184,6 +185,12 @@ RIVALS: dict[str, tuple[str, Callable[[Dataset], Epoch]]] = {
 }
 
 
+def measure(versus: Versus, ours: Side, rival: Side, against: str, rounds: int = ROUNDS, **more: Any) -> None:
+    """By turns, where both deliver the same images."""
+    threads = torch.get_num_threads()
+    versus(ours, rival, same=identical, rounds=rounds, against=against, unit="images", threads=threads, **more)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoded(kind: str, dataset: Dataset, versus: Versus) -> None:
     """Every loader on the decoded store."""
@@ -191,57 +198,38 @@ def test_decoded(kind: str, dataset: Dataset, versus: Versus) -> None:
     assert dataset.train is not None
     with make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader:
         mine = side(ours(loader))
-        versus(
+        measure(
+            versus,
             mine,
             side(rival(dataset)),
-            same=identical,
-            rounds=ROUNDS,
-            against=name,
-            unit="images",
+            name,
             ceiling=copying(BATCH * 2 * PIXELS, len(dataset.train.images) // BATCH),
             bytes=2 * PIXELS * mine.units,
             # Its epochs' order is drawn by seed and epoch, which torch's generator does faster.
             at_least=0.5 if kind == "resident" else None,
-            threads=torch.get_num_threads(),
             source=dataset.name,
         )
 
 
 @FULL
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+@pytest.mark.parametrize("kind", READING)
 def test_decoded_and_augmented(kind: str, dataset: Dataset, versus: Versus) -> None:
     """Every other loader followed by the augmentation, against `resident`, whose gather is a part of that."""
     with (
         make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader,
         make_loader(dataset, loader="resident", batch_size=BATCH, seed=0) as resident,
     ):
-        versus(
-            side(augmented(loader)),
-            side(augmented(resident)),
-            same=identical,
-            rounds=ROUNDS,
-            against="the resident loader",
-            unit="images",
-            threads=torch.get_num_threads(),
-            source=dataset.name,
-        )
+        both = side(augmented(loader)), side(augmented(resident))
+        measure(versus, *both, "the resident loader", source=dataset.name)
 
 
 @FULL
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+@pytest.mark.parametrize("kind", READING)
 def test_files(kind: str, folder: Path, versus: Versus, tmp_path: Path) -> None:
     """JPEG files in folders, decoded at every epoch: ours on the encoded store against torchvision's ImageFolder."""
     dataset = open_dataset(str(folder), store="encoded", root=tmp_path, quiet=True)
     with make_loader(dataset, loader=kind, batch_size=BATCH, seed=0) as loader:
-        versus(
-            side(ours(loader)),
-            side(image_folder(folder / "train")),
-            same=identical,
-            rounds=3,
-            against="ImageFolder",
-            unit="images",
-            threads=torch.get_num_threads(),
-        )
+        measure(versus, side(ours(loader)), side(image_folder(folder / "train")), "ImageFolder", rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +244,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
 
 @FULL
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "resident"])
+@pytest.mark.parametrize("kind", READING)
 def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.FixtureRequest, dry: bool) -> None:
     """2 GB of images, from the disk on, then with what the page cache has kept; in any memory and in 1 GB of it.
 

@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 
 from fastres.report.document import Part, Picture, Table, Text, markdown
 from fastres.report.labels import Label, write_beside
-from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, WIDTH, dress, png
+from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, png, single
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural
 
@@ -125,9 +125,7 @@ def figure(facts: dict[str, Any]) -> Figure:
     """The roofs with their measured figures, and the points with their numbers."""
     points = facts["points"]
     rows = -(-len(points) // 2)
-    drawn = Figure(figsize=(WIDTH, 4.2 + 0.19 * rows), layout="constrained", facecolor="white")
-    axes = drawn.add_subplot()
-    dress(axes)
+    drawn, axes = single(4.2 + 0.19 * rows)
     axes.set_xscale("log")
     axes.set_yscale("log")
     memory = max(facts["memory"].values())
@@ -138,12 +136,8 @@ def figure(facts: dict[str, Any]) -> Figure:
     axes.set_ylim(min(rates) / 2.5, max(rates) * 2.5)
     handles = []
     for number, point in enumerate(points, 1):
-        handles += axes.plot(
-            point["intensity"],
-            point["operations_per_second"],
-            label=f"{number}  {point['name']}",
-            **_style(point),
-        )
+        x, y = point["intensity"], point["operations_per_second"]
+        handles += axes.plot(x, y, label=f"{number}  {point['name']}", **_style(point))
     axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
     axes.set_ylabel("operations/s", fontsize=TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.augment import Augment
 from fastres.data.loaders import ResidentLoader
-from fastres.engine.precision import DTYPES
 from fastres.recipe import Recipe
 from fastres.training import session
-from fastres.training.data import SAMPLED
+from fastres.training.data import SAMPLED, augment_of
 from fastres.training.epoch import Launch, Runner
 from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
@@ -89,17 +87,9 @@ def random_data_module(recipe: Recipe, images: int, device: torch.device, side: 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(0, classes, (images,), generator=generator).numpy()
-    options = recipe.train
-    train = ResidentLoader(pixels, labels, torch.arange(images).numpy(), options.batch_size, seed=0, drop_last=True)
-    augment = Augment(
-        recipe.augment,
-        (0.5, 0.5, 0.5),
-        (0.25, 0.25, 0.25),
-        mix=recipe.mix,
-        seed=options.seed,
-        dtype=DTYPES[options.precision],
-        channels_last=options.channels_last,
-    )
+    every, size = torch.arange(images).numpy(), recipe.train.batch_size
+    train = ResidentLoader(pixels, labels, every, size, seed=0, drop_last=True)
+    augment = augment_of(recipe, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
     def sample(count: int) -> Iterator[Tensor]:
         return map(augment.normalize, pixels[:count].split(SAMPLED))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastres.cli.options import Device, Json, Overrides
+from fastres.cli.options import Device, Json, Overrides, continued
 from fastres.cli.printing import print_json, print_table
 from fastres.utils.terminal import printable
 
@@ -18,12 +18,7 @@ def pareto(
     runs: Annotated[int, typer.Option(help="Seeds of each recipe.")] = 3,
     set_: Overrides = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write; one of an interrupted command is completed.", show_default="runs/pareto-<time>"
-        ),
-    ] = None,
+    out: Annotated[Path | None, continued("command", "runs/pareto-<time>")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -264,26 +264,20 @@ def render(facts: dict[str, Any], console: Console | None = None) -> None:
         (name, f"{tool['path']}: {tool['version']}" if tool else "missing") for name, tool in facts["compilers"].items()
     ]
     _section(console, "Software", [("fastres", machine["fastres"] + commit), *versions, *tools])
-    _section(
-        console,
-        "Extras, all optional",
-        [
-            (extra["name"], extra["version"] or f"absent ({extra['what']}): {extra['install']}")
-            for extra in facts["extras"]
-        ],
-    )
+    extras = [
+        (extra["name"], extra["version"] or f"absent ({extra['what']}): {extra['install']}")
+        for extra in facts["extras"]
+    ]
+    _section(console, "Extras, all optional", extras)
     stores = [(store["folder"], _store(store)) for store in data["stores"]]
     downloads = [(download["name"], f"downloaded, {_size(download['bytes'])}") for download in data["downloads"]]
     folder = f"{data['root']}, {_size(data['free_bytes'])} free"
     _section(console, "Data", [("folder", folder), *downloads, *(stores or [("stores", "none prepared yet")])])
-    _section(
-        console,
-        "Caches of compiled code",
-        [
-            (cache["name"], f"{'' if cache['complete'] else 'over '}{_size(cache['bytes'])} in {cache['path']}")
-            for cache in facts["caches"]
-        ],
-    )
+    caches = [
+        (cache["name"], f"{'' if cache['complete'] else 'over '}{_size(cache['bytes'])} in {cache['path']}")
+        for cache in facts["caches"]
+    ]
+    _section(console, "Caches of compiled code", caches)
     if not facts["problems"]:
         console.print(Text("Nothing needed is missing.", style="bold green"))
         return

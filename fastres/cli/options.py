@@ -1,7 +1,7 @@
 """Arguments and options that several commands take."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,13 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def continued(what: str, default: str) -> Any:
+    """The option of a folder that an interrupted command goes on in."""
+    return typer.Option(help=f"Folder to write; one of an interrupted {what} is completed.", show_default=default)
+
+
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
 Source = Annotated[
     str,

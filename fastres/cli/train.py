@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastres.cli.options import Device, Json, Overrides, RecipeFile
+from fastres.cli.options import Device, Json, Overrides, RecipeFile, continued
 from fastres.cli.printing import print_json, print_table
 from fastres.engine.memory import StartupTimer
 from fastres.errors import UserError
@@ -57,13 +57,7 @@ def speedrun(
     set_: Overrides = [],  # noqa: B006 - typer copies it
     target: Annotated[float, typer.Option(help="Accuracy that the mean is compared with, as a share.")] = 0.94,
     device: Device = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write; one of an interrupted speedrun is completed.",
-            show_default="runs/<name>-speedrun-<time>",
-        ),
-    ] = None,
+    out: Annotated[Path | None, continued("speedrun", "runs/<name>-speedrun-<time>")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe many times, compiled once: time of a run, mean accuracy, its interval and significance."""
@@ -84,13 +78,7 @@ def sweep(
     recipe: RecipeFile,
     set_: Overrides = [],  # noqa: B006 - typer copies it
     device: Device = "auto",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write; one of an interrupted sweep is completed.",
-            show_default="runs/<name>-sweep-<time>",
-        ),
-    ] = None,
+    out: Annotated[Path | None, continued("sweep", "runs/<name>-sweep-<time>")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share a search.")] = 1,
     as_json: Json = False,
 ) -> None:

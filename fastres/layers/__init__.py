@@ -8,14 +8,7 @@
 the same for `nn.BatchNorm2d` modules that stay where they are. Numbers and checkpoints are those of `nn.BatchNorm2d`.
 """
 
-from fastres.layers.batch_norm import (
-    BatchNormAct2d,
-    BatchNormAddAct2d,
-    DualBatchNormAddAct2d,
-    dual,
-    norm_act,
-    norm_of,
-)
+from fastres.layers.batch_norm import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d, dual, norm_act, norm_of
 from fastres.layers.fusion import Site, fuse, fused_sites, unfuse
 
 __all__ = [

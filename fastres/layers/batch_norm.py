@@ -166,25 +166,11 @@ class DualBatchNormAddAct2d(NotSynchronised, nn.Module):
     hooks do not run. Arguments as in BatchNormAct2d.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str = "relu",
-        backend: str = "auto",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, activation: str = "relu", backend: str = "auto", **keywords: Any) -> None:
         _check(activation, backend)
         super().__init__()
-        arguments = (num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.main = nn.BatchNorm2d(*arguments, **kwargs)
-        self.skip = nn.BatchNorm2d(*arguments, **kwargs)
+        self.main = nn.BatchNorm2d(*arguments, **keywords)
+        self.skip = nn.BatchNorm2d(*arguments, **keywords)
         self.activation, self.backend = activation, backend
 
     def forward(self, x: Tensor, z: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -34,7 +34,9 @@ class Network(nn.Module, ABC):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of features [N, F]."""
-        return scaled(self.classifier(self.dropout(features)), self.logit_scale)
+        logits = self.classifier(self.dropout(features))
+        # Scaled in fp32: bf16 would round them a second time.
+        return logits if self.logit_scale == 1 else logits.float() * self.logit_scale
 
     @property
     def classifier(self) -> nn.Linear:
@@ -86,8 +88,3 @@ def start_as_identity(convolution: nn.Conv2d) -> None:
     """Let the first filters pass the input channels on unchanged (Zagoruyko and Komodakis 2017, "DiracNets"); filters
     beyond the number of input channels stay as they were drawn."""
     nn.init.dirac_(convolution.weight[: convolution.in_channels])
-
-
-def scaled(logits: Tensor, scale: float) -> Tensor:
-    """Logits times a constant, in fp32: bf16 would round them a second time."""
-    return logits if scale == 1 else logits.float() * scale

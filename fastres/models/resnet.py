@@ -91,7 +91,7 @@ class ResNet(Network):
         width = channels[0]
         if stem == "imagenet":
             self.conv1 = Conv2d(3, width, 7, 2)
-            side = _halved(_halved(image_size))
+            side = -(-image_size // 4)
         else:
             self.conv1 = Conv2d(3, width, 3)
             side = image_size
@@ -139,7 +139,3 @@ class ResNet(Network):
         x = blocks[-1](x, skip)
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
         return torch.flatten(x, 1)
-
-
-def _halved(side: int) -> int:
-    return (side + 1) // 2

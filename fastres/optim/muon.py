@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
 
     Nothing is scaled by the matrix's shape, as in the CIFAR-10 records. The state of a parameter is `momentum_buffer`
     and `norm`, the L2 norm it had when the optimizer was made, to which `renormalise` brings it back. `lr` may be a
-    tensor on the device, so that a captured step can read it. `padding` is passed to `orthogonalise`.
+    tensor on the device, so that a captured step can read it.
     """
 
     def __init__(
@@ -32,11 +32,9 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         weight_decay: float = 0.0,
         newton_schulz_steps: int = 5,
-        padding: float | None = None,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"newton_schulz_steps": newton_schulz_steps})
-        self.padding = padding
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.ndim < 2:
@@ -67,7 +65,7 @@ class Muon(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
             steps, scale = group["newton_schulz_steps"], -group["lr"]
-            torch._foreach_add_(weights, orthogonalise(updates, steps, scale=scale, padding=self.padding))
+            torch._foreach_add_(weights, orthogonalise(updates, steps, scale=scale))
         return loss
 
     @torch.no_grad()

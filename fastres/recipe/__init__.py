@@ -13,73 +13,45 @@ follow. loading.py does the parsing and the messages.
 from typing import Any
 
 from fastres import aliases
-from fastres.recipe.augmentation import (
-    AugmentConfig,
-    ColorJitterConfig,
-    ErasingConfig,
-    MixConfig,
-    RandomResizedCropConfig,
-)
-from fastres.recipe.data import DataConfig, ExtraConfig
-from fastres.recipe.fields import Precision, Table
-from fastres.recipe.methods import (
-    DinoConfig,
-    DistillConfig,
-    EmpSslConfig,
-    PseudoLabelConfig,
-    SelfSupervisedConfig,
-    SupervisedConfig,
-    TransferConfig,
-)
-from fastres.recipe.networks import PRESETS, ModelConfig, SpeednetConfig
-from fastres.recipe.optimizers import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
-from fastres.recipe.recipe import Recipe
-from fastres.recipe.running import EvalConfig, LookaheadConfig, RecordConfig, TrainConfig
-from fastres.recipe.schedules import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
-from fastres.recipe.schema import schema
-from fastres.recipe.sweeps import PointConfig, RangeConfig, SearchConfig, SweepConfig
-
-__all__ = [
-    "PRESETS",
-    "AdamConfig",
-    "AdamWConfig",
-    "AugmentConfig",
-    "ColorJitterConfig",
-    "ConstantConfig",
-    "CosineConfig",
-    "DataConfig",
-    "DinoConfig",
-    "DistillConfig",
-    "EmpSslConfig",
-    "ErasingConfig",
-    "EvalConfig",
-    "ExtraConfig",
-    "KnotsConfig",
-    "LinearConfig",
-    "LookaheadConfig",
-    "MixConfig",
-    "ModelConfig",
-    "MuonConfig",
-    "OneCycleConfig",
-    "PointConfig",
-    "Precision",
-    "PseudoLabelConfig",
-    "RandomResizedCropConfig",
-    "RangeConfig",
-    "Recipe",
-    "RecordConfig",
-    "SearchConfig",
-    "SelfSupervisedConfig",
-    "SgdConfig",
-    "SpeednetConfig",
-    "StepConfig",
-    "SupervisedConfig",
-    "SweepConfig",
-    "Table",
-    "TrainConfig",
-    "TransferConfig",
-    "schema",
-]
+from fastres.recipe.augmentation import AugmentConfig as AugmentConfig
+from fastres.recipe.augmentation import ColorJitterConfig as ColorJitterConfig
+from fastres.recipe.augmentation import ErasingConfig as ErasingConfig
+from fastres.recipe.augmentation import MixConfig as MixConfig
+from fastres.recipe.augmentation import RandomResizedCropConfig as RandomResizedCropConfig
+from fastres.recipe.data import DataConfig as DataConfig
+from fastres.recipe.data import ExtraConfig as ExtraConfig
+from fastres.recipe.fields import Precision as Precision
+from fastres.recipe.fields import Table as Table
+from fastres.recipe.methods import DinoConfig as DinoConfig
+from fastres.recipe.methods import DistillConfig as DistillConfig
+from fastres.recipe.methods import EmpSslConfig as EmpSslConfig
+from fastres.recipe.methods import PseudoLabelConfig as PseudoLabelConfig
+from fastres.recipe.methods import SelfSupervisedConfig as SelfSupervisedConfig
+from fastres.recipe.methods import SupervisedConfig as SupervisedConfig
+from fastres.recipe.methods import TransferConfig as TransferConfig
+from fastres.recipe.networks import PRESETS as PRESETS
+from fastres.recipe.networks import ModelConfig as ModelConfig
+from fastres.recipe.networks import SpeednetConfig as SpeednetConfig
+from fastres.recipe.optimizers import AdamConfig as AdamConfig
+from fastres.recipe.optimizers import AdamWConfig as AdamWConfig
+from fastres.recipe.optimizers import MuonConfig as MuonConfig
+from fastres.recipe.optimizers import SgdConfig as SgdConfig
+from fastres.recipe.recipe import Recipe as Recipe
+from fastres.recipe.running import EvalConfig as EvalConfig
+from fastres.recipe.running import LookaheadConfig as LookaheadConfig
+from fastres.recipe.running import RecordConfig as RecordConfig
+from fastres.recipe.running import TrainConfig as TrainConfig
+from fastres.recipe.schedules import ConstantConfig as ConstantConfig
+from fastres.recipe.schedules import CosineConfig as CosineConfig
+from fastres.recipe.schedules import KnotsConfig as KnotsConfig
+from fastres.recipe.schedules import LinearConfig as LinearConfig
+from fastres.recipe.schedules import OneCycleConfig as OneCycleConfig
+from fastres.recipe.schedules import StepConfig as StepConfig
+from fastres.recipe.schema import schema as schema
+from fastres.recipe.sweeps import PointConfig as PointConfig
+from fastres.recipe.sweeps import RangeConfig as RangeConfig
+from fastres.recipe.sweeps import SearchConfig as SearchConfig
+from fastres.recipe.sweeps import SweepConfig as SweepConfig
 
 
 def __getattr__(name: str) -> Any:

@@ -6,18 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from fastres.recipe import methods
 from fastres.recipe.augmentation import AugmentConfig, MixConfig
 from fastres.recipe.data import DataConfig
 from fastres.recipe.fields import Table
-from fastres.recipe.methods import (
-    DinoConfig,
-    DistillConfig,
-    EmpSslConfig,
-    PseudoLabelConfig,
-    SelfSupervisedConfig,
-    SupervisedConfig,
-    TransferConfig,
-)
 from fastres.recipe.networks import ModelConfig, SpeednetConfig
 from fastres.recipe.optimizers import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
 from fastres.recipe.running import EvalConfig, RecordConfig, TrainConfig
@@ -46,10 +38,15 @@ class Recipe(Table):
     train: TrainConfig = TrainConfig()
     """The run."""
     method: Annotated[
-        SupervisedConfig | DistillConfig | PseudoLabelConfig | DinoConfig | EmpSslConfig, Field(discriminator="name")
-    ] = SupervisedConfig()
+        methods.SupervisedConfig
+        | methods.DistillConfig
+        | methods.PseudoLabelConfig
+        | methods.DinoConfig
+        | methods.EmpSslConfig,
+        Field(discriminator="name"),
+    ] = methods.SupervisedConfig()
     """Training method: labels alone, or what is learnt from besides them."""
-    transfer: TransferConfig | None = None
+    transfer: methods.TransferConfig | None = None
     """Weights to start from; by default drawn ones."""
     eval: EvalConfig = EvalConfig()
     """Measuring."""
@@ -81,9 +78,9 @@ class Recipe(Table):
                 raise ValueError(f"train.best = '{best}' needs a test after each epoch: set eval.test_every to 1")
         if train.early_stopping and best is None:
             raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
-        if isinstance(self.method, SelfSupervisedConfig) and self.mix.active:
+        if isinstance(self.method, methods.SelfSupervisedConfig) and self.mix.active:
             raise ValueError(f"method.name = '{self.method.name}' compares views of one image: leave the mix table out")
-        if isinstance(self.method, DinoConfig) and (train.ema or train.lookahead):
+        if isinstance(self.method, methods.DinoConfig) and (train.ema or train.lookahead):
             raise ValueError(
                 "method.name = 'dino' averages by method.teacher_momentum: no train.ema or train.lookahead"
             )
@@ -130,6 +127,6 @@ class Recipe(Table):
             "train": {"checkpoint_seconds"},
         }
         values = self.model_dump(exclude=changes_nothing)
-        if isinstance(self.method, DistillConfig) and isinstance(self.method.teacher, dict):
+        if isinstance(self.method, methods.DistillConfig) and isinstance(self.method.teacher, dict):
             values["method"]["teacher"] = Recipe.model_validate(self.method.teacher).hash()
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

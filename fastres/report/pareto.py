@@ -10,25 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+from fastres.report import style
 from fastres.report.labels import Label, write_beside
-from fastres.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SKY,
-    SMALL,
-    TEXT,
-    WIDTH,
-    dress,
-    missing_glyphs_are_boxes,
-    short,
-)
 from fastres.utils.statistics import Sample
 
 # Okabe and Ito's palette without its yellow, which is too light for lines on white.
-COLOURS = (BLUE, ORANGE, GREEN, SKY, "#cc79a7", "#e69f00", BLACK)
+COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.SKY, "#cc79a7", "#e69f00", style.BLACK)
 _MARKERS = ("o", "s", "^", "D")
 COSTS = {"images_per_second": "training speed (images/s)", "seconds": "time of the whole run (s)"}
 """The costs that accuracy is drawn against, each with the label of its axis."""
@@ -74,28 +61,28 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     `records` are hollow stars with letters, on the panel of times alone, and no part of the front."""
     costs = {key: label for key, label in COSTS.items() if placed(marks, key)}
     rows = -(-len(marks) // 2) + (-(-len(records) // 2) + 1.5 if records else 0)  # of the legends
-    figure = Figure(figsize=(WIDTH, 3.6 + 0.19 * rows), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(style.WIDTH, 3.6 + 0.19 * rows), layout="constrained", facecolor="white")
     stack = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (key, label) in zip(stack, costs.items(), strict=True):
         _costs(axes, marks, records if key == "seconds" else (), key)
-        axes.set_xlabel(label, fontsize=TEXT)
-    stack[0].set_ylabel("test accuracy (%)", fontsize=TEXT)
+        axes.set_xlabel(label, fontsize=style.TEXT)
+    stack[0].set_ylabel("test accuracy (%)", fontsize=style.TEXT)
     for axes in stack[1:]:
         axes.tick_params(labelleft=False)
     _legend(figure, marks, records)
-    with missing_glyphs_are_boxes():
+    with style.missing_glyphs_are_boxes():
         figure.draw_without_rendering()  # from here on it is known where points and letters lie
     for axes, key in zip(stack, costs, strict=True):
         _follow(axes, marks, key)
         labels = [
-            Label(cost.mean, 100 * gain.mean, short(mark.label, 14), colour(mark.style_index))
+            Label(cost.mean, 100 * gain.mean, style.short(mark.label, 14), colour(mark.style_index))
             for mark, cost, gain in placed(marks, key)
         ]
         others = [
-            Label(each.seconds, 100 * each.accuracy, letter, GREY, bold=False)
+            Label(each.seconds, 100 * each.accuracy, letter, style.GREY, bold=False)
             for letter, each in zip(ascii_lowercase, records, strict=False)
         ]
-        with missing_glyphs_are_boxes():
+        with style.missing_glyphs_are_boxes():
             write_beside(axes, [*labels, *(others if key == "seconds" else [])])
     return figure
 
@@ -112,7 +99,7 @@ def marker(style_index: int) -> str:
 
 def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: str) -> None:
     """The points of one panel, and its axes."""
-    dress(axes)
+    style.dress(axes)
     best, known = front(marks, key), placed(marks, key)
     for mark, cost, gain in known:
         own = colour(mark.style_index)
@@ -151,7 +138,7 @@ _STAR: dict[str, Any] = {
     "marker": "*",
     "markersize": 9,
     "markerfacecolor": "white",
-    "markeredgecolor": GREY,
+    "markeredgecolor": style.GREY,
     "markeredgewidth": 1.0,
     "linestyle": "",
 }
@@ -166,17 +153,17 @@ def _follow(axes: Axes, marks: Sequence[Mark], key: str) -> None:
         line, steps = [(line[0][0], bottom), *line, (high, line[-1][1])], "steps-post"
     else:
         line, steps = [(low, line[0][1]), *line, (line[-1][0], bottom)], "steps-pre"
-    style: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (4, 2)), "drawstyle": steps, "zorder": 1}
-    axes.plot(*zip(*line, strict=True), scalex=False, scaley=False, **style)
+    look: dict[str, Any] = {"color": style.GREY, "linewidth": 1.2, "linestyle": (0, (4, 2)), "drawstyle": steps}
+    axes.plot(*zip(*line, strict=True), scalex=False, scaley=False, zorder=1, **look)
 
 
 def _legend(figure: Figure, marks: Sequence[Mark], records: Sequence[Record]) -> None:
     """Say above the figure what each mark stands for, and below it what the letters do."""
     handles: list[Line2D] = []
     for mark in marks:
-        style: dict[str, Any] = {"linestyle": "", "marker": marker(mark.style_index), "markersize": 6}
-        handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.style_index), **style)
-    shared: dict[str, Any] = {"ncols": 2, "fontsize": SMALL, "frameon": False}
+        look: dict[str, Any] = {"linestyle": "", "marker": marker(mark.style_index), "markersize": 6}
+        handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.style_index), **look)
+    shared: dict[str, Any] = {"ncols": 2, "fontsize": style.SMALL, "frameon": False}
     legend = figure.legend(handles=handles, loc="outside upper center", handlelength=3, **shared)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a folder's name may hold dollar signs
@@ -186,7 +173,7 @@ def _legend(figure: Figure, marks: Sequence[Mark], records: Sequence[Record]) ->
             name = f"{letter}  {each.name}: {100 * each.accuracy:.1f}%, {each.seconds:g} s, {each.device}"
             stars += figure.axes[0].plot([], [], label=name, **_STAR)
         title = "published: measured on other devices, on CIFAR-10’s original pixels"
-        figure.legend(handles=stars, loc="outside lower center", title=title, title_fontsize=SMALL, **shared)
+        figure.legend(handles=stars, loc="outside lower center", title=title, title_fontsize=style.SMALL, **shared)
 
 
 class Sampled(Protocol):

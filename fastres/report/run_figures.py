@@ -14,96 +14,78 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastres.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    LEAKY,
-    ORANGE,
-    RED,
-    SKY,
-    SMALL,
-    TEXT,
-    WIDTH,
-    _axes,
-    _tiles,
-    curve,
-    dress,
-    epoch_axis,
-    short,
-    sure,
-)
+from fastres.report import style
+
+_NO_IMAGE = "There is no training image to show."
 
 
 def samples(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Up to 32 training images, uint8 [n, H, W, 3], under the names of their classes."""
     images, labels = images[:32], labels[:32]
-    captions = [short(classes[label], 16) for label in labels]
-    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty="There is no training image to show.")
+    captions = [style.short(classes[label], 16) for label in labels]
+    return style.tiles(images, captions, columns=min(8, max(4, len(images))), empty=_NO_IMAGE)
 
 
 def augmented(images: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Up to 16 images, uint8 [n, H, W, 3], above themselves after augmentation, float32 [n, H, W, 3] in 0 to 1."""
     images, after = images[:16], after[:16]
-    captions = [short(classes[label], 16) for label in labels[:16]]
-    empty = "There is no training image to show."
-    return _tiles(images, captions, columns=min(8, max(4, len(images))), empty=empty, after=after)
+    captions = [style.short(classes[label], 16) for label in labels[:16]]
+    return style.tiles(images, captions, columns=min(8, max(4, len(images))), empty=_NO_IMAGE, after=after)
 
 
 def mixed(images: np.ndarray, after: np.ndarray, captions: list[str], columns: int) -> Figure:
     """Images, uint8 [n, H, W, 3], above what augmentation and mixing make of them, float32 in 0 to 1: a row a batch."""
-    return _tiles(images, captions, columns=columns, empty="There is no training image to show.", after=after)
+    return style.tiles(images, captions, columns=columns, empty=_NO_IMAGE, after=after)
 
 
 def class_counts(
     train_labels: np.ndarray, val_labels: np.ndarray | None, classes: tuple[str, ...], *, leak: bool = False
 ) -> Figure:
     """Images of each class, int64 labels [N]: a bar for training and, where there is one, for validation."""
-    parts = [("training", train_labels, BLUE)]
+    parts = [("training", train_labels, style.BLUE)]
     if val_labels is not None:
-        parts.append((LEAKY if leak else "validation", val_labels, RED))
+        parts.append((style.LEAKY if leak else "validation", val_labels, style.RED))
     number = len(classes)
     named = number <= 30
     # Names are read on a vertical axis; of 100 classes, numbers on a horizontal one.
-    figure, axes = _axes(max(2.2, 0.34 * number + 0.9) if named else 3.2)
+    figure, axes = style.single(max(2.2, 0.34 * number + 0.9) if named else 3.2)
     thick = 0.8 / len(parts)
     for index, (name, labels, colour) in enumerate(parts):
         counts = np.bincount(labels, minlength=number)[:number]
         at = np.arange(number) + (index - (len(parts) - 1) / 2) * thick
         hatch = "//" if index else None
         # An edge in white keeps hatched bars apart from plain ones without colour.
-        style: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
+        look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
         if named:
-            bars = axes.barh(at, counts, thick, **style)
-            axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=SMALL, padding=3)
+            bars = axes.barh(at, counts, thick, **look)
+            axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=style.SMALL, padding=3)
         else:
-            axes.bar(at, counts, thick, **style)
+            axes.bar(at, counts, thick, **look)
     if named:
-        axes.set_yticks(range(number), [short(name, 24) for name in classes], parse_math=False)
+        axes.set_yticks(range(number), [style.short(name, 24) for name in classes], parse_math=False)
         axes.set_ylim(number - 0.4, -0.6)
-        axes.set_xlabel("images", fontsize=TEXT)
+        axes.set_xlabel("images", fontsize=style.TEXT)
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     else:
-        axes.set_xlabel("class (label)", fontsize=TEXT)
-        axes.set_ylabel("images", fontsize=TEXT)
+        axes.set_xlabel("class (label)", fontsize=style.TEXT)
+        axes.set_ylabel("images", fontsize=style.TEXT)
         axes.grid(visible=False, axis="x")
         axes.set_xlim(-1, number)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
     return figure
 
 
 def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
     """The axis of epochs with a mark at the epoch whose weights were chosen, and the legend."""
-    epoch_axis(axes, max((row["epoch"] for row in rows), default=1))
+    style.epoch_axis(axes, max((row["epoch"] for row in rows), default=1))
     if best:
         label = f"epoch {best['epoch']}, the chosen one"
-        axes.axvline(best["epoch"], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
+        axes.axvline(best["epoch"], color=style.GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
     if axes.get_legend_handles_labels()[1]:
-        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
 
 
 def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak: bool = False) -> Figure:
@@ -112,14 +94,14 @@ def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak
     `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
     table of the chosen epoch.
     """
-    figure, axes = _axes(3.9)
-    name = f"{LEAKY}: mostly images trained on" if leak else "validation"
-    train = curve(axes, rows, "train_loss", color=BLUE, label="training")
-    val = curve(axes, rows, "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=name)
-    test = curve(axes, rows, "test_loss", color=BLACK, linestyle=":", marker="s", label="test")
+    figure, axes = style.single(3.9)
+    name = f"{style.LEAKY}: mostly images trained on" if leak else "validation"
+    train = style.curve(axes, rows, "train_loss", color=style.BLUE, label="training")
+    val = style.curve(axes, rows, "val_loss", color=style.RED, linestyle=(0, (5, 1.5)), label=name)
+    test = style.curve(axes, rows, "test_loss", color=style.BLACK, linestyle=":", marker="s", label="test")
     highest = max([0.0, *train, *val, *test])
     axes.set_ylim(0, highest * 1.06 if highest > 0 else 1)
-    axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=TEXT)
+    axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=style.TEXT)
     _epochs(axes, rows, best)
     return figure
 
@@ -132,32 +114,32 @@ def accuracy(
     test_accuracy: float | None = None,
 ) -> Figure:
     """Accuracy in percent by epoch; `test_accuracy` (0 to 1) of the final weights is a level line."""
-    figure, axes = _axes(3.9)
-    name = LEAKY if leak else "validation"
+    figure, axes = style.single(3.9)
+    name = style.LEAKY if leak else "validation"
     values = [
-        curve(axes, rows, "train_accuracy", scale=100, color=SKY, label="training"),
-        curve(axes, rows, "val_accuracy", scale=100, color=ORANGE, linestyle=(0, (5, 1.5)), label=name),
-        curve(axes, rows, "test_accuracy", scale=100, color=BLACK, linestyle=":", marker="s", label="test"),
+        style.curve(axes, rows, "train_accuracy", scale=100, color=style.SKY, label="training"),
+        style.curve(axes, rows, "val_accuracy", scale=100, color=style.ORANGE, linestyle=(0, (5, 1.5)), label=name),
+        style.curve(axes, rows, "test_accuracy", scale=100, color=style.BLACK, linestyle=":", marker="s", label="test"),
     ]
     if test_accuracy is not None:
         label = f"test at the end, {test_accuracy:.2%}"
-        axes.axhline(100 * test_accuracy, color=GREEN, linewidth=1.5, linestyle="-.", label=label)
+        axes.axhline(100 * test_accuracy, color=style.GREEN, linewidth=1.5, linestyle="-.", label=label)
         values.append(np.array([100 * test_accuracy]))
     seen = np.concatenate(values)
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 100.0)
     room = max(1.0, 0.06 * (high - low))
     axes.set_ylim(max(0.0, low - room), min(100.5, high + room))
-    axes.set_ylabel("accuracy (%)", fontsize=TEXT)
+    axes.set_ylabel("accuracy (%)", fontsize=style.TEXT)
     _epochs(axes, rows, best)
     return figure
 
 
 def learning_rate(rows: list[dict[str, Any]]) -> Figure:
     """Learning rate as each row of metrics.jsonl has it, by epoch."""
-    figure, axes = _axes(2.6)
-    values = curve(axes, rows, "lr", color=GREEN)
+    figure, axes = style.single(2.6)
+    values = style.curve(axes, rows, "lr", color=style.GREEN)
     axes.set_ylim(0, float(values.max()) * 1.06 if len(values) and values.max() > 0 else 1)
-    axes.set_ylabel("learning rate", fontsize=TEXT)
+    axes.set_ylabel("learning rate", fontsize=style.TEXT)
     _epochs(axes, rows, None)
     return figure
 
@@ -172,35 +154,36 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
     percentages = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     named = number <= 20
-    figure, axes = _axes(5.7)
+    figure, axes = style.single(5.7)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     norm = PowerNorm(0.5, 0, 100)
     drawn = axes.imshow(percentages, cmap="Blues", norm=norm, interpolation="nearest")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("share of the true class (%)", fontsize=TEXT)
-    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("share of the true class (%)", fontsize=style.TEXT)
+    bar.ax.tick_params(labelsize=style.SMALL)
     if named:
-        names = [short(name, 16) for name in classes]
+        names = [style.short(name, 16) for name in classes]
         flat = number > 3 or max(map(len, names)) > 10
         turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if flat else {}
-        axes.set_xticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False, **turned)
-        axes.set_yticks(range(number), names, fontsize=TEXT if number <= 10 else SMALL, parse_math=False)
+        size = style.TEXT if number <= 10 else style.SMALL
+        axes.set_xticks(range(number), names, fontsize=size, parse_math=False, **turned)
+        axes.set_yticks(range(number), names, fontsize=size, parse_math=False)
         axes.tick_params(length=0)
         for row, column in zip(*np.nonzero(counts), strict=True):
             percent = percentages[row, column]
             text = f"{percent:.1f}" if number <= 10 else f"{percent:.0f}"
             if number <= 10:
                 text += f"\n({counts[row, column]:,})"
-            colour = "white" if norm(percent) > 0.6 else BLACK
-            size = TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
+            colour = "white" if norm(percent) > 0.6 else style.BLACK
+            size = style.TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.1)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     order = "" if named else " (label)"
-    axes.set_xlabel(f"predicted class{order}", fontsize=TEXT)
-    axes.set_ylabel(f"true class{order}", fontsize=TEXT)
+    axes.set_xlabel(f"predicted class{order}", fontsize=style.TEXT)
+    axes.set_ylabel(f"true class{order}", fontsize=style.TEXT)
     return figure
 
 
@@ -215,37 +198,38 @@ def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, c
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-certain[wrong], kind="stable")][:15]
     captions = [
-        f"{short(classes[labels[one]], 20)} →\n{short(classes[predicted[one]], 15)}, {sure(float(certain[one]))}"
+        f"{style.short(classes[labels[one]], 20)} →\n"
+        f"{style.short(classes[predicted[one]], 15)}, {style.sure(float(certain[one]))}"
         for one in worst
     ]
-    return _tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
+    return style.tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
 
 
 def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     """Above, the accuracy of each run of a speedrun with mean, interval and target; below, its time. `rows` are those
     of runs.jsonl, `summary` is speedrun.json."""
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     seeds = [row["seed"] for row in rows]
     dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
     mean, target = summary["mean_accuracy"], summary["target"]
-    above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=BLUE, label="a run", **dots)
-    above.axhline(100 * mean, color=BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
+    above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=style.BLUE, label="a run", **dots)
+    above.axhline(100 * mean, color=style.BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
     if summary["interval_low"] is not None:
         low, high = 100 * summary["interval_low"], 100 * summary["interval_high"]
-        above.axhspan(low, high, color=SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
-    dashed: dict[str, Any] = {"color": ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
+        above.axhspan(low, high, color=style.SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
+    dashed: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
     above.axhline(100 * target, label=f"target, {target:.2%}", **dashed)
-    above.set_ylabel("test accuracy (%)", fontsize=TEXT)
-    below.plot(seeds, [row["seconds"] for row in rows], color=GREEN, **dots)
-    below.axhline(summary["mean_seconds"], color=BLACK, linewidth=1.4, zorder=1)
+    above.set_ylabel("test accuracy (%)", fontsize=style.TEXT)
+    below.plot(seeds, [row["seconds"] for row in rows], color=style.GREEN, **dots)
+    below.axhline(summary["mean_seconds"], color=style.BLACK, linewidth=1.4, zorder=1)
     below.set_ylim(0, 1.15 * max(row["seconds"] for row in rows))
-    below.set_ylabel("time of a run (s)", fontsize=TEXT)
-    below.set_xlabel("seed", fontsize=TEXT)
+    below.set_ylabel("time of a run (s)", fontsize=style.TEXT)
+    below.set_xlabel("seed", fontsize=style.TEXT)
     below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     for axes in (above, below):
-        dress(axes)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=TEXT, frameon=False, handlelength=3)
+        style.dress(axes)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
     return figure
 
 
@@ -256,7 +240,7 @@ def corruptions(summary: dict[str, Any]) -> Figure:
     table = np.array([[*summary["accuracy"][kind], summary["mean_by_kind"][kind]] for kind in kinds])
     means = [*summary["mean_by_severity"], summary["mean_corruption_accuracy"]]
     accuracies = 100 * np.vstack([table, means])
-    figure, axes = _axes(1.3 + 0.29 * len(accuracies))
+    figure, axes = style.single(1.3 + 0.29 * len(accuracies))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     # From chance or so to clean: the accuracies of one run lie close together.
@@ -264,18 +248,20 @@ def corruptions(summary: dict[str, Any]) -> Figure:
     norm = Normalize(low, max(high, accuracies.max(), low + 10))
     drawn = axes.imshow(accuracies, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
-    bar.set_label("test accuracy (%)", fontsize=TEXT)
-    bar.ax.tick_params(labelsize=SMALL)
+    bar.set_label("test accuracy (%)", fontsize=style.TEXT)
+    bar.ax.tick_params(labelsize=style.SMALL)
     for row, column in np.ndindex(accuracies.shape):
-        colour = "white" if norm(accuracies[row, column]) > 0.6 else BLACK
-        axes.text(column, row, f"{accuracies[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=SMALL)
+        colour = "white" if norm(accuracies[row, column]) > 0.6 else style.BLACK
+        axes.text(
+            column, row, f"{accuracies[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=style.SMALL
+        )
     # White lines set the means apart.
     axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
     axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
-    axes.set_yticks(range(len(accuracies)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=TEXT)
-    axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=TEXT)
+    axes.set_yticks(range(len(accuracies)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=style.TEXT)
+    axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=style.TEXT)
     axes.tick_params(length=0)
-    axes.set_xlabel("severity", fontsize=TEXT)
+    axes.set_xlabel("severity", fontsize=style.TEXT)
     clean, mean = summary["clean_accuracy"], summary["mean_corruption_accuracy"]
-    axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=TEXT)
+    axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=style.TEXT)
     return figure

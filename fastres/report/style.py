@@ -16,22 +16,12 @@ from matplotlib.ticker import MaxNLocator
 from fastres.utils.terminal import printable
 
 WIDTH = 7.0  # inches
-
-
 DPI = 160  # 1120 pixels wide: sharp at 700 CSS pixels on screens of up to 1.6 pixels each
-
-
 SMALL, TEXT = 8.5, 10.0  # points
-
-
 # The report's Figure 4 has blue training and red validation curves; line style tells them apart without colour.
 BLUE, RED, BLACK, GREY = "#0b5cad", "#d62728", "#111111", "#666666"
-
-
 # Beyond the report's pair: Okabe and Ito's palette, made for colour-blind readers.
 SKY, ORANGE, GREEN = "#56b4e9", "#d55e00", "#007a5a"
-
-
 LEAKY = "leaky validation"
 
 
@@ -63,7 +53,8 @@ def sure(probability: float) -> str:
     return ">99%" if text == "100%" and probability < 1 else text
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
+def single(height: float) -> tuple[Figure, Axes]:
+    """A figure `height` inches high, and the axes that fill it."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     dress(axes)
@@ -79,7 +70,7 @@ def dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _tiles(
+def tiles(
     images: np.ndarray, captions: list[str], *, columns: int, empty: str, after: np.ndarray | None = None
 ) -> Figure:
     """A grid of `images` [n, H, W, 3], each under its caption; with `after`, that image below it in the same cell."""

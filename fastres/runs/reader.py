@@ -53,7 +53,7 @@ class Summary(_File):
     rounds: tuple[Round, ...] = ()
 
 
-class Shift(_File):
+class Corruptions(_File):
     """shift.json."""
 
     accuracy: dict[str, list[Share]]

@@ -1,7 +1,7 @@
 """The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
-from fastres.augment.views import Views
+from fastres.augment.views import Kind, Views
 from fastres.data import Dataset, info, open_dataset
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
@@ -21,8 +21,7 @@ from fastres.data.order import split
 from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
-from fastres.recipe import DataConfig, Recipe
-from fastres.training.views import views_of
+from fastres.recipe import DataConfig, DinoConfig, EmpSslConfig, Recipe
 
 SAMPLED = 250
 """Images that are decoded at a time to compute initial weights: their patches in fp64 are twenty times their size."""
@@ -121,13 +120,7 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
     Raises UserError where the source cannot be used, or does not fit batch size, split or augmentation.
     """
     data, options = recipe.data, recipe.train
-    dataset = open_dataset(
-        data.source,
-        store=data.store,
-        image_size=data.image_size,
-        root=data.root,
-        quiet=quiet,
-    )
+    dataset = open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
     images, labels = _labelled(dataset, "train", data.train_images)
     test_images, test_labels = _labelled(dataset, "test", data.test_images)
     train_indices, held = split(data, len(images), options.seed)
@@ -145,15 +138,7 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
             f"train.batch_size = {options.batch_size} is larger than the {len(train_indices)} images to train on: "
             f"set it to at most {len(train_indices)}"
         )
-    augment = Augment(
-        recipe.augment,
-        dataset.mean,
-        dataset.std,
-        mix=recipe.mix,
-        seed=options.seed,
-        dtype=DTYPES[options.precision],
-        channels_last=options.channels_last,
-    )
+    augment = augment_of(recipe, dataset.mean, dataset.std)
     augment.plan((images.shape[1], images.shape[2]))  # an impossible policy fails before the loop
     check_mix(recipe.mix, len(dataset.classes), options.batch_size)
     views = views_of(recipe, augment, len(labels))
@@ -191,6 +176,26 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
     )
 
 
+def augment_of(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Augment:
+    """The augmentation of the recipe's training, of images with this mean and SD."""
+    options: dict[str, Any] = {"dtype": DTYPES[recipe.train.precision], "channels_last": recipe.train.channels_last}
+    return Augment(recipe.augment, mean, std, mix=recipe.mix, seed=recipe.train.seed, **options)
+
+
+def views_of(options: Recipe, augment: Augment, images: int) -> Views | None:
+    """The views that the recipe's method compares, `augment` being its own policy; None for methods with labels."""
+    method = options.method
+    if isinstance(method, EmpSslConfig):
+        return Views([Kind(augment, method.patches)], images)
+    if not isinstance(method, DinoConfig):
+        return None
+    kinds = [Kind(augment, 2)]
+    if method.local_views:
+        policy = options.augment.model_copy(update={"random_resized_crop": method.local_crop})
+        kinds.append(Kind(augment.with_policy(policy), method.local_views))
+    return Views(kinds, images)
+
+
 def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:
     """The images that `data.extra` adds to the opened training set."""
     assert data.extra is not None
@@ -208,12 +213,7 @@ def shape_of(data: DataConfig) -> tuple[int, int, bool]:
 
     A source that was never prepared, and is none of the named ones, is taken to have ten classes.
     """
-    facts = info(
-        data.source,
-        store=data.store,
-        image_size=data.image_size,
-        root=data.root,
-    )
+    facts = info(data.source, store=data.store, image_size=data.image_size, root=data.root)
     named = {"shapes10": 10, "cifar10": 10, "cifar100": 100}.get(data.source)
     classes = len(facts["classes"]) if facts["prepared"] else named
     return classes or 10, facts["image_size"], classes is not None

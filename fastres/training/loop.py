@@ -74,9 +74,8 @@ class Run(Session):
         self.at = TrainState()
         self.uncaptured = False  # whether that has been said
         self.was_compiled: bool | None = None  # of a resumed run, before the interruption
-        self.met: set[tuple[int, StepVariant]] = (
-            set()
-        )  # batch sizes and phases of this process: the first of each compiles
+        # Batch sizes and phases of this process: the first of each compiles.
+        self.met: set[tuple[int, StepVariant]] = set()
 
     # ------------------------------------------------------------------------------------------------ the run
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.recipe.teacher import read_teacher, trains_teacher
 from fastres.runs import directory
 from fastres.training.loop import OnEpoch, Run, RunResult
+from fastres.utils.progress import say
 
 
 def train(
@@ -97,13 +98,9 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
     def one(recipe: Recipe, run: Path) -> dict[str, Any]:
         return _complete(recipe, run, device, quiet)
 
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
     with directory.run_lock(folder):
         try:
-            return RunResult(folder, rounds.execute(folder, one, say, device))
+            return RunResult(folder, rounds.execute(folder, one, partial(say, quiet=quiet), device))
         except UserError:
             if not (folder / "rounds").exists():  # the first round could not even begin: leave nothing behind
                 shutil.rmtree(folder)
@@ -111,12 +108,7 @@ def _rounds(recipe: Recipe, out: str | Path | None, device: str, quiet: bool, na
 
 
 def _taught(
-    recipe: Recipe,
-    out: str | Path | None,
-    device: str,
-    quiet: bool,
-    on_epoch: OnEpoch | None,
-    name: str | None,
+    recipe: Recipe, out: str | Path | None, device: str, quiet: bool, on_epoch: OnEpoch | None, name: str | None
 ) -> RunResult:
     """Distillation by a recipe in the new run directory `out`, or without `name` in one that was begun: the teacher's
     run lies in it, and comes first."""
@@ -128,13 +120,11 @@ def _taught(
     with directory.run_lock(folder):
         teacher_folder = folder / TEACHER
         try:
-            if not quiet:
-                print(f"the teacher, in {teacher_folder}", file=sys.stderr, flush=True)
+            say(f"the teacher, in {teacher_folder}", quiet=quiet)
             _complete(teacher, teacher_folder, device, quiet)
         except Interrupted as error:  # it names the teacher's folder, which nobody has to know
             raise Interrupted(str(error).replace(str(teacher_folder), str(folder))) from error
-        if not quiet:
-            print("the student", file=sys.stderr, flush=True)
+        say("the student", quiet=quiet)
         with StartupTimer() as startup_timer:
             student = Run(recipe, device, quiet, startup_timer, on_epoch, teacher_folder)
             return student.execute(folder, student.restore(folder))

@@ -50,6 +50,7 @@ def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     say(f"{what}: {done:,}{of}, done in {time.monotonic() - start:.1f} s")
 
 
-def say(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, *, quiet: bool = False) -> None:
+    """One line on standard error, unless `quiet`."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from benchmarks.kernels import cases as kernel_cases
 from benchmarks.kernels import checks
 from benchmarks.kernels import timings as kernel_timings
 from benchmarks.suites.bench_kernels import figures
+from fastres.bench.norms import PASSES
 from fastres.bench.timing import DRY, Effort, compare, measure, sets_for_cold_cache
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def test_bytes_by_hand(join: str, floor: tuple[float, ...], two_kernels: tuple[f
     assert case.tensor_bytes == tensor
     for count, expected in ((case.floor_bytes, floor), (case.two_kernel_bytes, two_kernels)):
         forward, backward, evaluation = (round(tensors * tensor) for tensors in expected)
-        assert [count(which) for which in kernel_cases.PASSES] == [forward, backward, forward + backward, evaluation]
+        assert [count(which) for which in PASSES] == [forward, backward, forward + backward, evaluation]
 
 
 def test_a_mask_is_half_as_much_of_fp32() -> None:
@@ -152,7 +153,7 @@ def test_records_of_a_case() -> None:
     case = kernel_cases.Case("add", "relu", 3, 16, 4, 4)
     records = list(kernel_timings.time_case(case, CPU, dry=True))
     assert [(each["pass"], each["cache"]) for each in records] == [
-        (which, state) for which in kernel_cases.PASSES for state in ("cold", "hot")
+        (which, state) for which in PASSES for state in ("cold", "hot")
     ]
     for record in records:
         assert record["path"] == "torch"

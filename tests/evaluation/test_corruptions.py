@@ -84,7 +84,7 @@ def test_chance_depends_on_seed_and_index(kind: str, natural: np.ndarray) -> Non
 
 
 def test_kinds_have_draws_of_their_own() -> None:
-    words = [Draws(0, kind, np.arange(3)).words(8) for kind in range(3)]
+    words = [Draws(0, kind, np.arange(3)).random_bits(8) for kind in range(3)]
     assert len(np.unique(words)) == 3 * 3 * 8
 
 

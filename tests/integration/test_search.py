@@ -134,7 +134,7 @@ def test_an_interrupted_search_goes_on(
 def test_a_trial_that_ended_before_it_was_told_is_picked_up(
     fastres: Any, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, original = tmp_path / "out", search.read_row
+    out, original = tmp_path / "out", search.results.read_row
     seen = itertools.count()
 
     def killed(run: Path, *arguments: Any) -> Any:
@@ -143,9 +143,9 @@ def test_a_trial_that_ended_before_it_was_told_is_picked_up(
             raise KeyboardInterrupt
         return row
 
-    monkeypatch.setattr(search, "read_row", killed)
+    monkeypatch.setattr(search.results, "read_row", killed)
     assert fastres(*command(searched, out))[0] == 130
-    monkeypatch.setattr(search, "read_row", original)
+    monkeypatch.setattr(search.results, "read_row", original)
     before = (out / "trial-0002" / "summary.json").stat().st_mtime_ns
     code, _, err = fastres(*command(searched, out))
     assert code == 0, err

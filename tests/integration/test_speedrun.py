@@ -95,7 +95,7 @@ def test_compiled_once_for_all_runs(tiny: Path, tmp_path: Path, monkeypatch: pyt
         return row
 
     monkeypatch.setattr(run._Series, "_run", watched)
-    monkeypatch.setattr(compile_cache, "obtain", counted)
+    monkeypatch.setattr(compile_cache, "get_or_compile", counted)
     settings = [*WHOLE, *KINDS["muon"], "train.compile=true", "train.ema=0.9", "model.dropout=0.1"]
     same_as_train(tiny, settings, tmp_path, seeds=(5,))
     assert all(row["compiled"] for row in rows_of(tmp_path / "runs"))

@@ -169,10 +169,8 @@ def _groups(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     lines = []
     for setting in comparison.groups:
         accuracy = setting.sample("test_accuracy")
-        low, high = (accuracy and accuracy.interval()) or (
-            0.0,
-            1.0,
-        )  # a group has two seeds or more, and with them both
+        # A group has two seeds or more, and with them both.
+        low, high = (accuracy and accuracy.interval()) or (0.0, 1.0)
         lines.append(
             [
                 ranges([run.number for run in setting.counted]),
@@ -247,35 +245,26 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
     """(file name, figure, caption) of each figure that there are numbers for, in the order of the page."""
     settings = comparison.settings
     epochs = [epoch for run in comparison.runs for epoch in run.epochs]
-    labels = {"train_loss": "training loss", "val_loss": "validation loss", "val_accuracy": "validation accuracy"}
-    units = {"train_loss": (" (nats)", 1.0), "val_loss": (" (nats)", 1.0), "val_accuracy": (" (%)", 100.0)}
-    panels = [
-        (key, name + units[key][0], units[key][1])
-        for key, name in labels.items()
-        if any(getattr(epoch, key) is not None for epoch in epochs)
+    possible = [
+        ("train_loss", "training loss (nats)", 1.0),
+        ("val_loss", "validation loss (nats)", 1.0),
+        ("val_accuracy", "validation accuracy (%)", 100.0),
     ]
+    panels = [panel for panel in possible if any(getattr(epoch, panel[0]) is not None for epoch in epochs)]
     most = figures.MOST
     left_out = f" Only the first {most} of {len(settings)} settings are shown." if len(settings) > most else ""
     alike = "Runs that differ by their seed alone have the same colour and line." if comparison.groups else ""
     entries = []
     losses = [panel for panel in panels if panel[0].endswith("loss")]
     if losses:
-        entries.append(
-            (
-                "loss",
-                figures.curves(settings, losses),
-                "Loss by epoch: training, on each run’s own augmented images while the weights move, and validation, "
-                f"on plain images. {alike}{left_out}",
-            )
+        caption = (
+            "Loss by epoch: training, on each run’s own augmented images while the weights move, and validation, on "
+            f"plain images. {alike}{left_out}"
         )
+        entries.append(("loss", figures.curves(settings, losses), caption))
     if panels[-1:] and panels[-1][0] == "val_accuracy":
-        entries.append(
-            (
-                "accuracy",
-                figures.curves(settings, panels[-1:]),
-                f"Validation accuracy by epoch; the axis spans the data. {alike}{left_out}",
-            )
-        )
+        caption = f"Validation accuracy by epoch; the axis spans the data. {alike}{left_out}"
+        entries.append(("accuracy", figures.curves(settings, panels[-1:]), caption))
     for number, data_set in enumerate(comparison.data_sets, 1):
         if max(len(data_set.placed(key)) for key in COSTS) < 2:
             continue
@@ -283,13 +272,11 @@ def _figures(comparison: Comparison) -> list[tuple[str, Figure, str]]:
         several = any(group in data_set.settings for group in comparison.groups)
         where = "" if alone else f", {data_set}"
         spread = " Bars are one SD of the accuracy over seeds, small dots single runs." if several else ""
-        entries.append(
-            (
-                "pareto" if alone else f"pareto_{number}",
-                figures.pareto(data_set, settings),
-                f"Test accuracy against speed and time{where}; numbers are those of the runs. Filled points are on the "
-                "Pareto front: no other is as fast and as accurate. The stepped line is the best accuracy at a speed, "
-                f"or within a time.{spread}",
-            )
+        caption = (
+            f"Test accuracy against speed and time{where}; numbers are those of the runs. Filled points are on the "
+            "Pareto front: no other is as fast and as accurate. The stepped line is the best accuracy at a speed, or "
+            f"within a time.{spread}"
         )
+        name = "pareto" if alone else f"pareto_{number}"
+        entries.append((name, figures.pareto(data_set, settings), caption))
     return entries

@@ -5,14 +5,17 @@ To add a claim: an entry here. What it measures is a function in quantities.py.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from fastres.errors import UserError
 from fastres.experiments.reproduce import quantities as q
-from fastres.experiments.reproduce.verdicts import Beside, Claim, Need
+from fastres.experiments.reproduce.verdicts import Beside, Claim, Form, Measure, Need
 
 BEST = Need("report_best.toml")
 _HOLDOUT = Need("report/validation.toml", "split=holdout")
+_point, _optimizer = partial(Need, "report/architectures.toml"), partial(Need, "report/optimizers.toml")
 _KAGGLE = (
     "nobody has the labels of the challenge's unlabelled set; shown is what the same network does on shifted images"
 )
@@ -37,12 +40,18 @@ def _network(name: str, text: str, figure: str, need: Need, low: float, high: fl
     )
 
 
-def _rounded(name: str, text: str, figure: str, need: Need, millions: float) -> Claim:
+def _rounded(name: str, text: str, millions: float, need: Need) -> Claim:
     low, high = 0.95e6 * millions, 1.05e6 * millions
-    return _network(name, text, figure, need, low, high, "within 5% of a figure in words")
+    return _network(name, text, f"{millions:g} million", need, low, high, "within 5% of a figure in words")
 
 
-def _accuracy(name: str, subject: str, text: str, figure: str, need: Need, value: float, limits: str) -> Claim:
+def _counted(name: str, text: str, count: int, need: Need) -> Claim:
+    return _network(name, text, f"{count:,}", need, count, count, "the count of the published code")
+
+
+def _accuracy(
+    name: str, subject: str, text: str, figure: str, need: Need, value: float, limits: str = _ROUNDING
+) -> Claim:
     return Claim(
         name=name,
         subject=subject,
@@ -59,10 +68,10 @@ def _accuracy(name: str, subject: str, text: str, figure: str, need: Need, value
     )
 
 
-def _unlabelled(name: str, subject: str, text: str, figure: str, need: Need) -> Claim:
+def _unlabelled(name: str, text: str, figure: str, need: Need) -> Claim:
     return Claim(
         name=name,
-        subject=subject,
+        subject="unlabelled",
         says=text,
         figure=figure,
         needs=(need,),
@@ -75,29 +84,47 @@ def _unlabelled(name: str, subject: str, text: str, figure: str, need: Need) -> 
     )
 
 
+def _last_loss(part: str, value: float, quantity: str, measure: Measure) -> Claim:
+    return Claim(
+        name=f"{part}-loss",
+        subject="losses",
+        says=f"The {part} loss ends at {value:.5f}",
+        figure=f"{value:.5f}",
+        needs=(BEST,),
+        quantity=quantity,
+        measure=measure,
+        form="loss",
+        low=value / 2,
+        high=value * 2,
+        limits="half to twice the figure: a loss this small moves by as much between epochs",
+        pixels=True,
+    )
+
+
+def _compared(by: Callable[[Measure, Measure], Measure], form: Form, one: Beside, other: Beside, **about: Any) -> Claim:
+    """A claim about the difference or the ratio of two quantities, which are shown beside it."""
+    return Claim(measure=by(one.measure, other.measure), form=form, beside=(one, other), **about)
+
+
+def _difference(one: str, other: str, **about: Any) -> Claim:
+    """A claim about the test accuracies of its two recipes, which are named `one` and `other`."""
+    first, second = Beside(one, q.accuracy(0), "share"), Beside(other, q.accuracy(1), "share")
+    return _compared(q.difference, "points", first, second, **about)
+
+
 def _epochs(number: int) -> Need:
     return Need("report/epochs.toml", f"epochs={number}")
-
-
-def _point(point: str) -> Need:
-    return Need("report/architectures.toml", point)
-
-
-def _optimizer(point: str) -> Need:
-    return Need("report/optimizers.toml", point)
 
 
 def _adamw(point: str, which: str) -> tuple[Claim, Claim]:
     """Both halves of "AdamW converges faster, SGD generalises better", with one AdamW."""
     ending = point.removeprefix("adamw")
     needs = (_optimizer("sgd"), _optimizer(point))
-    both = (Beside("test accuracy, SGD", q.accuracy(0), "share"), Beside("AdamW", q.accuracy(1), "share"))
     return (
         Claim(
             name=f"adamw-faster{ending}",
             subject="optimizers",
             says=f"AdamW converges faster than SGD (AdamW with {which})",
-            figure="–",
             needs=needs,
             quantity="how many times sooner AdamW reaches the training loss that SGD has after half of its epochs",
             measure=q.faster,
@@ -105,46 +132,31 @@ def _adamw(point: str, which: str) -> tuple[Claim, Claim]:
             low=1.1,
             limits="a tenth sooner: less nobody would call faster",
         ),
-        Claim(
+        _difference(
+            "test accuracy, SGD",
+            "AdamW",
             name=f"sgd-generalises{ending}",
             subject="optimizers",
             says=f"SGD generalises better than AdamW (AdamW with {which})",
-            figure="–",
             needs=needs,
             quantity="test accuracy of SGD minus that of AdamW",
-            measure=q.difference(q.accuracy(0), q.accuracy(1)),
-            form="points",
             low=0.0,
-            beside=both,
         ),
     )
 
 
 CLAIMS: tuple[Claim, ...] = (
-    _rounded("resnet18", "ResNet-18 has 11 million parameters", "11 million", _point("resnet18"), 11),
-    _rounded("best", "One block a stage has 4.9 million parameters", "4.9 million", _point("one-block"), 4.9),
-    _rounded(
-        "halved", "Halved channels have approximately 2.7 million parameters", "2.7 million", _point("halved"), 2.7
-    ),
-    _network(
-        "notebook",
-        "The network of the published Kaggle notebook",
-        "1,247,530",
-        _point("notebook"),
-        1_247_530,
-        1_247_530,
-        "the count of the published code",
-    ),
-    _network(
+    _rounded("resnet18", "ResNet-18 has 11 million parameters", 11, _point("resnet18")),
+    _rounded("best", "One block a stage has 4.9 million parameters", 4.9, _point("one-block")),
+    _rounded("halved", "Halved channels have approximately 2.7 million parameters", 2.7, _point("halved")),
+    _counted("notebook", "The network of the published Kaggle notebook", 1_247_530, _point("notebook")),
+    _counted(
         "resnet34",
         "The ResNet-34 option of the published code",
-        "21,282,122",
+        21_282_122,
         Need(BEST.recipe, "", ("model.blocks=[3,4,6,3]", "model.max_parameters=22000000")),
-        21_282_122,
-        21_282_122,
-        "the count of the published code",
     ),
-    _accuracy("best", "best", "The best network reaches 92% on the test batch", "92%", BEST, 0.92, _ROUNDING),
+    _accuracy("best", "best", "The best network reaches 92% on the test batch", "92%", BEST, 0.92),
     _accuracy(
         "crop-flip",
         "augmentation",
@@ -156,15 +168,15 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     *(
         _accuracy(
-            f"epochs-{number}", "epochs", f"{number} epochs, test batch", f"{value}%", _epochs(number), value / 100, why
+            f"epochs-{number}", "epochs", f"{number} epochs, test batch", f"{value}%", _epochs(number), value / 100
         )
-        for number, value, why in ((50, 89, _ROUNDING), (100, 91, _ROUNDING), (200, 92, _ROUNDING))
+        for number, value in ((50, 89), (100, 91), (200, 92))
     ),
     *(
-        _unlabelled(f"unlabelled-{number}", "unlabelled", f"{number} epochs, unlabelled set", figure, _epochs(number))
+        _unlabelled(f"unlabelled-{number}", f"{number} epochs, unlabelled set", figure, _epochs(number))
         for number, figure in ((50, "34%"), (100, "80%"), (200, "36.4%"))
     ),
-    _unlabelled("kaggle", "unlabelled", "The best network reaches 80.5% on Kaggle's unlabelled set", "80.5%", BEST),
+    _unlabelled("kaggle", "The best network reaches 80.5% on Kaggle's unlabelled set", "80.5%", BEST),
     Claim(
         name="over-fitting",
         subject="unlabelled",
@@ -185,27 +197,21 @@ CLAIMS: tuple[Claim, ...] = (
             Beside("lost on shifted ones", q.difference(q.corrupted(0), q.corrupted(1)), "points"),
         ),
     ),
-    Claim(
+    _difference(
+        "test accuracy, halved",
+        "ResNet-18",
         name="halved",
         subject="halved",
         says="Halving the channels of ResNet-18 keeps its accuracy (“efficacy is preserved”)",
-        figure="–",
         needs=(_point("halved"), _point("resnet18")),
         quantity="test accuracy with halved channels minus that with all of them",
-        measure=q.difference(q.accuracy(0), q.accuracy(1)),
-        form="points",
         low=-0.01,
         limits="a loss of up to a point counts as kept",
-        beside=(
-            Beside("test accuracy, halved", q.accuracy(0), "share"),
-            Beside("ResNet-18", q.accuracy(1), "share"),
-        ),
     ),
     Claim(
         name="weight-decay",
         subject="weight-decay",
         says="Too small a weight decay makes the validation loss erratic",
-        figure="–",
         needs=(
             Need("report/weight_decay.toml", "weight_decay=1e-05"),
             Need("report/weight_decay.toml", "weight_decay=0.0001"),
@@ -227,7 +233,6 @@ CLAIMS: tuple[Claim, ...] = (
         name="pseudo-labels",
         subject="pseudo-labels",
         says="Training again with pseudo-labels brings no significant improvement",
-        figure="–",
         needs=(Need("methods/pseudo_label_report.toml"),),
         quantity="test accuracy with pseudo-labels minus that without; the unlabelled images are the test images",
         measure=q.gain_of_pseudo_labels,
@@ -254,51 +259,24 @@ CLAIMS: tuple[Claim, ...] = (
         any_scale=True,
         timed=True,
     ),
-    Claim(
+    _compared(
+        q.ratio,
+        "factor",
+        Beside("an epoch without", q.epoch_seconds(0), "seconds"),
+        Beside("with", q.epoch_seconds(1), "seconds"),
         name="workers-none",
         subject="workers",
         says="An epoch takes far longer without workers",
-        figure="–",
         needs=(Need("report/workers.toml", "workers=0"), Need("report/workers.toml", "workers=default")),
         quantity="seconds of an epoch without workers divided by those with one a core",
-        measure=q.ratio(q.epoch_seconds(0), q.epoch_seconds(1)),
-        form="factor",
         low=2.0,
         limits="far longer is twice as long at least",
         any_scale=True,
         timed=True,
-        beside=(
-            Beside("an epoch without", q.epoch_seconds(0), "seconds"),
-            Beside("with", q.epoch_seconds(1), "seconds"),
-        ),
     ),
-    Claim(
-        name="training-loss",
-        subject="losses",
-        says="The training loss ends at 0.01272",
-        figure="0.01272",
-        needs=(BEST,),
-        quantity="training loss of the last epoch",
-        measure=q.last_training_loss(),
-        form="loss",
-        low=0.01272 / 2,
-        high=0.01272 * 2,
-        limits="half to twice the figure: a loss this small moves by as much between epochs",
-        pixels=True,
-    ),
-    Claim(
-        name="validation-loss",
-        subject="losses",
-        says="The validation loss ends at 0.00032",
-        figure="0.00032",
-        needs=(BEST,),
-        quantity="validation loss of the last epoch, by the code's split",
-        measure=q.last_validation_loss(),
-        form="loss",
-        low=0.00032 / 2,
-        high=0.00032 * 2,
-        limits="half to twice the figure: a loss this small moves by as much between epochs",
-        pixels=True,
+    _last_loss("training", 0.01272, "training loss of the last epoch", q.last_training_loss()),
+    _last_loss(
+        "validation", 0.00032, "validation loss of the last epoch, by the code's split", q.last_validation_loss()
     ),
     Claim(
         name="held-out",
@@ -315,7 +293,11 @@ CLAIMS: tuple[Claim, ...] = (
         trains=False,
         any_scale=True,
     ),
-    Claim(
+    _compared(
+        q.ratio,
+        "factor",
+        Beside("training loss", q.last_training_loss(), "loss"),
+        Beside("leaky validation loss", q.last_validation_loss(), "loss"),
         name="leak-loss",
         subject="leak",
         says="The validation loss ends below the training loss",
@@ -323,20 +305,13 @@ CLAIMS: tuple[Claim, ...] = (
         needs=(BEST,),
         quantity="training loss divided by validation loss in the last epoch, by the code's split, which trains on "
         "most validation images",
-        measure=q.ratio(q.last_training_loss(), q.last_validation_loss()),
-        form="factor",
         low=1.0,
-        beside=(
-            Beside("training loss", q.last_training_loss(), "loss"),
-            Beside("leaky validation loss", q.last_validation_loss(), "loss"),
-        ),
     ),
     Claim(
         name="honest-split",
         subject="leak",
         says="(Not in the report:) with images that are held out, the validation loss ends above the training loss, so "
         "that the leak explains the report's figures",
-        figure="–",
         needs=(_HOLDOUT,),
         quantity="validation loss of held-out images divided by the training loss, in the last epoch",
         measure=q.ratio(q.last_validation_loss(), q.last_training_loss()),

@@ -5,15 +5,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fastres.report.style import BLACK, BLUE, LEAKY, RED, TEXT, WIDTH, curve, dress, epoch_axis
+from fastres.report.style import BLACK, BLUE, LEAKY, RED, TEXT, curve, epoch_axis, single
 
 
 def leak(code: Sequence[dict[str, Any]], honest: Sequence[dict[str, Any]]) -> Figure:
     """Losses by epoch of two runs: training (blue) and leaky validation (red) of the one with the code's split, rows of
     metrics.jsonl `code`, and validation on held-out images (black) of the one without the leak, `honest`."""
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    dress(axes)
+    figure, axes = single(3.9)
     seen = [
         *curve(axes, [*code], "train_loss", color=BLUE, label="training, the code's split"),
         *curve(axes, [*code], "val_loss", color=RED, linestyle=(0, (5, 1.5)), label=f"{LEAKY}, the code's split"),

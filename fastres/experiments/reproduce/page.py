@@ -13,18 +13,7 @@ from fastres.experiments.reproduce.claims import BEST
 from fastres.experiments.reproduce.figures import leak
 from fastres.experiments.reproduce.plan import Job, Plan
 from fastres.experiments.reproduce.results import known_of
-from fastres.experiments.reproduce.verdicts import (
-    NOT_REPRODUCED,
-    REPRODUCED,
-    UNDECIDED,
-    UNTESTABLE,
-    Finding,
-    Need,
-    interval_of,
-    limits_of,
-    mean_and_sd,
-    shown,
-)
+from fastres.experiments.reproduce.verdicts import VERDICTS, Finding, Need, interval_of, limits_of, mean_and_sd, shown
 from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
 from fastres.report.html import Link
 from fastres.report.style import png
@@ -65,8 +54,7 @@ def command(plan: Plan) -> str:
 def counts(findings: Sequence[Finding]) -> str:
     """Number of claims with each verdict, in a line."""
     outcomes = [finding.verdict for finding in findings]
-    verdicts = [REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE]
-    return ", ".join(f"{outcomes.count(verdict)} {verdict}" for verdict in verdicts if verdict in outcomes)
+    return ", ".join(f"{outcomes.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in outcomes)
 
 
 def claims_table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -7,7 +7,7 @@ from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES
 from fastres.experiments.reproduce.plan import Plan
 from fastres.experiments.reproduce.verdicts import Claim, Finding, Measured, judge
 from fastres.experiments.sweep.results import DIVERGED
-from fastres.runs.reader import Run, Shift, read_json, read_run
+from fastres.runs.reader import Corruptions, Run, read_json, read_run
 
 RUNS = "runs"
 """Folder of the run directories."""
@@ -21,7 +21,7 @@ def read_all(folder: Path, plan: Plan) -> dict[str, Run]:
 
 def corrupted_accuracy_of(run: Path) -> float | None:
     """Mean accuracy on all corrupted test sets; None where it was not measured on all."""
-    summary = read_json(run / _CORRUPTIONS, Shift)
+    summary = read_json(run / _CORRUPTIONS, Corruptions)
     if summary is None or {*summary.accuracy} != {*KINDS} or summary.severities != [*SEVERITIES]:
         return None
     return summary.mean_corruption_accuracy

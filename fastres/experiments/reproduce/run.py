@@ -11,7 +11,6 @@
 import json
 import multiprocessing
 import pickle
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from fastres.runs.reader import read_run
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_bytes, write_json
 from fastres.utils.format import duration
+from fastres.utils.progress import say
 
 PLAN = "plan.json"
 
@@ -224,8 +224,3 @@ class Worker:
         """Seconds that everything from `index` on takes at this process's pace; None before it has one."""
         left = sum(job.work for job in self.jobs[index:])
         return left * (time.perf_counter() - self.began) / self.done / self.workers if self.done else None
-
-
-def say(text: str) -> None:
-    """One line on standard error."""
-    print(text, file=sys.stderr, flush=True)

@@ -15,6 +15,7 @@ from fastres.utils.statistics import Sample
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED, UNTESTABLE = "cannot be told", "not testable at this scale"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE)
 
 Form = Literal["share", "points", "factor", "loss", "seconds", "count"]
 """`share`: 0 to 1, shown in percent; `points`: a difference of two; `factor` and `loss` (nats): positive, judged by
@@ -71,7 +72,7 @@ class Beside:
     form: Form
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """One claim of the report."""
 
@@ -80,7 +81,7 @@ class Claim:
     """Claims of one subject are asked for together."""
     says: str
     """The report's statement, in a sentence."""
-    figure: str
+    figure: str = "–"
     """Its figure, as it is printed there; "–" for a claim in words."""
     needs: tuple[Need, ...]
     quantity: str

@@ -6,7 +6,6 @@ make the p-value wrong.
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from fastres.training.step import StepVariant
 from fastres.utils.files import write_json, write_text
 from fastres.utils.format import duration
 from fastres.utils.machine import environment
+from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
 WARM_UP = cuda_graph.WARM_UP + 1
@@ -239,8 +239,7 @@ class _Progress:
 
     def message(self, text: str) -> None:
         self.said = time.monotonic()
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        say(text, quiet=self.quiet)
 
     def begin(self, run: int) -> None:
         self.run = run

@@ -11,23 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fastres.experiments.sweep.results import (
-    FIGURE,
-    PAGE,
-    SUMMARY,
-    TABLE,
-    labels,
-    markdown,
-    means_table,
-    measure_shown,
-    metric_name,
-    notes,
-    shown,
-    table,
-)
+from fastres.experiments.sweep import results
 from fastres.recipe import Recipe
-from fastres.report.html import details, document, picture
-from fastres.report.html import table as html_table
+from fastres.report.html import details, document, picture, table
 from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
 from fastres.utils.files import write_bytes, write_json, write_text
 
@@ -44,27 +30,27 @@ def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None
     if rows[0]["point"] and recipe.sweep is not None:  # its name stands for all the keys that a point sets
         keys = [key for key in keys if key in recipe.sweep.grid]
     data = png(parallel(rows, keys, metric))
-    write_bytes(folder / FIGURE, data)
+    write_bytes(folder / results.FIGURE, data)
     count = "1 point" if len(rows) == 1 else f"{len(rows)} points"
     about = f"{count} of a sweep on {summary['source']}."
     caption = (
-        f"Each line is a point: its value on the axis of each key that differs, and its {metric_name(metric)}, best at "
-        "the top. Darker lines are better, the black one is the best point; thin grey ones were pruned, dashed red"
-        " ones have no result."
+        f"Each line is a point: its value on the axis of each key that differs, and its {results.metric_name(metric)}, "
+        "best at the top. Darker lines are better, the black one is the best point; thin grey ones were pruned, dashed "
+        "red ones have no result."
     )
     body = [
         f'<p class="soft">{escape(about)}</p>',
-        *(f'<p class="warning">{escape(note)}</p>' for note in notes(summary)),
+        *(f'<p class="warning">{escape(note)}</p>' for note in results.notes(summary)),
         picture("parallel_coordinates", data, caption),
         "<h2>Points</h2>",
-        html_table(*table(summary)),
+        table(*results.table(summary)),
     ]
     if summary["means"]:
-        body += ["<h2>Means over seeds</h2>", html_table(*means_table(summary))]
+        body += ["<h2>Means over seeds</h2>", table(*results.means_table(summary))]
     body += [details("Recipe with its sweep", f"<pre>{escape(recipe.to_toml())}</pre>")]
-    write_bytes(folder / PAGE, document(title, [f"<h1>{escape(title)}</h1>", *body]))
-    write_text(folder / TABLE, markdown(summary, title))
-    write_json(folder / SUMMARY, summary)
+    write_bytes(folder / results.PAGE, document(title, [f"<h1>{escape(title)}</h1>", *body]))
+    write_text(folder / results.TABLE, results.markdown(summary, title))
+    write_json(folder / results.SUMMARY, summary)
 
 
 def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure:
@@ -73,7 +59,7 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
     axes = figure.add_axes((0.0, 0.02, 1.0, 0.86))
     named = bool(rows[0]["point"])
     columns = [("point", [row["point"] for row in rows])] if named else []
-    columns += [(labels(keys)[key], [row["settings"][key] for row in rows]) for key in keys]
+    columns += [(results.labels(keys)[key], [row["settings"][key] for row in rows]) for key in keys]
     columns = columns or [("point", [row["name"] for row in rows])]
     # A pruned trial was measured after fewer epochs than the others: its value does not belong on their axis.
     measured = [row[metric] if row["state"] == "complete" else None for row in rows]
@@ -121,8 +107,8 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
 def _axis(axes: Axes, at: int, name: str, values: list[Any]) -> list[float]:
     """Draw the axis of a key at x = `at`; returns the height, 0 to 1, of each value."""
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    different = sorted(set(values)) if numbers else list({shown(value): value for value in values}.values())
-    texts = [shown(value) for value in values]
+    different = sorted(set(values)) if numbers else list({results.shown(value): value for value in values}.values())
+    texts = [results.shown(value) for value in values]
     _line(axes, at, name)
     if numbers and len(different) > SPACED:
         small, large = float(different[0]), float(different[-1])
@@ -133,7 +119,7 @@ def _axis(axes: Axes, at: int, name: str, values: list[Any]) -> list[float]:
         for height, tick in zip(np.linspace(0, 1, 5), ticks, strict=True):
             _label(axes, at, float(height), f"{tick:.3g}")
         return [float(height) for height in heights[:-2]]
-    names = [shown(value) for value in different] if numbers else sorted(dict.fromkeys(texts), key=texts.index)[::-1]
+    names = [*map(results.shown, different)] if numbers else sorted(dict.fromkeys(texts), key=texts.index)[::-1]
     places = {text: (index + 0.5) / len(names) for index, text in enumerate(names)}
     for text, level in places.items():
         _label(axes, at, level, text)
@@ -141,11 +127,11 @@ def _axis(axes: Axes, at: int, name: str, values: list[Any]) -> list[float]:
 
 
 def _measure_axis(axes: Axes, at: int, metric: str, span: tuple[float, float], height: Any) -> None:
-    _line(axes, at, metric_name(metric))
+    _line(axes, at, results.metric_name(metric))
     for tick in np.unique(np.linspace(*span, 5)):
         y = height(float(tick))
         axes.plot([at, at + 0.03], [y, y], color=GREY, linewidth=1.0)
-        axes.text(at + 0.05, y, measure_shown(float(tick), metric), fontsize=SMALL, va="center", color=BLACK)
+        axes.text(at + 0.05, y, results.measure_shown(float(tick), metric), fontsize=SMALL, va="center", color=BLACK)
 
 
 def _line(axes: Axes, at: int, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.report.document import markdown_table
 from fastres.utils.statistics import Sample, wilson
 
 SUMMARY, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
@@ -219,14 +220,7 @@ def _of_a_search(summary: dict[str, Any]) -> list[str]:
 
 def markdown(summary: dict[str, Any], title: str) -> str:
     """sweep.md."""
-
-    def lines(header: list[str], body: list[list[str]]) -> list[str]:
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in [header, *body]]
-        return [f"| {' | '.join(line)} |" for line in [cells[0], ["---"] * len(header), *cells[1:]]]
-
-    parts = [f"# {title}", "", *lines(*table(summary))]
+    parts = [f"# {title}", markdown_table(*table(summary))]
     if summary["means"]:
-        parts += ["", *lines(*means_table(summary))]
-    for note in notes(summary):
-        parts += ["", note]
-    return "\n".join(parts) + "\n"
+        parts.append(markdown_table(*means_table(summary)))
+    return "\n\n".join([*parts, *notes(summary)]) + "\n"

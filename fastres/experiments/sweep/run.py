@@ -4,7 +4,6 @@ Each point is an ordinary run directory. What is finished is picked up and what 
 same command always goes on.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from fastres.training.loop import OnEpoch
 from fastres.training.run import resume, train
 from fastres.utils.files import write_json, write_text
 from fastres.utils.format import duration
+from fastres.utils.progress import say
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,6 @@ class SweepResult:
     """Folder of the run directories, sweep.json, sweep.md, sweep.png and sweep.html."""
     summary: dict[str, Any]
     """Contents of sweep.json."""
-
-
-# ---------------------------------------------------------------------------------------------------- the points
-
-
-# ---------------------------------------------------------------------------------------------------- the runs
 
 
 def sweep(
@@ -98,11 +92,10 @@ def complete(
             run = folder / point.name
             row = read_row(run, point.name, point.point, point.settings)
             if row is None:
-                if not quiet:
-                    before = f"  {number - 1} were finished before" if number > 1 and not trained else ""
-                    left = _left(rows, work)
-                    text = f"point {number}/{len(points)}: {point.name}{before}"
-                    print(text + (f"  {duration(left)} left" if left else ""), file=sys.stderr, flush=True)
+                before = f"  {number - 1} were finished before" if number > 1 and not trained else ""
+                left = _left(rows, work)
+                ends = f"  {duration(left)} left" if left else ""
+                say(f"point {number}/{len(points)}: {point.name}{before}{ends}", quiet=quiet)
                 train_point(run, point, device, quiet)
                 trained += 1
                 row = read_row(run, point.name, point.point, point.settings)
@@ -133,6 +126,5 @@ def train_point(run: Path, point: SweepPoint, device: str, quiet: bool, on_epoch
         else:
             train(point.recipe, out=run, device=device, quiet=quiet, on_epoch=on_epoch)
     except Diverged as error:
-        if not quiet:
-            print(f"{point.name}: {error}", file=sys.stderr, flush=True)
+        say(f"{point.name}: {error}", quiet=quiet)
         write_json(run / DIVERGED, {"error": str(error)})

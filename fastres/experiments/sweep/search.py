@@ -8,7 +8,6 @@ Several processes can work on one study.
 
 import itertools
 import json
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +17,9 @@ import numpy as np
 
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
+from fastres.experiments.sweep import results
 from fastres.experiments.sweep.page import write_results
 from fastres.experiments.sweep.plan import SweepPoint, check_overrides, value_at
-from fastres.experiments.sweep.results import (
-    PRUNED,
-    SUMMARY,
-    measure_shown,
-    metric_name,
-    no_row,
-    read_epochs,
-    read_row,
-    summarise,
-)
 from fastres.experiments.sweep.run import SweepResult, check_folder, train_point
 from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.models import build
@@ -44,6 +34,7 @@ from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
+from fastres.utils.progress import say
 
 if TYPE_CHECKING:
     import optuna
@@ -198,7 +189,7 @@ class _Worker:
             self._say(f"{name}: {error}")
             return
         check_folder(run, point)
-        row = read_row(run, name, "", point.settings)
+        row = results.read_row(run, name, "", point.settings)
         if row is None:
             shown = "  ".join(
                 f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
@@ -206,10 +197,10 @@ class _Worker:
             )
             self._say(f"{name} of {self.plan.search.trials}: {shown}  {self._left(study)}".rstrip())
             train_point(run, point, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
-            row = read_row(run, name, "", point.settings)
+            row = results.read_row(run, name, "", point.settings)
             assert row is not None, "a run that ends without an error has a summary"
         else:
-            _Watch(self, trial, point).report(read_epochs(run) if row["state"] != "diverged" else [])
+            _Watch(self, trial, point).report(results.read_epochs(run) if row["state"] != "diverged" else [])
         value = row[self.plan.metric]
         if row["state"] == "pruned":
             study.tell(trial, state=TrialState.PRUNED)
@@ -218,7 +209,8 @@ class _Worker:
         else:
             study.tell(trial, value)
         state = "" if row["state"] == "complete" else f", {row['state']}"
-        self._say(f"{name}: {metric_name(self.plan.metric)} {measure_shown(value, self.plan.metric)}{state}")
+        metric = self.plan.metric
+        self._say(f"{name}: {results.metric_name(metric)} {results.measure_shown(value, metric)}{state}")
 
     def _left(self, study: "optuna.Study") -> str:
         """The time that is left, in words, from the mean of the trials so far."""
@@ -227,8 +219,7 @@ class _Worker:
         return f"{duration(left * sum(took) / len(took) / self.workers)} left" if took else ""
 
     def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(text if self.workers == 1 else f"worker {self.number + 1}: {text}", file=sys.stderr, flush=True)
+        say(text if self.workers == 1 else f"worker {self.number + 1}: {text}", quiet=self.quiet)
 
 
 class _Watch:
@@ -248,7 +239,7 @@ class _Watch:
     def __call__(self, rows: list[dict[str, Any]]) -> str | None:
         search_workers.stop_without_parent(rows)
         self.report(rows)
-        return PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
+        return results.PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
 
 
 def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -> None:
@@ -298,7 +289,7 @@ def search(
         if goes_on:
             _check_plan(folder, recipe)
         write_text(folder / PLAN, recipe.to_toml())
-        (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that all trials are done
+        (folder / results.SUMMARY).unlink(missing_ok=True)  # its presence says that all trials are done
         study = open_study(folder, plan.search, plan.metric)
         with storage_faults(folder / STUDY):
             recover(study)
@@ -306,7 +297,7 @@ def search(
                 if workers == 1:
                     _Worker(plan, folder, device, quiet).work()
                 else:
-                    _work_together(plan, folder, device, quiet, workers)
+                    search_workers.run([_Worker(plan, folder, device, quiet, each, workers) for each in range(workers)])
             except (KeyboardInterrupt, Interrupted):
                 done = sum(trial.state.is_finished() for trial in counted(study))
                 raise Interrupted(
@@ -329,11 +320,6 @@ def _check_plan(folder: Path, recipe: Recipe) -> None:
         raise UserError(f"{folder} was begun with another recipe, {folder / PLAN}: run that one, or give another --out")
 
 
-def _work_together(plan: SearchPlan, folder: Path, device: str, quiet: bool, workers: int) -> None:
-    """Run `workers` processes to their end. Raises what ended one of them."""
-    search_workers.run([_Worker(plan, folder, device, quiet, number, workers) for number in range(workers)])
-
-
 def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> dict[str, Any]:
     """Contents of sweep.json of a search: no test result but the best trial's."""
     rows = []
@@ -341,11 +327,11 @@ def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> dict[st
         name, values = trial.user_attrs["folder"], _values(trial.params, plan.search)
         row = None
         if "error" not in trial.user_attrs:
-            row = read_row(
+            row = results.read_row(
                 folder / name, name, "", {key: value_at(plan.point(name, values).recipe, key) for key in values}
             )
-        rows.append(row or no_row(name, "", values, "failed", trial.user_attrs.get("error")))
-    summary = summarise(rows, plan.metric, source=plan.recipe.data.source)
+        rows.append(row or results.no_row(name, "", values, "failed", trial.user_attrs.get("error")))
+    summary = results.summarise(rows, plan.metric, source=plan.recipe.data.source)
     first = summary["points"][0]
     keys = ("name", "test_accuracy", "test_loss", "test_images", plan.metric)
     best = (

@@ -1,7 +1,6 @@
 """The study of a search: what Optuna knows of its trials, in an SQLite file. Its values are JSON: no pickles."""
 
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastres.errors import UserError
 from fastres.recipe import SearchConfig
+from fastres.utils.progress import say
 
 if TYPE_CHECKING:
     import optuna
@@ -85,11 +85,7 @@ def _say_if_held(path: Path) -> None:
             study.execute("ROLLBACK")
     except sqlite3.Error as error:  # what else may be wrong with it, opening it tells
         if "locked" in str(error):
-            print(
-                f"another process holds {path}: waiting for it, {LOCK_SECONDS:.0f} s at most",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"another process holds {path}: waiting for it, {LOCK_SECONDS:.0f} s at most")
 
 
 def counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:

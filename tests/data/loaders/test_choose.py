@@ -54,7 +54,7 @@ def test_a_set_that_does_not_fit_streams(
     monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000 - 1)
     chosen = choose.choose(dataset)
     assert chosen.name == kind
-    assert chosen.why == "36.9 MB of images do not fit into 50% of this machine's memory, 73.7 MB" + (note or "")
+    assert chosen.reason == "36.9 MB of images do not fit into 50% of this machine's memory, 73.7 MB" + (note or "")
     monkeypatch.setattr(choose, "memory_bytes", lambda device: 2 * 36_864_000)
     assert choose.choose(dataset).name == "resident"
 
