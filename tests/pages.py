@@ -13,7 +13,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
-        self.data_module(text)
+        self.feed(text)
         self.close()
         assert self.open == []
 

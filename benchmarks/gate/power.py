@@ -55,7 +55,7 @@ def plant(folder: Path, code: str = SOURCE) -> Path:
         shutil.copytree(
             gate.ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
         )
-    path = folder / "fastres" / "step.py"
+    path = folder / "fastres" / "training" / "step.py"
     path.write_text(path.read_text() + code)
     return folder
 

@@ -53,7 +53,7 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
             ) as loader,
             side_stream(device),
         ):
-            data_module: Any = SimpleNamespace(train=loader, augment=augment, unmixed=augment.augment)
+            data_module: Any = SimpleNamespace(train=loader, augment=augment, augment_batch=augment.augment)
             runner = Runner(step, data_module, EpochMetrics(device), meter)
             _epoch(runner, meter, 0)
             seconds, waited = _epoch(runner, meter, 1)

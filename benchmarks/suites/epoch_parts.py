@@ -78,7 +78,7 @@ def ranges(ours: Ours) -> Iterator[Runner]:
     marked: Any = SimpleNamespace(
         train=_Train(batches, len(data_module.train)),
         augment=named("augmentation", data_module.augment),
-        unmixed=named("augmentation", data_module.augment_batch),
+        augment_batch=named("augmentation", data_module.augment_batch),
     )
     with (
         mock.patch.object(step, "loss_and_correct", named("forward", step.loss_and_correct)),

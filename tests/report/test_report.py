@@ -254,7 +254,7 @@ def test_drawing_touches_nothing_global() -> None:
     what = (
         "import sys, matplotlib as m, fastres.report.run_figures as f\n"
         "read = lambda: {key: m.rcParams[key] for key in m.rcParams if key != 'backend'}\n"
-        "before = read(); f.png(f.loss([{'epoch': 1, 'train_loss': 1.0}]))\n"
+        "before = read(); f.style.png(f.loss([{'epoch': 1, 'train_loss': 1.0}]))\n"
         "assert read() == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", what], cwd=Path(fastres.__file__).parent.parent, check=True)
