@@ -348,9 +348,9 @@ def test_the_environment_of_a_bare_machine_is_found_too(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_commit_is_that_of_the_own_checkout_only(tmp_path: Path) -> None:
     package = tmp_path / "checkout" / "fastres"
-    package.mkdir(parents=True)
-    for name in ("__init__.py", "_version.py", "machine.py"):
-        shutil.copy(PACKAGE / name, package)
+    (package / "utils").mkdir(parents=True)
+    for name in ("__init__.py", "_version.py", "utils/__init__.py", "utils/machine.py"):
+        shutil.copy(PACKAGE / name, package / name)
     what = "import fastres.utils.machine; print(*fastres.utils.machine._commit())"
     path = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
 
@@ -364,7 +364,7 @@ def test_the_commit_is_that_of_the_own_checkout_only(tmp_path: Path) -> None:
     git("add", ".")
     git("commit", "-q", "-m", "all")
     assert ask(package.parent, what, **path) == f"{git('rev-parse', 'HEAD')} False\n"
-    (package / "machine.py").write_text((package / "machine.py").read_text() + "\n")
+    (package / "utils" / "machine.py").write_text((package / "utils" / "machine.py").read_text() + "\n")
     assert ask(package.parent, what, **path) == f"{git('rev-parse', 'HEAD')} True\n"
     # Installed into a virtual environment inside a checkout, the package is no part of it.
     inside = package.parent / "venv" / "lib"
