@@ -19,7 +19,7 @@ from fastres.training.data import open_data_module
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 500
-DRY = ["model.channels=[4,4,8,8]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
+DRY = ["model.channels=[8,8,8,8]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
 
 keep_freed_memory()  # as `fastres eval` does
 

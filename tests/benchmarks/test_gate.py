@@ -19,7 +19,7 @@ from benchmarks.suites.bench_step import paper_configuration
 from fastres.recipe import Recipe
 
 # A network that takes a few milliseconds a step, without compilation.
-TINY = [*gate.SETTINGS, "model.channels=[4,8,16,32]", "train.compile=false", "train.precision=fp32"]
+TINY = [*gate.SETTINGS, "model.channels=[8,8,16,32]", "train.compile=false", "train.precision=fp32"]
 
 
 def fours(slowdown: float, spread: float, seed: int) -> Callable[[], float]:

@@ -102,7 +102,7 @@ def test_rivals_do_the_same_steps() -> None:
     sums: dict[str, torch.Tensor] = {}
     for name, make in DRY_RIVALS.items():
         torch.manual_seed(0)
-        network = PlainResNet([1, 1], [4, 4])
+        network = PlainResNet([1, 1], [8, 8])
         before = network.fc.weight.detach().clone()
         rival = make(network, pixels, labels, 16, torch.float32, 3)
         if name == "graphed":  # it has drawn its first rows to know where they lie
@@ -124,7 +124,7 @@ def test_calls_of_several_steps_are_exact_in_sum() -> None:
     done = []
     for _ in range(5):
         steps()
-        done.append(steps.ahead)
+        done.append(steps.steps_ahead)
     assert done == [4, 8, 0, 4, 8]
 
 

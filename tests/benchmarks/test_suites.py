@@ -63,7 +63,8 @@ def test_full(versus):
 def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest in the root of the repository."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}  # a worker's
+    environment["OMP_NUM_THREADS"] = "1"
     environment.pop("FASTRES_TEST_DATA", None)
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
 
