@@ -20,7 +20,7 @@ from tests.pages import Page
 RECIPES = Path(__file__).parents[2] / "recipes"
 # The report's recipes on a hundredth of its network: a run takes a second or two.
 SMALL = ["--recipes", RECIPES, "--source", "shapes10", "--device", "cpu", "--scale", "0.0004"]
-SMALL += ["--set", "model.channels=[8,8,16,32]", "--set", "train.compile=false"]
+SMALL += ["--set", "model.channels=[4,8,16,32]", "--set", "train.compile=false"]
 
 
 def weights(run: Path) -> bytes:
