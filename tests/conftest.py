@@ -13,6 +13,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from fastres.utils.machine import computes_bf16, environment
+
 # An example takes as long as other processes let it: how long decides nothing.
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
@@ -63,6 +65,12 @@ def nothing_compiled_before() -> None:
     """Dynamo counts a function's compilations over the whole process and refuses the ninth, whichever test it falls
     to: each test starts the count afresh."""
     torch.compiler.reset()
+
+
+@pytest.fixture(scope="session")
+def fast_precision() -> str:
+    """bf16, or fp32 where the CPU only emulates bf16, in which a small network takes ten times as long."""
+    return "bf16" if computes_bf16(environment()) else "fp32"
 
 
 @pytest.fixture

@@ -36,9 +36,9 @@ report = false
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny(tmp_path: Path, fast_precision: str) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(TINY)
+    path.write_text(TINY.replace("[train]\n", f'[train]\nprecision = "{fast_precision}"\n'))
     return path
 
 

@@ -129,13 +129,13 @@ def test_folders_of_others_are_left_alone(fastres: Any, tiny: Path, tmp_path: Pa
 
 
 def test_a_step_is_put_on_the_roofline(
-    fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    fastres: Any, tiny: Path, fast_precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     monkeypatch.setattr(roofline, "scale_for", lambda device: roofline.TINY)  # to run the code, not to measure
     out = tmp_path / "out"
     code, printed, err = fastres("bench", "roofline", tiny, "--out", out, "--device", "cpu")
     assert code == 0, err
-    assert printed.startswith("tiny.toml, batch 32, bf16, on ") and "matrix products: bf16 " in printed
+    assert printed.startswith(f"tiny.toml, batch 32, {fast_precision}, on ") and "matrix products: " in printed
     assert printed.endswith(f"page {out}/roofline.md\n") and "whole step" in printed
     told = json.loads((out / "roofline.json").read_text())
     assert {path.name for path in out.iterdir()} == {"roofline.json", "roofline.md", "roofline.png"}

@@ -18,12 +18,14 @@ import signal
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import worker
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
 from fastres.data.loaders.base import ReadingLoader, Rows
@@ -170,7 +172,7 @@ def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "
         num_workers=workers,
         prefetch_factor=_AHEAD,
         multiprocessing_context=context,
-        worker_init_fn=_start,
+        worker_init_fn=partial(_start, os.getpid()),
     )
     iterator = None
     atexit.register(context.kill)  # before multiprocessing's own, which would send a SIGTERM and wait
@@ -196,8 +198,17 @@ def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # closes queues; nobody is left to wait for
 
 
-def _start(_worker: int) -> None:
+def _start(parent: int, _worker: int) -> None:
     gc.freeze()  # what the parent made is never collected here: a look at it would copy its pages
+    # torch's watchdog takes whoever is the parent when it is made for the one to outlive: init, where ours was killed
+    # before that, and a worker that never ends.
+    worker.ManagerWatchdog = partial(_Watchdog, parent)  # type: ignore[misc, assignment]
+
+
+class _Watchdog(worker.ManagerWatchdog):
+    def __init__(self, parent: int) -> None:
+        super().__init__()
+        self.manager_pid = parent
 
 
 class _Context(ForkContext):
@@ -209,17 +220,17 @@ class _Context(ForkContext):
         self._parent = os.getpid()
 
     def Process(self, *arguments: Any, **options: Any) -> ForkProcess:  # type: ignore[override]
-        worker = _Worker(*arguments, **options)
-        self._workers.append(worker)
-        return worker
+        process = _Worker(*arguments, **options)
+        self._workers.append(process)
+        return process
 
     def Event(self) -> "_Flag":  # type: ignore[override]
         return _Flag()
 
     def raise_if_dead(self, doing: str, cause: Exception) -> None:
         """Raise a UserError if a worker has ended."""
-        for worker in self._workers:
-            if (code := worker.exitcode) is not None:
+        for process in self._workers:
+            if (code := process.exitcode) is not None:
                 end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
                 fix = _FIXES.get(code, "start again with data.workers = 0, which shows the error itself")
                 raise UserError(f"a loader's worker process {end} {doing}:\n{fix}") from cause
@@ -228,11 +239,11 @@ class _Context(ForkContext):
         """End all workers and wait until they are gone."""
         if os.getpid() != self._parent:  # a process that somebody forked ends, and only has a copy of this
             return
-        started = [worker for worker in self._workers if worker.pid is not None]
-        for worker in started:
-            worker.kill()
-        for worker in started:
-            worker.join(10)  # one that hangs in a disk's driver cannot die: not waited for longer
+        started = [process for process in self._workers if process.pid is not None]
+        for process in started:
+            process.kill()
+        for process in started:
+            process.join(10)  # one that hangs in a disk's driver cannot die: not waited for longer
 
 
 class _Worker(ForkProcess):

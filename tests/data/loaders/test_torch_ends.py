@@ -26,6 +26,16 @@ iterator = loader.batches()
 next(iterator)
 print("ready", flush=True)
 """
+LATE = """
+import functools, fastres.data.loaders.torch as loaders
+
+def late(start, parent, worker):
+    while worker == 1 and os.getppid() == parent: time.sleep(0.01)
+    start(parent, worker)
+
+loaders._start = functools.partial(late, loaders._start)
+"""
+"""The second worker is up when the process has ended."""
 ENDS = {
     # Ctrl-C goes to the whole group: Python's usual end.
     "interrupted": ("for batch in iterator: time.sleep(0.1)", signal.SIGINT, -2),
@@ -43,6 +53,7 @@ ENDS = {
     "left open by an error": ("raise ValueError", None, 1),
     "killed": ("time.sleep(60)", signal.SIGKILL, -9),
 }
+ENDS["killed while a worker starts"] = ENDS["killed"]
 ENDS["a job's end"] = (ENDS["noted"][0], signal.SIGTERM, 0)
 
 
@@ -74,7 +85,8 @@ def test_the_end_of_a_process(how: str, tmp_path: Path) -> None:
         )
         assert process.stdin is not None and process.stdout is not None
         with process:
-            process.stdin.write(SCRIPT + code)
+            imports, loading = SCRIPT.split("pixels =")
+            process.stdin.write(imports + (LATE if "starts" in how else "") + "pixels =" + loading + code)
             process.stdin.close()
             assert process.stdout.readline() == "ready\n"
             workers = [pid for pid in in_session(process.pid) if pid != process.pid]

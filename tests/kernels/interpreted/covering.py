@@ -1,9 +1,13 @@
 """Few cases in which every combination of any few options occurs (combinatorial testing, Kuhn et al. 2004)."""
 
 import itertools
+import os
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+ONE_IN = int(os.environ.get("FASTRES_ONE_CASE_IN", "1"))
+"""How many cases there are for each that runs: see conftest.py."""
 
 
 def covering(options: Mapping[str, Sequence[Any]], strength: int) -> list[dict[str, Any]]:

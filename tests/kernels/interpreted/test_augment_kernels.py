@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from augment_cases import CROP, DEVICE, EVERYTHING, JITTER, MIX, PLAIN, REPORT, Case, assert_rounded, expected
+from covering import ONE_IN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,7 +119,7 @@ def test_epoch_and_step_in_device_memory(policy: dict[str, Any]) -> None:
     assert torch.equal(case.run(short, step)[0], case.run(1, 5)[0])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=max(5, 20 // ONE_IN), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_policy(data: st.DataObject) -> None:
     """Any operations together, on any small size."""
