@@ -33,7 +33,8 @@ def test_whitening_comes_from_the_training_images_as_the_network_sees_them(
     fastres: Any, tiny: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    assert fastres("train", tiny, "--out", run, *sets(SPEEDNET), "--quiet")[0] == 0
+    options = sets([*SPEEDNET, "train.precision=bf16"])
+    assert fastres("train", tiny, "--out", run, *options, "--quiet")[0] == 0
     data_module = open_data_module(Recipe.load(run / "recipe.toml"), torch.device("cpu"), quiet=True)
     assert data_module.validation is not None
     chosen = data_module.train.subset[np.arange(50) * 180 // 50]
