@@ -45,7 +45,7 @@ def run(
             summary = speedrun(
                 recipe, count, target=GOAL["mean_accuracy"], out=Path(folder) / "runs", device=device.type, quiet=True
             ).summary
-        kept = {key: summary.get(key) for key in _KEPT}
+        kept = {key: summary[key] for key in _KEPT}
         kept["source"] = Path(source).name
         return {"what": what, "runs": count, "all_seconds": time.monotonic() - began, "goal": goal, **kept}
 

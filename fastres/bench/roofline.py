@@ -23,7 +23,7 @@ from fastres.engine.compile import missing_compiler
 from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
-from fastres.recipe import Recipe, SelfSupervisedConfig
+from fastres.recipe import Recipe
 from fastres.runs import directory
 from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
@@ -104,9 +104,9 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
         return Recipe()
     recipe = Recipe.load(path, [*settings])
     recipe.check_single()
-    if isinstance(recipe.method, SelfSupervisedConfig) or recipe.method.name == "distill":
+    if recipe.method.adds_to_steps:
         raise UserError(
-            f"{path}: a step with method.name = '{recipe.method.name}' has parts that nobody counts: "
+            f"{path}: a step with {recipe.method.setting} has parts that nobody counts: "
             "give a recipe that learns from labels alone"
         )
     return recipe

@@ -1,7 +1,7 @@
 """`fastres eval`, `predict` and `compare`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,7 +29,7 @@ def evaluate(
 
     from fastres.runs.directory import read_recipe
 
-    corruptions: dict[str, Any] | None = None
+    corruptions = None
     if shift or shift_kinds is not None or shift_severities is not None:
         from fastres.evaluation import corrupted
 
@@ -45,7 +45,7 @@ def evaluate(
     tta = read_recipe(Path(run)).eval.tta
     if as_json:
         values = {"run": str(run), "classes": list(classes), "tta": tta, **asdict(measured)}
-        print_json(values if corruptions is None else values | {"shift": corruptions})
+        print_json(values if corruptions is None else values | {"shift": corruptions.to_json()})
         return
     views = "" if tta == "none" else f", test-time augmentation: {tta}"
     print(f"test accuracy {measured.accuracy:.2%} of {measured.images:,} images, loss {measured.loss:.4f}{views}")

@@ -39,15 +39,15 @@ def train(
             result = training.train(loaded, out=out, startup_timer=startup_timer, **options)
     summary = result.summary
     if as_json:
-        print_json({"run": str(result.run), **summary})
+        print_json({"run": str(result.run), **summary.to_json()})
         return
     from fastres.utils.statistics import wilson
 
-    images = summary["test_images"]
-    low, high = wilson(round(summary["test_accuracy"] * images), images)
-    print(f"test accuracy {summary['test_accuracy']:.2%} (95% interval of the test sample {low:.2%} to {high:.2%})")
-    speed = f"{summary['images_per_second'] or 0:,.0f} images/s"
-    print(f"{summary['seconds']:.1f} s, {speed}, {summary['parameters']:,} parameters")
+    images = summary.test_images or 0
+    low, high = wilson(round(result.test_accuracy * images), images)
+    print(f"test accuracy {result.test_accuracy:.2%} (95% interval of the test sample {low:.2%} to {high:.2%})")
+    speed = f"{summary.images_per_second or 0:,.0f} images/s"
+    print(f"{summary.seconds:.1f} s, {speed}, {summary.parameters:,} parameters")
     print(f"run directory {result.run}")
 
 
@@ -68,7 +68,7 @@ def speedrun(
     loaded = Recipe.load(recipe, set_)
     result = run_all(loaded, runs, target=target, out=out, device=device, name=recipe.stem)
     if as_json:
-        print_json({"out": str(result.folder), **result.summary})
+        print_json({"out": str(result.folder), **result.summary.to_json()})
         return
     print(describe(result.summary))
     print(f"speedrun folder {result.folder}")
@@ -100,10 +100,10 @@ def sweep(
             raise UserError("--workers is for a [sweep.search]: the points of a grid are trained one after the other")
         result = train_all(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
     if as_json:
-        print_json({"out": str(result.folder), **result.summary})
+        print_json({"out": str(result.folder), **result.summary.to_json()})
         return
     print_table(*table(result.summary), left=1)
-    if result.summary["means"]:
+    if result.summary.means:
         print()
         print_table(*means_table(result.summary), left=0)
     for note in notes(result.summary):

@@ -1,11 +1,9 @@
 """Accuracy of a run's network on its test set and on shifted ones: what `fastres eval --shift` measures and writes."""
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,8 @@ from fastres.evaluation.corruptions.values import Pixels
 from fastres.evaluation.metrics import Measures, measure
 from fastres.evaluation.predict import test_set
 from fastres.evaluation.trained import TrainedModel
-from fastres.utils.files import check_writable, write_bytes, write_json
+from fastres.runs.schema import Corruptions
+from fastres.utils.files import check_writable, write_bytes
 from fastres.utils.progress import progress, say
 
 FILE, FIGURE = "shift.json", Path("figures") / "shift.png"
@@ -57,7 +56,7 @@ def evaluate_corrupted(
     severities: Sequence[int] = SEVERITIES,
     device: str = "auto",
     quiet: bool = False,
-) -> tuple[tuple[str, ...], Measures, dict[str, Any]]:
+) -> tuple[tuple[str, ...], Measures, Corruptions]:
     """Class names, measures on the clean test images as `evaluate` has them, and the summary of the shifted sets.
 
     The summary goes into `run` as shift.json, and as figures/shift.png, unless the folder is not ours to write or holds
@@ -84,20 +83,19 @@ def evaluate_corrupted(
                 predicted = model.logits(_shifted(images, kind, severity, pool)).argmax(1)
                 accuracy[kind].append((predicted == labels).double().mean().item())
                 advance(1)
-    about = {
-        "source": model.recipe.data.source,
-        "test_images": clean.images,
-        "tta": model.recipe.eval.tta,
-        "device": str(model.device),
-        "seed": SEED,
-    }
-    summary = summarise(clean.accuracy, accuracy, severities) | about
+    summary = summarise(clean.accuracy, accuracy, severities).updated(
+        source=model.recipe.data.source,
+        test_images=clean.images,
+        tta=model.recipe.eval.tta,
+        device=str(model.device),
+        seed=SEED,
+    )
     if unwritten is None:
         from fastres.report import run_figures
         from fastres.report.style import png
 
         write_bytes(folder / FIGURE, png(run_figures.corruptions(summary)))
-        write_json(folder / FILE, summary)
+        summary.write(folder / FILE)
     else:
         say(unwritten)
     return model.classes, clean, summary
@@ -116,20 +114,20 @@ def _shifted(images: Pixels, kind: str, severity: int, pool: ThreadPoolExecutor)
     return result
 
 
-def summarise(clean: float, accuracy: dict[str, list[float]], severities: Sequence[int]) -> dict[str, Any]:
+def summarise(clean: float, accuracy: dict[str, list[float]], severities: Sequence[int]) -> Corruptions:
     """Summary of the accuracies of each kind by severity: means, and the drop of their mean below the clean one."""
     table = np.array(list(accuracy.values()))
     mean = float(table.mean())
-    return {
-        "clean_accuracy": clean,
-        "mean_corruption_accuracy": mean,
-        "drop": clean - mean,
-        "severities": list(severities),
-        "accuracy": accuracy,
-        "mean_by_kind": dict(zip(accuracy, table.mean(axis=1).tolist(), strict=True)),
-        "mean_by_severity": table.mean(axis=0).tolist(),
-        "notes": [FROST] if "frost" in accuracy else [],
-    }
+    return Corruptions(
+        clean_accuracy=clean,
+        mean_corruption_accuracy=mean,
+        drop=clean - mean,
+        severities=list(severities),
+        accuracy=accuracy,
+        mean_by_kind=dict(zip(accuracy, table.mean(axis=1).tolist(), strict=True)),
+        mean_by_severity=table.mean(axis=0).tolist(),
+        notes=[FROST] if "frost" in accuracy else [],
+    )
 
 
 def _why_not_written(folder: Path, kinds: Sequence[str], severities: Sequence[int]) -> str | None:
@@ -138,30 +136,30 @@ def _why_not_written(folder: Path, kinds: Sequence[str], severities: Sequence[in
     if not os.access(folder, os.W_OK):
         return f"{path} is not written: no right to write there"
     try:
-        earlier = json.loads(path.read_text())
-        more = not {*earlier["accuracy"]} <= {*kinds} or not {*earlier["severities"]} <= {*severities}
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or none that could be lost
+        earlier = Corruptions.read_if_there(path)
+    except UserError:  # none that could be lost
         return None
+    more = earlier and not ({*earlier.accuracy} <= {*kinds} and {*earlier.severities} <= {*severities})
     return f"{path} stays as it is: it has kinds or severities that were not asked for now" if more else None
 
 
-def rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def rows(summary: Corruptions) -> tuple[list[str], list[list[str]]]:
     """The summary as a table in percent: header and rows."""
-    header = ["shift", *(f"severity {severity}" for severity in summary["severities"]), "mean"]
+    header = ["shift", *(f"severity {severity}" for severity in summary.severities), "mean"]
     lines = [
-        [kind, *(f"{accuracy:.2%}" for accuracy in accuracies), f"{summary['mean_by_kind'][kind]:.2%}"]
-        for kind, accuracies in summary["accuracy"].items()
+        [kind, *(f"{accuracy:.2%}" for accuracy in accuracies), f"{summary.mean_by_kind[kind]:.2%}"]
+        for kind, accuracies in summary.accuracy.items()
     ]
-    means = [f"{accuracy:.2%}" for accuracy in summary["mean_by_severity"]]
-    return header, [*lines, ["mean", *means, f"{summary['mean_corruption_accuracy']:.2%}"]]
+    means = [f"{accuracy:.2%}" for accuracy in summary.mean_by_severity]
+    return header, [*lines, ["mean", *means, f"{summary.mean_corruption_accuracy:.2%}"]]
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe(summary: Corruptions) -> str:
     """The summary in a line, and what is to be known about it."""
-    sets = len(summary["accuracy"]) * len(summary["severities"])
+    sets = len(summary.accuracy) * len(summary.severities)
     of = "the shifted set" if sets == 1 else f"{sets} shifted sets"
     line = (
-        f"mean corruption accuracy {summary['mean_corruption_accuracy']:.2%} ({of}), clean "
-        f"{summary['clean_accuracy']:.2%}, drop {100 * summary['drop']:.2f} points"
+        f"mean corruption accuracy {summary.mean_corruption_accuracy:.2%} ({of}), clean "
+        f"{summary.clean_accuracy:.2%}, drop {100 * (summary.drop or 0):.2f} points"
     )
-    return "\n".join([line, *summary["notes"]])
+    return "\n".join([line, *summary.notes])

@@ -1,6 +1,6 @@
 """Training methods besides labels alone, and starting weights."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag
 
@@ -8,7 +8,38 @@ from fastres.recipe.augmentation import RandomResizedCropConfig
 from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Table
 
 
-class SupervisedConfig(Table):
+class MethodConfig(Table):
+    """What whoever plans trainings may ask of a method; by default what holds of labels alone."""
+
+    name: str
+    learns_features: ClassVar[bool] = False
+    """Whether the classifier comes after the training, and until then its accuracy is beside the point."""
+    adds_to_steps: ClassVar[bool] = False
+    """Whether a step is more than the network's own forward, loss and backward."""
+    labels_images: ClassVar[bool] = False
+    """Whether images of a source without labels, `unlabelled`, are labelled and trained on."""
+
+    @property
+    def setting(self) -> str:
+        """The method as a recipe names it, for messages."""
+        return f"method.name = '{self.name}'"
+
+    @property
+    def several_runs(self) -> str | None:
+        """Where a training is several runs inside of one run directory: what it trains besides, and how to do without,
+        for an error."""
+        return None
+
+    def images(self, labelled: int, unlabelled: int) -> int:
+        """Images of an epoch of each run, added up, at most; `unlabelled` are those that may be labelled."""
+        return labelled
+
+    def with_unlabelled(self, source: str) -> Self:
+        """The method with other images to label, where it labels any."""
+        return self
+
+
+class SupervisedConfig(MethodConfig):
     """Labels alone."""
 
     name: Literal["supervised"] = "supervised"
@@ -21,7 +52,7 @@ Teacher = Annotated[
 ]
 
 
-class DistillConfig(Table):
+class DistillConfig(MethodConfig):
     """A teacher's predictions beside the labels (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
     Network", section 2)."""
 
@@ -35,9 +66,15 @@ class DistillConfig(Table):
     """T, by which the logits of both are divided: above 1, the teacher's small probabilities count too."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Share of the teacher's part of the loss, T²·KL(teacher ‖ student); the labels have the rest."""
+    adds_to_steps = True
+
+    @property
+    def several_runs(self) -> str | None:
+        is_recipe = isinstance(self.teacher, dict) or self.teacher.endswith(".toml")
+        return "a teacher's recipe is trained before: train it first, and name its folder" if is_recipe else None
 
 
-class PseudoLabelConfig(Table):
+class PseudoLabelConfig(MethodConfig):
     """Self-training: a network labels images, and is trained again on these too (Lee 2013, "Pseudo-Label"; rounds as in
     Xie et al. 2020, "Self-training with Noisy Student", section 2). With `train.ema` the average labels them.
 
@@ -59,9 +96,20 @@ class PseudoLabelConfig(Table):
     """Train on the predicted probabilities instead of the most probable class."""
     restart: bool = True
     """Train from newly drawn weights in each round; else from those of the round before."""
+    labels_images = True
+
+    @property
+    def several_runs(self) -> str:
+        return f"{self.setting} trains in rounds: leave it out"
+
+    def images(self, labelled: int, unlabelled: int) -> int:
+        return labelled + self.rounds * (labelled + unlabelled)
+
+    def with_unlabelled(self, source: str) -> Self:
+        return self.model_copy(update={"unlabelled": source})
 
 
-class SelfSupervisedConfig(Table):
+class SelfSupervisedConfig(MethodConfig):
     """Options of all methods that learn features without labels.
 
     The classifier learns beside, from labels, on features through which no gradient returns, so that the accuracy of
@@ -69,6 +117,8 @@ class SelfSupervisedConfig(Table):
     summary.json has its accuracy on the test images and that of nearest neighbours.
     """
 
+    learns_features = True
+    adds_to_steps = True
     neighbours: Positive = 20
     """Training images that vote on a test image's class (Wu et al. 2018, "Unsupervised Feature Learning via
     Non-Parametric Instance Discrimination", section 3.4)."""

@@ -78,8 +78,8 @@ class Recipe(Table):
                 raise ValueError(f"train.best = '{best}' needs a test after each epoch: set eval.test_every to 1")
         if train.early_stopping and best is None:
             raise ValueError("train.early_stopping needs a metric: set train.best, for example to 'val_loss'")
-        if isinstance(self.method, methods.SelfSupervisedConfig) and self.mix.active:
-            raise ValueError(f"method.name = '{self.method.name}' compares views of one image: leave the mix table out")
+        if self.method.learns_features and self.mix.active:
+            raise ValueError(f"{self.method.setting} compares views of one image: leave the mix table out")
         if isinstance(self.method, methods.DinoConfig) and (train.ema or train.lookahead):
             raise ValueError(
                 "method.name = 'dino' averages by method.teacher_momentum: no train.ema or train.lookahead"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.recipe import DataConfig, DistillConfig, Recipe
+from fastres.recipe import DataConfig, Recipe
 from fastres.recipe.loading import Layer, layers, resolve
 
 FOLDER = "teacher"
@@ -23,11 +23,6 @@ def read_teacher(teacher: str | dict[str, Any], data: DataConfig) -> Recipe:
         what = "is a sweep" if recipe.sweep is not None else f"has method.name = '{recipe.method.name}'"
         raise UserError(f"{path} {what}: a teacher is one training with labels; train it first, and name its folder")
     return recipe if any("data" in layer for _, layer in entries) else recipe.model_copy(update={"data": data})
-
-
-def trains_teacher(recipe: Recipe) -> bool:
-    """Whether the teacher of `recipe` is itself a recipe."""
-    return isinstance(recipe.method, DistillConfig) and is_recipe(recipe.method.teacher)
 
 
 def is_recipe(teacher: str | dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fastres.report import style
+from fastres.runs.schema import Best, Corruptions, Epoch, Speedrun, SpeedrunRow
 
 _NO_IMAGE = "There is no training image to show."
 
@@ -78,17 +79,17 @@ def class_counts(
     return figure
 
 
-def _epochs(axes: Axes, rows: list[dict[str, Any]], best: dict[str, Any] | None) -> None:
+def _epochs(axes: Axes, rows: list[Epoch], best: Best | None) -> None:
     """The axis of epochs with a mark at the epoch whose weights were chosen, and the legend."""
-    style.epoch_axis(axes, max((row["epoch"] for row in rows), default=1))
+    style.epoch_axis(axes, max((row.epoch for row in rows), default=1))
     if best:
-        label = f"epoch {best['epoch']}, the chosen one"
-        axes.axvline(best["epoch"], color=style.GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
+        label = f"epoch {best.epoch}, the chosen one"
+        axes.axvline(best.epoch, color=style.GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
     if axes.get_legend_handles_labels()[1]:
         axes.figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
 
 
-def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak: bool = False) -> Figure:
+def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> Figure:
     """Training loss in blue and validation loss in red by epoch: the report's Figure 4.
 
     `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
@@ -107,9 +108,9 @@ def loss(rows: list[dict[str, Any]], *, best: dict[str, Any] | None = None, leak
 
 
 def accuracy(
-    rows: list[dict[str, Any]],
+    rows: list[Epoch],
     *,
-    best: dict[str, Any] | None = None,
+    best: Best | None = None,
     leak: bool = False,
     test_accuracy: float | None = None,
 ) -> Figure:
@@ -134,7 +135,7 @@ def accuracy(
     return figure
 
 
-def learning_rate(rows: list[dict[str, Any]]) -> Figure:
+def learning_rate(rows: list[Epoch]) -> Figure:
     """Learning rate as each row of metrics.jsonl has it, by epoch."""
     figure, axes = style.single(2.6)
     values = style.curve(axes, rows, "lr", color=style.GREEN)
@@ -205,25 +206,25 @@ def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, c
     return style.tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
 
 
-def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
+def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
     """Above, the accuracy of each run of a speedrun with mean, interval and target; below, its time. `rows` are those
     of runs.jsonl, `summary` is speedrun.json."""
     figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    seeds = [row["seed"] for row in rows]
+    seeds = [row.seed for row in rows]
     dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
-    mean, target = summary["mean_accuracy"], summary["target"]
-    above.plot(seeds, [100 * row["test_accuracy"] for row in rows], color=style.BLUE, label="a run", **dots)
+    mean, target = summary.mean_accuracy, summary.target
+    above.plot(seeds, [100 * row.test_accuracy for row in rows], color=style.BLUE, label="a run", **dots)
     above.axhline(100 * mean, color=style.BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
-    if summary["interval_low"] is not None:
-        low, high = 100 * summary["interval_low"], 100 * summary["interval_high"]
+    if summary.interval_low is not None and summary.interval_high is not None:
+        low, high = 100 * summary.interval_low, 100 * summary.interval_high
         above.axhspan(low, high, color=style.SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
     dashed: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
     above.axhline(100 * target, label=f"target, {target:.2%}", **dashed)
     above.set_ylabel("test accuracy (%)", fontsize=style.TEXT)
-    below.plot(seeds, [row["seconds"] for row in rows], color=style.GREEN, **dots)
-    below.axhline(summary["mean_seconds"], color=style.BLACK, linewidth=1.4, zorder=1)
-    below.set_ylim(0, 1.15 * max(row["seconds"] for row in rows))
+    below.plot(seeds, [row.seconds for row in rows], color=style.GREEN, **dots)
+    below.axhline(summary.mean_seconds, color=style.BLACK, linewidth=1.4, zorder=1)
+    below.set_ylim(0, 1.15 * max(row.seconds for row in rows))
     below.set_ylabel("time of a run (s)", fontsize=style.TEXT)
     below.set_xlabel("seed", fontsize=style.TEXT)
     below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
@@ -233,18 +234,19 @@ def speedrun(rows: list[dict[str, Any]], summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def corruptions(summary: dict[str, Any]) -> Figure:
+def corruptions(summary: Corruptions) -> Figure:
     """Accuracy in percent of each kind of corruption by severity, with means, and the clean accuracy above; `summary`
     is shift.json."""
-    kinds, severities = list(summary["accuracy"]), summary["severities"]
-    table = np.array([[*summary["accuracy"][kind], summary["mean_by_kind"][kind]] for kind in kinds])
-    means = [*summary["mean_by_severity"], summary["mean_corruption_accuracy"]]
+    kinds, severities = list(summary.accuracy), summary.severities
+    table = np.array([[*summary.accuracy[kind], summary.mean_by_kind[kind]] for kind in kinds])
+    means = [*summary.mean_by_severity, summary.mean_corruption_accuracy]
+    clean, mean = summary.clean_accuracy or 0.0, summary.mean_corruption_accuracy
     accuracies = 100 * np.vstack([table, means])
     figure, axes = style.single(1.3 + 0.29 * len(accuracies))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     # From chance or so to clean: the accuracies of one run lie close together.
-    low, high = math.floor(accuracies.min() / 10) * 10, 100 * summary["clean_accuracy"]
+    low, high = math.floor(accuracies.min() / 10) * 10, 100 * clean
     norm = Normalize(low, max(high, accuracies.max(), low + 10))
     drawn = axes.imshow(accuracies, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
@@ -262,6 +264,5 @@ def corruptions(summary: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=style.TEXT)
     axes.tick_params(length=0)
     axes.set_xlabel("severity", fontsize=style.TEXT)
-    clean, mean = summary["clean_accuracy"], summary["mean_corruption_accuracy"]
     axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=style.TEXT)
     return figure

@@ -13,6 +13,7 @@ from fastres.recipe import Recipe
 from fastres.report import run_figures
 from fastres.report.html import details, document, picture, table
 from fastres.report.style import LEAKY, png
+from fastres.runs.schema import Environment, Epoch, Summary
 from fastres.utils.files import write_bytes
 from fastres.utils.format import plural, wall_time
 from fastres.utils.statistics import wilson
@@ -46,24 +47,24 @@ def write_report(
     run: Path,
     *,
     recipe: Recipe,
-    rows: list[dict[str, Any]],
-    summary: dict[str, Any],
-    environment: dict[str, Any],
+    rows: list[Epoch],
+    summary: Summary,
+    environment: Environment,
     report_data: ReportData,
 ) -> Path:
     """Draw `figures/*.png` into the run directory and write `report.html` with them inside; returns the page's path.
 
     `rows` are those of metrics.jsonl. Raises UserError where the run directory cannot be written.
     """
-    leak = summary["split"] == "report"
+    leak = summary.split == "report"
     pictures = []
     for name, figure, caption in _figures(rows, summary, report_data, leak=leak):
         data = png(figure)
         write_bytes(run / "figures" / f"{name}.png", data)
         pictures.append(picture(name, data, caption))
-    what = f"A {recipe.model.name} for {plural(len(report_data.classes), 'class', 'classes')} of {summary['source']}."
+    what = f"A {recipe.model.name} for {plural(len(report_data.classes), 'class', 'classes')} of {summary.source}."
     body = [
-        f"<h1>{escape(str(summary['name']))}</h1>",
+        f"<h1>{escape(str(summary.name))}</h1>",
         f'<p class="soft">{escape(what)}</p>',
         _headline(summary, report_data),
         *_notes(summary, leak=leak),
@@ -76,18 +77,16 @@ def write_report(
         "<h2>Details</h2>",
         details("Every epoch", _epochs(rows, leak=leak)),
         details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
-        details("Environment", f"<pre>{escape(json.dumps(environment, indent=2, ensure_ascii=False))}</pre>"),
+        details("Environment", f"<pre>{escape(json.dumps(environment.to_json(), indent=2, ensure_ascii=False))}</pre>"),
     ]
     path = run / "report.html"
-    write_bytes(path, document(str(summary["name"]), body))
+    write_bytes(path, document(str(summary.name), body))
     return path
 
 
-def _figures(
-    rows: list[dict[str, Any]], summary: dict[str, Any], shown: ReportData, *, leak: bool
-) -> list[tuple[str, Figure, str]]:
+def _figures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: bool) -> list[tuple[str, Figure, str]]:
     """(file name, figure, caption) of each figure, in the order of the page."""
-    best, classes, predicted = summary["best"], shown.classes, _predicted(shown)
+    best, classes, predicted = summary.best, shown.classes, _predicted(shown)
     leaking = (
         " The validation images are the first of the training images, while training draws from all of them: most are "
         "trained on, so this curve is no estimate for new images."
@@ -125,7 +124,7 @@ def _figures(
         ),
         (
             "accuracy",
-            run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=summary["test_accuracy"]),
+            run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=summary.test_accuracy),
             "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
             + leaking
             + best_note,
@@ -153,25 +152,26 @@ def _predicted(shown: ReportData) -> np.ndarray:
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _headline(summary: dict[str, Any], shown: ReportData) -> str:
+def _headline(summary: Summary, shown: ReportData) -> str:
     total = len(shown.test_labels)
-    low, high = wilson(round(summary["test_accuracy"] * total), total)
-    speed = summary["images_per_second"]
-    cold, warm = summary["cold_seconds"], summary.get("warm_seconds")  # a run of an older version has no warm figure
+    accuracy, multiply_adds = summary.test_accuracy or 0.0, summary.multiply_adds or 0
+    low, high = wilson(round(accuracy * total), total)
+    speed = summary.images_per_second
+    cold, warm = summary.cold_seconds, summary.warm_seconds  # a run of an older version has no warm figure
     first = f"first step after {wall_time(cold if warm is None else warm)}"
     if warm is not None and cold is not None:
         first += f", after {wall_time(cold)} in the run that compiled it"
-    stall = summary.get("input_stall")  # a run of an older version has none
-    waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary['loader']} loader"
+    stall = summary.input_stall  # a run of an older version has none
+    waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary.loader} loader"
     tiles = [
-        ("Test accuracy", f"{summary['test_accuracy']:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
+        ("Test accuracy", f"{accuracy:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
         (
             "Parameters",
-            f"{summary['parameters']:,}",
-            f"trainable; {summary['multiply_adds'] / 1e6:,.1f} M multiply-adds an image",
+            f"{summary.parameters:,}",
+            f"trainable; {multiply_adds / 1e6:,.1f} M multiply-adds an image",
         ),
         ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
-        ("Whole run", wall_time(summary["seconds"]), first),
+        ("Whole run", wall_time(summary.seconds), first),
     ]
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
     return (
@@ -181,7 +181,7 @@ def _headline(summary: dict[str, Any], shown: ReportData) -> str:
     )
 
 
-def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
+def _notes(summary: Summary, *, leak: bool) -> list[str]:
     notes = []
     if leak:
         notes.append(
@@ -189,42 +189,45 @@ def _notes(summary: dict[str, Any], *, leak: bool) -> list[str]:
             "trained on. Their loss and accuracy say nothing about new images; weights chosen by them are chosen by "
             'training data. <code>data.split = "holdout"</code> is the honest split.'
         )
-    best = summary["best"]
-    if best and best["metric"].startswith("test_"):
+    best = summary.best
+    if best and best.metric.startswith("test_"):
         notes.append(
             "<strong>Chosen on the test images.</strong> The tested weights are those of the epoch with the best "
-            f"{escape(best['metric'].replace('_', ' '))}, so the test accuracy above is optimistic."
+            f"{escape(best.metric.replace('_', ' '))}, so the test accuracy above is optimistic."
         )
-    if summary["stopped"] != "completed":
-        notes.append(f"Stopped after {plural(summary['epochs'], 'epoch', 'epochs')}: {escape(summary['stopped'])}.")
+    if summary.stopped != "completed":
+        notes.append(f"Stopped after {_epochs_of(summary)}: {escape(str(summary.stopped))}.")
     return [f'<p class="warning">{note}</p>' for note in notes]
 
 
-def _made(summary: dict[str, Any], environment: dict[str, Any], shown: ReportData) -> str:
-    commit = environment.get("commit")
-    version = str(environment.get("fastres"))
-    if commit:
-        version += f", commit {commit[:12]}" + (" with changes" if environment.get("dirty") else "")
-    best = summary["best"]
-    weights = f"epoch {best['epoch']}, by {best['metric']} = {best['value']:.5g}" if best else "those of the last step"
-    compiled = "no" if not summary["compiled"] else "by an earlier run" if summary.get("compiled_from_cache") else "yes"
-    if summary["compile_note"]:
-        compiled += f": {summary['compile_note']}"
-    calibration, memory = summary["expected_calibration_error"], summary["peak_memory_bytes"]
+def _epochs_of(summary: Summary) -> str:
+    return plural(summary.epochs or 0, "epoch", "epochs")
+
+
+def _made(summary: Summary, environment: Environment, shown: ReportData) -> str:
+    version = str(environment.fastres)
+    if environment.commit:
+        version += f", commit {environment.commit[:12]}" + (" with changes" if environment.dirty else "")
+    best = summary.best
+    weights = f"epoch {best.epoch}, by {best.metric} = {best.value:.5g}" if best else "those of the last step"
+    compiled = "no" if not summary.compiled else "by an earlier run" if summary.compiled_from_cache else "yes"
+    if summary.compile_note:
+        compiled += f": {summary.compile_note}"
+    calibration, memory = summary.expected_calibration_error, summary.peak_memory_bytes
     facts = {
-        "Images": f"{summary['source']}, split “{summary['split']}”: {len(shown.train_labels):,} to train on, "
+        "Images": f"{summary.source}, split “{summary.split}”: {len(shown.train_labels):,} to train on, "
         + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
         + f", {len(shown.test_labels):,} to test on",
-        "Length": f"{plural(summary['epochs'], 'epoch', 'epochs')}, {plural(summary['steps'], 'step', 'steps')}",
+        "Length": f"{_epochs_of(summary)}, {plural(summary.steps or 0, 'step', 'steps')}",
         "Weights tested": weights,
-        "Test loss": f"{summary['test_loss']:.4f} nats an image",
+        "Test loss": f"{summary.test_loss:.4f} nats an image",
         "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
-        "Precision": str(summary["precision"]),
+        "Precision": str(summary.precision),
         "Compiled": compiled,
-        "Device": str(summary["device"] or "unknown"),
+        "Device": str(summary.device or "unknown"),
         "Peak memory": "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
-        "Software": f"fastres {version}; torch {environment.get('torch')}; Python {environment.get('python')}",
-        "Recipe hash": str(summary["recipe_hash"]),
+        "Software": f"fastres {version}; torch {environment.torch}; Python {environment.python}",
+        "Recipe hash": str(summary.recipe_hash),
     }
     lines = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return (
@@ -251,8 +254,8 @@ def _by_class(shown: ReportData) -> str:
     )
 
 
-def _epochs(rows: list[dict[str, Any]], *, leak: bool) -> str:
-    """The rows of metrics.jsonl; a column for each key that any of them has."""
+def _epochs(rows: list[Epoch], *, leak: bool) -> str:
+    """The rows of metrics.jsonl; a column for each field that any of them has."""
     val = LEAKY if leak else "validation"
     columns = {
         "epoch": ("Epoch", "d"),
@@ -268,8 +271,6 @@ def _epochs(rows: list[dict[str, Any]], *, leak: bool) -> str:
         "seconds": ("Seconds", ".1f"),
         "input_stall": ("Waiting for data", ".1%"),
     }
-    used = {key: column for key, column in columns.items() if any(key in row for row in rows)}
-    lines = [
-        ["–" if row.get(key) is None else format(row[key], form) for key, (_, form) in used.items()] for row in rows
-    ]
+    used = {key: column for key, column in columns.items() if any(key in row.model_fields_set for row in rows)}
+    lines = [["–" if row[key] is None else format(row[key], form) for key, (_, form) in used.items()] for row in rows]
     return table([name for name, _ in used.values()], lines)

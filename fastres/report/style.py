@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fastres.runs.schema import Epoch
 from fastres.utils.terminal import printable
 
 WIDTH = 7.0  # inches
@@ -106,9 +107,9 @@ def tiles(
     return figure
 
 
-def curve(axes: Axes, rows: list[dict[str, Any]], key: str, *, scale: float = 1.0, **style: Any) -> np.ndarray:
+def curve(axes: Axes, rows: Sequence[Epoch], key: str, *, scale: float = 1.0, **style: Any) -> np.ndarray:
     """Draw `key` of the rows that have it, by epoch; returns the values."""
-    points = [(row["epoch"], scale * row[key]) for row in rows if row.get(key) is not None]
+    points = [(row.epoch, scale * row[key]) for row in rows if row[key] is not None]
     if points:
         # Markers while they can be told apart; a single epoch is seen by its marker alone.
         size = 4.0 if len(points) <= 40 else 0.0

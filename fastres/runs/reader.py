@@ -1,84 +1,16 @@
 """Run directories as they are found, finished or not, of this version or an older one: what they say of a run.
 
-They come from anywhere, so their JSON is checked against the tables below before anything believes it. Nothing here
-imports torch; `directory.py` makes run directories.
+Nothing here imports torch; `directory.py` makes run directories.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fastres.errors import UserError
 from fastres.recipe import Recipe
+from fastres.runs.schema import ENVIRONMENT, SUMMARY, Environment, Epoch, Summary, read_epochs
 from fastres.utils.statistics import wilson
-from fastres.utils.untrusted import read_regular
-
-_LIMIT = 64 << 20  # bytes of a file that is believed: 100,000 epochs take some 25 MB
-
-# Bounds far beyond any run, below which sums and axes stay finite.
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, le=1e15)]
-Count = Annotated[int, Field(ge=0, le=10**15)]
-Loss = Annotated[float, Field(ge=-1e300, le=1e300)]
-
-
-class _File(BaseModel):
-    """Keys that are read of a file in a run directory; others are ignored, those of another version may be missing."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
-
-
-class Round(_File):
-    """A round of pseudo-labelling in summary.json."""
-
-    test_accuracy: Share
-
-
-class Summary(_File):
-    """summary.json; units are those of `results.summarise`."""
-
-    stopped: str | None = None
-    test_accuracy: Share | None = None
-    test_images: Count | None = None
-    parameters: Count | None = None
-    epochs: Amount | None = None
-    seconds: Amount | None = None
-    images_per_second: Amount | None = None
-    cold_seconds: Amount | None = None
-    warm_seconds: Amount | None = None
-    device: str | None = None
-    rounds: tuple[Round, ...] = ()
-
-
-class Corruptions(_File):
-    """shift.json."""
-
-    accuracy: dict[str, list[Share]]
-    severities: list[int]
-    mean_corruption_accuracy: Share
-
-
-class Epoch(_File):
-    """A line of metrics.jsonl; a number that was not finite is None."""
-
-    epoch: Count
-    train_loss: Loss | None = None
-    val_loss: Loss | None = None
-    val_accuracy: Share | None = None
-
-
-class _Machine(_File):
-    """environment.json."""
-
-    device: str | None = None
-    cpu_model: str | None = None
-    gpu_name: str | None = None
-
-
-AnyFile = TypeVar("AnyFile", bound=_File)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,41 +89,8 @@ def _is_run(path: Path) -> bool:
 def read_run(number: int, folder: Path, name: str) -> Run:
     """The run in `folder`. Raises UserError for a recipe that does not load and a file that is damaged."""
     recipe = Recipe.load(folder / "recipe.toml")
-    summary = read_json(folder / "summary.json", Summary)
-    machine = read_json(folder / "environment.json", _Machine) or _Machine()
-    device = machine.gpu_name if machine.device == "cuda" else machine.cpu_model
+    summary = Summary.read_if_there(folder / SUMMARY)
+    machine = Environment.read_if_there(folder / ENVIRONMENT) or Environment()
     finished, summary = summary is not None, summary or Summary()
-    epochs = _read_epochs(folder / "metrics.jsonl")
-    return Run(number, folder, name, recipe, epochs, finished, summary, summary.device or device)
-
-
-def read_json(path: Path, kind: type[AnyFile]) -> AnyFile | None:
-    """The JSON object at `path`, checked; None where there is no file. Raises UserError where it is damaged."""
-    data = _contents(path)
-    return None if data is None else _checked(path, kind, data)
-
-
-def _read_epochs(path: Path) -> tuple[Epoch, ...]:
-    rows = tuple(_checked(path, Epoch, line) for line in (_contents(path) or b"").splitlines())
-    if [row.epoch for row in rows] != list(range(1, len(rows) + 1)):
-        raise _damaged(path, "its epochs do not count from 1")
-    return rows
-
-
-def _contents(path: Path) -> bytes | None:
-    if not path.exists():
-        return None
-    return read_regular(path, _LIMIT, "it is none that fastres wrote; leave the run out")
-
-
-def _checked(path: Path, kind: type[AnyFile], data: bytes) -> AnyFile:
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = f"{fault['loc'][0]}: " if fault["loc"] else ""
-        raise _damaged(path, f"{key}{fault['msg']}") from error
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} is damaged ({what}): restore it, train again, or leave the run out")
+    epochs = tuple(read_epochs(folder))
+    return Run(number, folder, name, recipe, epochs, finished, summary, summary.device or machine.device_name)

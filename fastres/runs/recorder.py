@@ -1,18 +1,11 @@
 """The metrics that a run writes while it goes: an object a line and epoch."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.utils.files import write_text
-
-
-def _plain(value: Any) -> Any:
-    """A number that strict JSON can hold: NumPy and torch scalars become Python's, NaN and infinity become None."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+from fastres.runs.schema import METRICS, Epoch
+from fastres.utils.json_files import write_lines
 
 
 class Recorder:
@@ -25,9 +18,9 @@ class Recorder:
     written. TensorBoard writes in a thread of its own, whose error the next call raises.
     """
 
-    def __init__(self, run: Path, *, rows: list[dict[str, Any]] | None = None, tensorboard: bool = False) -> None:
-        self.rows: list[dict[str, Any]] = list(rows or [])
-        self._path = run / "metrics.jsonl"
+    def __init__(self, run: Path, *, rows: list[Epoch] | None = None, tensorboard: bool = False) -> None:
+        self.rows = list(rows or [])
+        self._path = run / METRICS
         self._events = run / "tensorboard"
         self._writer: Any = None
         if tensorboard:
@@ -36,19 +29,18 @@ class Recorder:
             with disk_errors_are_the_users(self._events):
                 self._writer = summary_writer()(str(self._events), purge_step=purge)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Add the metrics of one epoch and rewrite the file: an append could be cut off in the middle of a line."""
-        row = {key: _plain(value) for key, value in row.items()}
+    def log(self, row: Epoch) -> None:
+        """Add the metrics of one epoch and rewrite the file."""
         self.rows.append(row)
-        write_text(self._path, "".join(json.dumps(logged, allow_nan=False) + "\n" for logged in self.rows))
+        write_lines(self._path, self.rows)
         if self._writer is None:
             return
         with disk_errors_are_the_users(self._events):
-            for key, value in row.items():
+            for key, value in row.to_json().items():
                 part, _, what = key.partition("_")
                 tag = f"{what}/{part}" if what in ("loss", "accuracy") else key
                 if value is not None and key not in ("epoch", "step"):
-                    self._writer.add_scalar(tag, value, row["epoch"])
+                    self._writer.add_scalar(tag, value, row.epoch)
             self._writer.flush()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from fastres.errors import UserError
 from fastres.recipe import Recipe, RecordConfig
 from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.runs.directory import PLAN
+from fastres.runs.schema import Epoch, Summary
 from fastres.utils.files import write_text
 
 FOLDER = "wandb"
@@ -49,14 +50,14 @@ class Tracker:
     `rows` are those of the epochs before a resumption, which it has unless it could not be begun then.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    def __init__(self, run: Path, recipe: Recipe, rows: list[Epoch], say: Callable[[str], None]) -> None:
         self._run: Any = None
         self._say = say
         if recipe.record.wandb != "off":
             with self._spared():
                 self._begin(run.absolute(), recipe, rows)
 
-    def _begin(self, run: Path, recipe: Recipe, rows: list[dict[str, Any]]) -> None:
+    def _begin(self, run: Path, recipe: Recipe, rows: list[Epoch]) -> None:
         wandb = _import()
         known = run / FOLDER / ID
         resumed = known.is_file()
@@ -96,18 +97,18 @@ class Tracker:
         for row in [] if resumed else rows:
             self.log(row)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Epoch) -> None:
         """The metrics of one epoch, as metrics.jsonl holds them."""
         with self._spared():
             if self._run is not None:
-                self._run.log({key: value for key, value in row.items() if value is not None}, step=row["epoch"])
+                self._run.log(row.model_dump(exclude_none=True, exclude_unset=True), step=row.epoch)
 
-    def close(self, summary: dict[str, Any] | None) -> None:
+    def close(self, summary: Summary | None) -> None:
         """End the run there: as finished with what summary.json holds, as failed without."""
         with self._spared():
             if self._run is not None:
                 if summary is not None:
-                    self._run.summary.update(summary)
+                    self._run.summary.update(summary.to_json())
                 self._run.finish(exit_code=int(summary is None))
         self._run = None
 

@@ -1,7 +1,7 @@
 """The data side of a run: the opened set, its division, loaders for training, validation and test, the augmentation."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastres.augment import Augment
 from fastres.augment.draws import check_mix
-from fastres.augment.views import Kind, Views
+from fastres.augment.views import Views
 from fastres.data import Dataset, info, open_dataset
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
@@ -21,8 +21,10 @@ from fastres.data.order import split
 from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
-from fastres.recipe import DataConfig, DinoConfig, EmpSslConfig, Recipe
+from fastres.recipe import DataConfig, Recipe
 
+MakeViews = Callable[[Recipe, Augment, int], Views | None]
+"""Of a recipe, its augmentation and the number of images: see `methods.base.Method.views`."""
 SAMPLED = 250
 """Images that are decoded at a time to compute initial weights: their patches in fp64 are twenty times their size."""
 
@@ -114,8 +116,11 @@ class DataModule:
                 loader.close()
 
 
-def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = False) -> DataModule:
-    """Open the recipe's data, preparing the store where there is none yet.
+def open_data_module(
+    recipe: Recipe, device: torch.device, *, quiet: bool = False, make_views: MakeViews | None = None
+) -> DataModule:
+    """Open the recipe's data, preparing the store where there is none yet. `make_views` is the method's, which may have
+    batches of several views.
 
     Raises UserError where the source cannot be used, or does not fit batch size, split or augmentation.
     """
@@ -141,7 +146,7 @@ def open_data_module(recipe: Recipe, device: torch.device, *, quiet: bool = Fals
     augment = augment_of(recipe, dataset.mean, dataset.std)
     augment.plan((images.shape[1], images.shape[2]))  # an impossible policy fails before the loop
     check_mix(recipe.mix, len(dataset.classes), options.batch_size)
-    views = views_of(recipe, augment, len(labels))
+    views = None if make_views is None else make_views(recipe, augment, len(labels))
     for kind in [] if views is None else views.kinds:
         kind.augment.plan((images.shape[1], images.shape[2]))
 
@@ -180,20 +185,6 @@ def augment_of(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> A
     """The augmentation of the recipe's training, of images with this mean and SD."""
     options: dict[str, Any] = {"dtype": DTYPES[recipe.train.precision], "channels_last": recipe.train.channels_last}
     return Augment(recipe.augment, mean, std, mix=recipe.mix, seed=recipe.train.seed, **options)
-
-
-def views_of(options: Recipe, augment: Augment, images: int) -> Views | None:
-    """The views that the recipe's method compares, `augment` being its own policy; None for methods with labels."""
-    method = options.method
-    if isinstance(method, EmpSslConfig):
-        return Views([Kind(augment, method.patches)], images)
-    if not isinstance(method, DinoConfig):
-        return None
-    kinds = [Kind(augment, 2)]
-    if method.local_views:
-        policy = options.augment.model_copy(update={"random_resized_crop": method.local_crop})
-        kinds.append(Kind(augment.with_policy(policy), method.local_views))
-    return Views(kinds, images)
 
 
 def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastres.engine.cuda_graph import side_stream
@@ -16,23 +15,23 @@ from fastres.engine.memory import StartupTimer
 from fastres.errors import Diverged, Interrupted, UserError
 from fastres.evaluation.metrics import Measures, measure, passes
 from fastres.models import Network
-from fastres.recipe import EvalConfig, Recipe, SelfSupervisedConfig
+from fastres.recipe import EvalConfig, Recipe
 from fastres.runs import checkpoint
 from fastres.runs.recorder import Recorder, summary_writer
+from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Environment, Epoch, Summary
 from fastres.runs.tracking import Tracker, check_tracker
 from fastres.training.data import labels_of
-from fastres.training.methods.probe import fit_classifier
+from fastres.training.methods.base import Method
 from fastres.training.page import draw_page
 from fastres.training.progress import Progress
 from fastres.training.session import Session
 from fastres.training.state import TrainState
 from fastres.training.step import StepVariant
-from fastres.training.summary import input_stall, peak_memory, summarise
-from fastres.utils.files import write_json
+from fastres.training.summary import input_stall, peak_memory
 from fastres.utils.machine import computes_bf16, environment
 from fastres.utils.signals import Interrupt
 
-OnEpoch = Callable[[list[dict[str, Any]]], str | None]
+OnEpoch = Callable[[list[Epoch]], str | None]
 """Hears the rows of metrics.jsonl so far, and may say why to stop."""
 
 
@@ -42,13 +41,14 @@ class RunResult:
 
     run: Path
     """The run directory."""
-    summary: dict[str, Any]
+    summary: Summary
     """Contents of summary.json."""
 
     @property
     def test_accuracy(self) -> float:
         """Share of the test images that the kept network gets right."""
-        return self.summary["test_accuracy"]
+        assert self.summary.test_accuracy is not None
+        return self.summary.test_accuracy
 
 
 class Run(Session):
@@ -61,14 +61,14 @@ class Run(Session):
         quiet: bool,
         startup_timer: StartupTimer,
         on_epoch: OnEpoch | None = None,
-        teacher: Path | None = None,
+        method: Method[Any] | None = None,
     ) -> None:
         self.on_epoch = on_epoch
         self.startup_timer, self.began = startup_timer, startup_timer.seconds
         if recipe.record.tensorboard:
             summary_writer()  # raises where it is missing, before there is a run directory
         check_tracker(recipe.record)
-        super().__init__(recipe, choose_device(device), quiet=quiet, teacher=teacher)
+        super().__init__(recipe, choose_device(device), quiet=quiet, method=method)
         self.steps = self.step.steps
         self.epochs = math.ceil(self.steps / len(self.data_module.train))  # one that stops in its middle counts
         self.at = TrainState()
@@ -79,12 +79,12 @@ class Run(Session):
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    def execute(self, run: Path, rows: list[dict[str, Any]]) -> RunResult:
-        """Train from the current position to the end; `rows` are those of the finished epochs."""
-        options = self.recipe.train
+    def execute(self, run: Path) -> Summary:
+        """Train in `run`, from its last checkpoint if it has one, to the end."""
+        options, rows = self.recipe.train, self.restore(run)
         self.run = run
-        self.environment = {**environment(), "device": str(self.device), "threads": torch.get_num_threads()}
-        write_json(run / "environment.json", self.environment)
+        self.environment = Environment(**{**environment(), "device": str(self.device)})
+        self.environment.write(run / ENVIRONMENT)
         self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
         self.progress = Progress(
             epochs=self.steps / len(self.data_module.train),
@@ -100,7 +100,11 @@ class Run(Session):
             with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
                 self.progress.message(f"loader {self.data_module.loading.name}: {self.data_module.loading.reason}")
-                if options.precision == "bf16" and self.device.type == "cpu" and not computes_bf16(self.environment):
+                if (
+                    options.precision == "bf16"
+                    and self.device.type == "cpu"
+                    and not computes_bf16(self.environment.isa)
+                ):
                     self.progress.message(
                         "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
                     )
@@ -123,7 +127,7 @@ class Run(Session):
             self.tracker.close(summary)
             self.recorder.close()
             self.data_module.close()
-        return RunResult(run, summary)
+        return summary
 
     def _epoch(self) -> None:
         at, epoch = self.at, self.at.epoch
@@ -210,43 +214,49 @@ class Run(Session):
             "Lower optimizer.lr or set train.grad_clip, and train again from the start."
         )
 
-    def _row(self) -> dict[str, Any]:
+    def _row(self) -> Epoch:
         """The finished epoch's line of metrics.jsonl."""
         at, step = self.at, self._steps_done()
         waited = time.perf_counter()
         loss, accuracy = self._read_tally()
         at.epoch_stalled += self.stall.read()
         at.time_step(0, time.perf_counter() - waited, timed=True)
-        row: dict[str, Any] = {"epoch": at.epoch + 1, "step": step, "lr": self.step.learning_rate(step - 1)}
-        row |= {"train_loss": loss, "train_accuracy": accuracy}
+        row = Epoch(
+            epoch=at.epoch + 1,
+            step=step,
+            lr=self.step.learning_rate(step - 1),
+            train_loss=loss,
+            train_accuracy=accuracy,
+            seconds=at.epoch_seconds,
+            images_per_second=at.epoch_images / at.epoch_images_seconds if at.epoch_images else None,
+            input_stall=min(1.0, at.epoch_stalled / at.epoch_seconds),  # by two clocks on CUDA
+        )
         if self.data_module.validation is not None:
             logits = self.evaluator.logits(self.data_module.validation, self._while_training())
             measured = measure(logits, labels_of(self.data_module.validation))
-            row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
+            row = row.updated(val_loss=measured.loss, val_accuracy=measured.accuracy)
         every = self.recipe.eval.test_every
         if every and (at.epoch + 1) % every == 0:
             measured = self._test(self._while_training())[0]
-            row |= {"test_loss": measured.loss, "test_accuracy": measured.accuracy}
-        speed = at.epoch_images / at.epoch_images_seconds if at.epoch_images else None
-        stall = at.epoch_stalled / at.epoch_seconds
-        return row | {"seconds": at.epoch_seconds, "images_per_second": speed, "input_stall": stall}
+            row = row.updated(test_loss=measured.loss, test_accuracy=measured.accuracy)
+        return row
 
     # ------------------------------------------------------------------------------------------------ best and last
 
-    def _keep_if_best(self, row: dict[str, Any]) -> None:
+    def _keep_if_best(self, row: Epoch) -> None:
         metric, best = self.recipe.train.best, self.at.best
         if metric is None:
             return
         value, sign = row[metric], 1 if metric.endswith("loss") else -1
-        if math.isfinite(value) and (best is None or sign * value < sign * best["value"]):
-            self.at.best = {"metric": metric, "epoch": row["epoch"], "value": value}
+        if value is not None and (best is None or sign * value < sign * best.value):
+            self.at.best = Best(metric=metric, epoch=row.epoch, value=value)
             checkpoint.save_weights(self.run / checkpoint.BEST, self.step.averaged, self.data_module.about)
 
     def _out_of_patience(self) -> bool:
         patience, best = self.recipe.train.early_stopping, self.at.best
-        if not patience or best is None or self.at.epoch - best["epoch"] < patience:
+        if not patience or best is None or self.at.epoch - best.epoch < patience:
             return False
-        self.progress.message(f"no better {best['metric']} in {patience} epochs: stopped early")
+        self.progress.message(f"no better {best.metric} in {patience} epochs: stopped early")
         return True
 
     def _save(self) -> None:
@@ -260,16 +270,16 @@ class Run(Session):
         state = {
             "recipe": self.recipe.hash(),
             "data": self.data_module.fingerprint,
-            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "teacher": self.method.fingerprint,
             "position": self.at.state(),
             "tally": self.epoch_metrics.sums.cpu(),
-            "rows": self.recorder.rows,
+            "rows": [row.to_json() for row in self.recorder.rows],
             "step": self.step.state(),
         }
         checkpoint.save(self.run / checkpoint.LAST, state)
         self.saved = time.perf_counter()
 
-    def restore(self, run: Path) -> list[dict[str, Any]]:
+    def restore(self, run: Path) -> list[Epoch]:
         """Go back to the last checkpoint of `run`, if it has one; returns the rows of the finished epochs."""
         path = run / checkpoint.LAST
         if not path.is_file():
@@ -280,13 +290,13 @@ class Run(Session):
                 raise UserError(f"{run}/recipe.toml is not the recipe that {path} was trained with: undo its changes")
             if state["data"] != self.data_module.fingerprint:
                 raise UserError(f"{self.recipe.data.source} is not the data that {path} was trained on: restore it")
-            if self.teacher is not None and state["teacher"] != self.teacher.fingerprint:
+            if self.method.fingerprint is not None and state["teacher"] != self.method.fingerprint:
                 raise UserError(f"method.teacher is not the one that {path} was trained with: restore it")
-            self.at = TrainState(**state["position"])
+            self.at = TrainState.of(state["position"])
             self.epoch_metrics.sums.copy_(state["tally"])
             self.step.load_state(state["step"])
             self.was_compiled = bool(state["step"]["compiled"])
-            return list(state["rows"])
+            return [Epoch(**row) for row in state["rows"]]
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} is not a checkpoint of this version of fastres: train again") from error
 
@@ -300,40 +310,20 @@ class Run(Session):
         logits = self.evaluator.logits(self.data_module.test, options)
         return measure(logits, labels_of(self.data_module.test)), logits
 
-    def _finish(self, stopped: str) -> dict[str, Any]:
+    def _finish(self, stopped: str) -> Summary:
         """Test what is kept; write weights, page and summary."""
         if self.at.best is not None:
             weights, _ = checkpoint.load_weights(self.run / checkpoint.BEST)
             self.step.averaged.load_state_dict(weights)
-        features = {}
-        if isinstance(self.recipe.method, SelfSupervisedConfig):
-            self.progress.message("a linear probe and nearest neighbours on the features")
-            assert isinstance(self.step.averaged, Network)
-            features = fit_classifier(self.step.averaged, self.data_module, self.recipe, self.device)
+        assert isinstance(self.step.averaged, Network)
+        features = self.method.after_training(
+            self.step.averaged, self.data_module, self.recipe, self.device, self.progress.message
+        )
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self._steps_done())
         checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.data_module.about)
-        summary = {
-            "name": self.run.name,
-            "stopped": stopped,
-            "parameters": self.parameters,
-            "multiply_adds": self.multiply_adds,
-            "compiled": self.step.loss_and_correct.active,
-            "compile_note": self.step.loss_and_correct.fallback_reason or self.evaluator.compiled.fallback_reason,
-            "captured": self.runner.captured,
-            "capture_note": self.runner.fallback_reason,
-            "compiled_from_cache": self.step.loss_and_correct.from_cache,
-            "tta": self.recipe.eval.tta,
-            "tta_passes": passes(self.recipe.eval),
-            "loader": self.data_module.loading.name,
-            "input_stall": input_stall(self.recorder.rows),
-            **summarise(self.recipe, self.at, measured, self._steps_done(), len(self.data_module.train)),
-            **features,
-            "seconds": self.at.seconds + time.perf_counter() - self.began,
-            "device": self.environment["gpu_name" if self.device.type == "cuda" else "cpu_model"],
-            "peak_memory_bytes": peak_memory(self.device),
-        }
+        summary = self._summary(stopped, measured, features)
         if self.recipe.record.report:
             try:
                 page = draw_page(
@@ -350,5 +340,41 @@ class Run(Session):
                 raise
             except Exception as error:  # a figure that cannot be drawn must not cost the run its result
                 self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error})")
-        write_json(self.run / "summary.json", summary)  # last: its presence says that the run is complete
+        summary.write(self.run / SUMMARY)  # last: its presence says that the run is complete
         return summary
+
+    def _summary(self, stopped: str, measured: Measures, features: dict[str, float]) -> Summary:
+        recipe, at, steps, compiled = self.recipe, self.at, self._steps_done(), self.step.loss_and_correct
+        per_epoch = len(self.data_module.train)
+        return Summary(
+            name=self.run.name,
+            stopped=stopped,
+            parameters=self.parameters,
+            multiply_adds=self.multiply_adds,
+            compiled=compiled.active,
+            compile_note=compiled.fallback_reason or self.evaluator.compiled.fallback_reason,
+            captured=self.runner.captured,
+            capture_note=self.runner.fallback_reason,
+            compiled_from_cache=compiled.from_cache,
+            tta=recipe.eval.tta,
+            tta_passes=passes(recipe.eval),
+            loader=self.data_module.loading.name,
+            input_stall=input_stall(self.recorder.rows),
+            recipe_hash=recipe.hash(),
+            source=recipe.data.source,
+            split=recipe.data.split,
+            precision=recipe.train.precision,
+            test_accuracy=measured.accuracy,
+            test_loss=measured.loss,
+            test_images=measured.images,
+            expected_calibration_error=measured.expected_calibration_error,
+            best=at.best,
+            epochs=at.epoch if steps == at.epoch * per_epoch else steps / per_epoch,
+            steps=steps,
+            images_per_second=at.images / at.images_seconds if at.images else None,
+            cold_seconds=at.cold_seconds or None,
+            warm_seconds=at.warm_seconds or None,
+            seconds=at.seconds + time.perf_counter() - self.began,
+            device=self.environment.device_name,
+            peak_memory_bytes=peak_memory(self.device),
+        ).updated(**features)

@@ -1,13 +1,13 @@
 """The report page of a run, and its augmented images."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastres.recipe import Recipe
+from fastres.runs.schema import Environment, Epoch, Summary
 from fastres.training.data import DataModule, labels_of, open_data_module
 from fastres.utils.files import check_writable, write_bytes
 
@@ -21,9 +21,9 @@ def draw_page(
     run: Path,
     recipe: Recipe,
     data_module: DataModule,
-    rows: list[dict[str, Any]],
-    summary: dict[str, Any],
-    environment: dict[str, Any],
+    rows: list[Epoch],
+    summary: Summary,
+    environment: Environment,
     probabilities: Tensor,
 ) -> Path:
     """Draw the figures and write report.html; `probabilities` [N, classes] are those of the test images."""

@@ -7,12 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
+from fastres.runs.schema import Epoch
 from fastres.utils.format import duration
 
 
@@ -171,16 +172,16 @@ class Progress:
         else:
             self._bar.update(self._task, completed=step, description="  ".join(cells), refresh=True)
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def epoch(self, row: Epoch) -> None:
         """Print the line of a finished epoch; `row` is a row of metrics.jsonl."""
-        self._speed = row.get("images_per_second") or self._speed
-        cells = [self._counted(row["epoch"]), f"lr {row['lr']:<8.3g}"]
+        self._speed = row.images_per_second or self._speed
+        cells = [self._counted(row.epoch), f"lr {row.lr:<8.3g}"]
         for part in ("train", "val", "test"):
-            if f"{part}_loss" in row:
-                cells.append(f"{part} {_loss(row[f'{part}_loss'])} {_percent(row.get(f'{part}_accuracy'))}")
-        cells.append(f"{row['images_per_second'] or 0:>9,.0f} images/s  {row['seconds']:>7.1f} s")
+            if f"{part}_loss" in row.model_fields_set:
+                cells.append(f"{part} {_loss(row[f'{part}_loss'])} {_percent(row[f'{part}_accuracy'])}")
+        cells.append(f"{row.images_per_second or 0:>9,.0f} images/s  {row.seconds or 0:>7.1f} s")
         left = self._pace.left()
-        if self._bar is None and left is not None and row["epoch"] < self._epochs:
+        if self._bar is None and left is not None and row.epoch < self._epochs:
             cells.append(f"{duration(left)} left")
         self.message("  ".join(cells))
 

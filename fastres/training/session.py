@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import nullcontext
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,12 +12,11 @@ from fastres.engine.memory import keep_freed_memory
 from fastres.errors import UserError
 from fastres.evaluation.evaluator import Evaluator
 from fastres.models import Layer, Network, build, count_parameters, layers
-from fastres.recipe import DinoConfig, DistillConfig, EmpSslConfig, Recipe
+from fastres.recipe import Recipe
 from fastres.training.data import open_data_module
 from fastres.training.epoch import Runner
-from fastres.training.methods.dino import DinoNetwork
-from fastres.training.methods.distillation import Distillation
-from fastres.training.methods.emp_ssl import EmpSslNetwork
+from fastres.training.methods.base import Method
+from fastres.training.methods.registry import method_of
 from fastres.training.methods.transfer import start_from
 from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
@@ -48,16 +47,17 @@ def move_network(network: Network, recipe: Recipe, device: torch.device) -> Netw
 
 
 class Session:
-    """Data, network and compiled code of a process that trains `recipe`, once or many times. `teacher` is the teacher's
-    run, where the recipe does not name one.
+    """Data, network and compiled code of a process that trains `recipe`, once or many times, by `method` or else by
+    the one that it names.
 
     Raises UserError where the recipe, its data or the machine do not allow it.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, teacher: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, *, quiet: bool, method: Method[Any] | None = None) -> None:
         prepare_process(recipe, device)
         self.recipe, self.device, self.quiet = recipe, device, quiet
-        self.data_module = open_data_module(recipe, device, quiet=quiet)
+        self.method = method or method_of(recipe.method)
+        self.data_module = open_data_module(recipe, device, quiet=quiet, make_views=self.method.views)
         self.opened = time.perf_counter()
         """When the data was open, by that clock."""
         network = self.draw(recipe.train.seed)
@@ -67,15 +67,13 @@ class Session:
         loads = recipe.train.compile and device.type == "cpu" and network.initial_images > 0
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
-        self.teacher: Distillation | None = None
-        if isinstance(recipe.method, DistillConfig):
-            self.teacher = Distillation(recipe.method, self.data_module, device, teacher)
+        self.method.prepare(self.data_module, device)
         self.step = Step(
-            move_network(self.pretraining(network), recipe, device),
+            move_network(self.method.network(network, self.data_module.dataset.image_size), recipe, device),
             recipe,
             len(self.data_module.train),
             device,
-            self.teacher,
+            self.method,
             self.data_module.targets,
         )
         self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
@@ -89,13 +87,6 @@ class Session:
         network.initialise(self.data_module.sample(network.initial_images))
         if self.recipe.transfer is not None:
             start_from(network, self.recipe.transfer)
-
-    def pretraining(self, network: Network) -> Network:
-        """The network with what a self-supervised method trains besides, else itself."""
-        method, size = self.recipe.method, self.data_module.dataset.image_size
-        if isinstance(method, DinoConfig):
-            return DinoNetwork(network, method, size)
-        return EmpSslNetwork(network, method, size) if isinstance(method, EmpSslConfig) else network
 
     def draw(self, seed: int) -> Network:
         """`draw`, for this data."""

@@ -1,9 +1,10 @@
 """Progress of a run: the contents of a checkpoint besides weights and optimizer."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fastres.engine.compile import Compiled
+from fastres.runs.schema import Best
 
 
 @dataclass
@@ -14,8 +15,8 @@ class TrainState:
     """Finished epochs."""
     step: int = 0
     """Finished steps of the epoch that is under way."""
-    best: dict[str, Any] | None = None
-    """metric, epoch (counted from 1) and value of the best checkpoint, where `train.best` is set."""
+    best: Best | None = None
+    """Of the best checkpoint, where `train.best` is set."""
     seconds: float = 0.0
     """Wall time until the last checkpoint."""
     cold_seconds: float = 0.0
@@ -61,5 +62,10 @@ class TrainState:
         self.epoch_images, self.epoch_images_seconds = 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """Plain values, from which TrainState(**state) makes the same state."""
-        return asdict(self)
+        """Plain values, from which `of` makes the same state."""
+        return {**vars(self), "best": self.best and self.best.model_dump()}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "TrainState":
+        """What gave `state`."""
+        return cls(**{**state, "best": state["best"] and Best(**state["best"])})

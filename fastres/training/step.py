@@ -1,7 +1,7 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
 import json
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from fastres.engine.compile import Compiled
 from fastres.engine.precision import autocast
-from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
-from fastres.recipe import DinoConfig, MuonConfig, Recipe
-from fastres.training.methods.self_supervised import Pretraining
+from fastres.optim import Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
+from fastres.recipe import MuonConfig, Recipe
+from fastres.training.methods.base import Method
+from fastres.training.methods.registry import method_of
 from fastres.training.methods.transfer import frozen_norms, rate_factors
 
 UNREAD = {
@@ -24,7 +25,7 @@ shape is in the graph's key by itself; clipping and averages come after the func
 
 def settings_of_graph(recipe: Recipe) -> str:
     """What the compiled function may read of a recipe, for the key of its graph: model, method and `train`, but for
-    UNREAD and for where the teacher of a distillation comes from (`Teacher.about` has its model)."""
+    UNREAD and for where the teacher of a distillation comes from (`Method.graph_key` has its model)."""
     tables = {
         "model": recipe.model.model_dump(),
         "method": recipe.method.model_dump(exclude={"teacher"}),
@@ -44,17 +45,6 @@ class StepVariant(NamedTuple):
     """Lookahead's slow weights move."""
 
 
-class Teacher(Protocol):
-    """A network that adds a term to the loss: see methods/distillation.py."""
-
-    about: str
-    """Settings that its part of a compiled graph depends on, besides shapes."""
-
-    def __call__(self, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """The whole loss on images [B, 3, H, W] with fp32 logits [B, classes], of which `loss` is the labels' part."""
-        ...
-
-
 class Step:
     """Everything that changes from step to step, and the change.
 
@@ -72,26 +62,27 @@ class Step:
         recipe: Recipe,
         steps_per_epoch: int,
         device: torch.device,
-        teacher: Teacher | None = None,
+        method: Method[Any] | None = None,
         targets: Tensor | None = None,
     ) -> None:
         options = recipe.train
         self.network, self.recipe, self.steps_per_epoch, self.device = network, recipe, steps_per_epoch, device
-        self.teacher, self._frozen_norms = teacher, frozen_norms(network)
+        self.method, self._frozen_norms = method or method_of(recipe.method), frozen_norms(network)
         self.steps = total_steps(options.epochs, steps_per_epoch)
         self._targets = targets  # fp32 [labels, classes], where labels stand for probabilities
         self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
-        self.optimizer = build_optimizer(recipe.optimizer, network, rate_factors(backbone_of(network), recipe.transfer))
-        self.ema = Ema(network, options.ema) if options.ema else None
-        if isinstance(recipe.method, DinoConfig):
-            self.ema = Ema(network, recipe.method.teacher_momentum, cosine_steps=self.steps)
+        self.optimizer = build_optimizer(
+            recipe.optimizer, network, rate_factors(self.method.kept(network), recipe.transfer)
+        )
+        self.ema = self.method.average(network, recipe, self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
         self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, MuonConfig) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
-        about = f"{settings_of_graph(recipe)} {teacher and teacher.about} {None if targets is None else targets.shape}"
+        shape = None if targets is None else targets.shape
+        about = f"{settings_of_graph(recipe)} {self.method.graph_key} {shape}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
         self._table: Tensor | None = None  # fp32 [steps, numbers]
@@ -101,7 +92,7 @@ class Step:
     def averaged(self) -> nn.Module:
         """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
         average = self.ema or self.lookahead
-        return backbone_of(self.network if average is None else average.network)
+        return self.method.kept(self.network if average is None else average.network)
 
     # ------------------------------------------------------------------------------- what depends on the step's number
 
@@ -238,11 +229,8 @@ class Step:
         self, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         with autocast(self.recipe.train.precision, self.device):
-            if isinstance(self.network, Pretraining):
-                average = None if self.ema is None else self.ema.network
-                logits, compared = self.network.compare(images, len(labels), average)
-            else:
-                logits, compared = self.network(images), None
+            average = None if self.ema is None else self.ema.network
+            logits, compared = self.method.forward(self.network, images, len(labels), average)
         logits = logits.float()
         loss, correct = self._against(logits, labels)
         if compared is not None:
@@ -252,7 +240,7 @@ class Step:
             other, right = self._against(logits, partners)
             fraction = weight.squeeze()
             loss, correct = fraction * loss + (1 - fraction) * other, fraction * correct + (1 - fraction) * right
-        return loss if self.teacher is None else self.teacher(images, logits, loss), correct
+        return self.method.loss(images, logits, loss), correct
 
     def _against(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and how many predictions name the label, or what is most probable of its target."""
@@ -303,8 +291,3 @@ class Step:
             self.ema.network.load_state_dict(state["ema"])
         if self.lookahead is not None:
             self.lookahead.network.load_state_dict(state["lookahead"])
-
-
-def backbone_of(network: nn.Module) -> nn.Module:
-    """The part of the trained network that is evaluated and saved: of a pretraining the backbone."""
-    return network.backbone if isinstance(network, Pretraining) else network

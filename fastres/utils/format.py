@@ -1,7 +1,7 @@
 """Counts and durations as people read them."""
 
 
-def plural(count: int, one: str, many: str) -> str:
+def plural(count: float, one: str, many: str) -> str:
     """`count` with the word that fits it."""
     return f"{count:,} {one if count == 1 else many}"
 

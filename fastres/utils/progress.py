@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 SECONDS_BETWEEN_LINES = 5.0
 
+Say = Callable[[str], None]
+"""Shows a line to whoever watches."""
+
 
 @contextmanager
 def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:

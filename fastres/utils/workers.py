@@ -20,7 +20,7 @@ class Works(Protocol):
         """Do it."""
 
 
-def stop_without_parent(rows: list[dict[str, Any]]) -> None:
+def stop_without_parent(rows: object = None) -> None:
     """Raise Interrupted, as `on_epoch` of a training, where the process that started this one has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import fastres
 from fastres.errors import UserError
 from fastres.runs.recorder import Recorder
+from fastres.runs.schema import Epoch, read_epochs
 from fastres.training.progress import Pace, Progress
 from fastres.utils.machine import environment
 
@@ -40,34 +41,35 @@ def strict(path: Path) -> list[dict]:
 
 def test_every_epoch_is_a_line_of_strict_json(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
-    recorder.log({"epoch": 1, "lr": np.float32(0.5), "train_loss": float("nan"), "val_loss": float("-inf")})
-    recorder.log({"epoch": 2, "lr": 0.25, "train_loss": 1.5, "val_loss": np.float64("inf")})
+    recorder.log(Epoch(epoch=1, lr=np.float32(0.5), train_loss=float("nan"), val_loss=float("-inf")))  # type: ignore[arg-type]
+    recorder.log(Epoch(epoch=2, lr=0.25, train_loss=1.5, val_loss=np.float64("inf")))
     recorder.close()
     expected = [
         {"epoch": 1, "lr": 0.5, "train_loss": None, "val_loss": None},
         {"epoch": 2, "lr": 0.25, "train_loss": 1.5, "val_loss": None},
     ]
     assert strict(tmp_path / "metrics.jsonl") == expected
-    assert recorder.rows == expected
+    assert [row.to_json() for row in recorder.rows] == expected
 
 
-@given(st.lists(st.floats(), min_size=1, max_size=5))
+@given(st.lists(st.floats(width=32), min_size=1, max_size=5))  # a loss is computed in fp32
 def test_rows_are_what_the_file_holds(tmp_path_factory: pytest.TempPathFactory, losses: list[float]) -> None:
     run = tmp_path_factory.mktemp("run")
     recorder = Recorder(run)
     for epoch, loss in enumerate(losses, 1):
-        recorder.log({"epoch": epoch, "train_loss": loss})
-    assert strict(run / "metrics.jsonl") == recorder.rows
+        recorder.log(Epoch(epoch=epoch, train_loss=loss))
+    assert strict(run / "metrics.jsonl") == [row.to_json() for row in recorder.rows]
+    assert read_epochs(run) == recorder.rows
     assert [name.name for name in run.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_resumed_run_drops_the_epochs_that_it_repeats(tmp_path: Path) -> None:
     first = Recorder(tmp_path)
     for epoch in (1, 2, 3):
-        first.log({"epoch": epoch, "train_loss": 1.0})
+        first.log(Epoch(epoch=epoch, train_loss=1.0))
     kept = first.rows[:1]
     second = Recorder(tmp_path, rows=kept)
-    second.log({"epoch": 2, "train_loss": 9.0})
+    second.log(Epoch(epoch=2, train_loss=9.0))
     assert strict(tmp_path / "metrics.jsonl") == [{"epoch": 1, "train_loss": 1.0}, {"epoch": 2, "train_loss": 9.0}]
     assert len(kept) == 1  # the caller's list stays its own
 
@@ -77,9 +79,11 @@ def test_a_kill_in_the_middle_leaves_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     # Rows of 100 kB make a write long enough to be hit.
     script = (
-        "import sys; from pathlib import Path; from fastres.runs.recorder import Recorder\n"
-        "recorder = Recorder(Path(sys.argv[1]))\n"
-        "for epoch in range(1, 10**6): recorder.log({'epoch': epoch, 'pad': 'x' * 100_000}); recorder.rows[:-9] = []"
+        "import sys; from pathlib import Path; from fastres.utils.json_files import Entry, write_lines\n"
+        "class Long(Entry): epoch: int; pad: str = 'x' * 100_000\n"
+        "rows = []\n"
+        "for epoch in range(1, 10**6):\n"
+        "    rows = [*rows[-9:], Long(epoch=epoch, pad='x' * 100_000)]; write_lines(Path(sys.argv[1]) / 'metrics.jsonl', rows)"
     )
     for wait in (0.0, 0.013, 0.041, 0.097):
         path.unlink(missing_ok=True)
@@ -98,8 +102,8 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recorder = Recorder(tmp_path, tensorboard=True)
-    recorder.log({"epoch": 1, "step": 10, "lr": 0.5, "train_loss": 2.0, "val_accuracy": 0.25})
-    recorder.log({"epoch": 2, "step": 20, "lr": 0.25, "train_loss": float("nan"), "val_accuracy": 0.75})
+    recorder.log(Epoch(epoch=1, step=10, lr=0.5, train_loss=2.0, val_accuracy=0.25))
+    recorder.log(Epoch(epoch=2, step=20, lr=0.25, train_loss=float("nan"), val_accuracy=0.75))
     recorder.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert sorted(events.Tags()["scalars"]) == ["accuracy/val", "loss/train", "lr"]
@@ -204,17 +208,17 @@ def test_epochs_of_one_step_have_a_time_left() -> None:
 
 # ---------------------------------------------------------------------------------------------------- Progress
 
-ROW = {
-    "epoch": 1,
-    "step": 100,
-    "lr": 0.1,
-    "train_loss": 1.23456,
-    "train_accuracy": 0.5,
-    "val_loss": None,
-    "val_accuracy": 0.25,
-    "seconds": 50.0,
-    "images_per_second": 1234.4,
-}
+ROW = Epoch(
+    epoch=1,
+    step=100,
+    lr=0.1,
+    train_loss=1.23456,
+    train_accuracy=0.5,
+    val_loss=None,
+    val_accuracy=0.25,
+    seconds=50.0,
+    images_per_second=1234.4,
+)
 
 
 class Clock:
@@ -232,7 +236,7 @@ def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[
             progress.step(step, 128, 2.5, 0.125)
         progress.epoch(ROW)
         progress.message("[bold]as it is[/bold]")
-        progress.epoch(ROW | {"epoch": 12, "train_loss": 0.5, "train_accuracy": 1.0, "images_per_second": None})
+        progress.epoch(ROW.updated(epoch=12, train_loss=0.5, train_accuracy=1.0, images_per_second=None))
     out, err = capsys.readouterr()
     assert out == ""
     assert "\x1b" not in err and "\r" not in err
@@ -278,13 +282,13 @@ def test_a_step_costs_under_20_microseconds() -> None:
 @pytest.mark.serial
 def test_on_a_terminal_the_bar_moves_and_lines_stay() -> None:
     script = (
-        "import time; from fastres.training.progress import Progress\n"
+        "import time; from fastres.training.progress import Progress; from fastres.runs.schema import Epoch\n"
         "with Progress(epochs=2, steps_per_epoch=20_000, batch_size=8) as progress:\n"
         "    started = time.process_time()\n"
         "    for step in range(1, 20_001): progress.step(step, 8, 0.5, 0.75)\n"
         "    print((time.process_time() - started) / 20_000)\n"
         "    time.sleep(0.3); progress.step(20_001, 8, 0.5, 0.75)\n"
-        f"    progress.epoch({ROW!r}); progress.message('[a] line')\n"
+        f"    progress.epoch(Epoch(**{ROW.model_dump(exclude_unset=True)})); progress.message('[a] line')\n"
     )
     ours, theirs = pty.openpty()
     terminal = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}

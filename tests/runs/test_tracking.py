@@ -21,6 +21,7 @@ from fastres.experiments.sweep.plan import load
 from fastres.experiments.sweep.run import sweep
 from fastres.recipe import Recipe
 from fastres.runs import tracking
+from fastres.runs.schema import Epoch, Summary
 from fastres.training import run as training
 from fastres.training.run import resume, train
 
@@ -159,15 +160,15 @@ def test_a_resumed_run_goes_on_as_the_same(tmp_path: Path) -> None:
 def test_a_run_that_was_untracked_when_interrupted_brings_its_rows(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    known = [{"epoch": 1, "train_loss": 2.0, "speed": None}, {"epoch": 2, "train_loss": 1.0}]
+    known = [Epoch(epoch=1, train_loss=2.0, images_per_second=None), Epoch(epoch=2, train_loss=1.0)]
     tracker = tracking.Tracker(run, recipe(), known, pytest.fail)
-    tracker.log({"epoch": 3, "train_loss": 0.5})
-    tracker.close({"test_accuracy": 0.5})
+    tracker.log(Epoch(epoch=3, train_loss=0.5))
+    tracker.close(Summary(test_accuracy=0.5))
     (logged,) = ended(run)
     assert logged.summary["test_accuracy"] == 0.5
     losses = [(row["epoch"], row["train_loss"]) for row in logged.history]
     assert losses == [(1, 2.0), (2, 1.0), (3, 0.5)]
-    assert "speed" not in logged.history[0]
+    assert "images_per_second" not in logged.history[0]
 
 
 def test_the_runs_of_a_sweep_are_a_group_of_its_name(tmp_path: Path) -> None:

@@ -31,11 +31,10 @@ def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Fig
         seen = [np.empty(0)]
         for index, setting in enumerate(settings):
             for run in setting.runs:
-                epochs = [epoch.model_dump() for epoch in run.epochs]
                 # Markers of many epochs would hide the lines; a single epoch is seen by its marker alone.
-                size = 3.0 if last <= 12 or len(epochs) == 1 else 0.0
+                size = 3.0 if last <= 12 or len(run.epochs) == 1 else 0.0
                 style = {"color": colour(index), "linestyle": _line(index), "linewidth": 1.4, "markersize": size}
-                seen.append(curve(axes, epochs, key, scale=scale, **style))
+                seen.append(curve(axes, run.epochs, key, scale=scale, **style))
         values = np.concatenate(seen)
         if key.endswith("loss") and len(values) and 0 <= values.min() < values.max():
             axes.set_ylim(0, 1.06 * float(values.max()))

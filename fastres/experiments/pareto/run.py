@@ -30,7 +30,7 @@ from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, front
 from fastres.runs import directory
-from fastres.runs.reader import Summary, read_json
+from fastres.runs.schema import SUMMARY, Point, Summary
 from fastres.utils.files import write_json
 from fastres.utils.machine import facts_to_publish
 
@@ -160,9 +160,9 @@ def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- the numbers
 
 
-def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point]) -> dict[str, Any]:
     """The facts about the runs in pareto.json: accuracies are shares, times seconds."""
-    row_of = {row["name"]: row for row in rows}
+    row_of = {row.name: row for row in rows}
     entry_facts: list[dict[str, Any]] = []
     for entry in entries:
         best = entry.points[0].recipe.train.best
@@ -196,10 +196,10 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[dict[str, Any]
     }
 
 
-def _run_facts(run: Path, row: dict[str, Any]) -> dict[str, Any]:
-    summary = read_json(run / "summary.json", Summary) or Summary()  # a diverged run has none
+def _run_facts(run: Path, row: Point) -> dict[str, Any]:
+    summary = Summary.read_if_there(run / SUMMARY) or Summary()  # a diverged run has none
     starts = {"cold_seconds": summary.cold_seconds, "warm_seconds": summary.warm_seconds, "device": summary.device}
-    about = {"run": run.name, "seed": row["settings"]["train.seed"], "state": row["state"], "error": row["error"]}
+    about = {"run": run.name, "seed": row.settings["train.seed"], "state": row.state, "error": row.error}
     return {**about, **{key: row[key] for key in _MEASURED}, **starts}
 
 

@@ -240,12 +240,11 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
         else:
             parts.append(Text(f"{caption} It is missing: the run {run.name} has not drawn it."))
     if honest is not None:
-        rows = [[epoch.model_dump() for epoch in one.epochs] for one in (run, measured[honest.name])]
         about = (
             "The leak: the validation loss of the code's split (red, dashed) beside the training loss (blue), and that "
             "of a split whose validation images are never trained on (black)."
         )
-        parts.append(Picture("leak", png(leak(*rows)), about))
+        parts.append(Picture("leak", png(leak(run.epochs, measured[honest.name].epochs)), about))
     return parts
 
 

@@ -16,7 +16,7 @@ from fastres.experiments.reproduce.scaling import scaled, trained_images
 from fastres.experiments.reproduce.verdicts import Claim, Measured, Need
 from fastres.experiments.sweep.plan import load
 from fastres.models import build, count_parameters, layers
-from fastres.recipe import PseudoLabelConfig, Recipe
+from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
 
 UNLABELLED = "unlabelled.pkl"
@@ -137,9 +137,11 @@ def make(
                 continue
             name = _name(own)
             run_of[need, seed] = name
-            images = trained_images(own, train_images)
-            if isinstance(own.method, PseudoLabelConfig):  # in each round but the first also those that it has labelled
-                images += own.method.rounds * (images + min(test_images, own.data.test_images or test_images))
+            labelled, unlabelled = (
+                trained_images(own, train_images),
+                min(test_images, own.data.test_images or test_images),
+            )
+            images = own.method.images(labelled, unlabelled)
             passes = own.train.epochs * images
             corrupted = any(claim.corrupted and need in claim.needs for claim in claims)
             job = Job(name, need, own, seed, asking, corrupted, need in timed, passes, passes * products)
@@ -184,9 +186,10 @@ def _counts(data: Any) -> tuple[int, int, int, int, bool]:
 
 def _for_run(recipe: Recipe, seed: int, out: Path, *, record: bool) -> Recipe:
     """The recipe of one seed as it is trained below `out`."""
-    changes: dict[str, Any] = {"train": recipe.train.model_copy(update={"seed": seed})}
-    if isinstance(recipe.method, PseudoLabelConfig):
-        changes["method"] = recipe.method.model_copy(update={"unlabelled": str((out / UNLABELLED).absolute())})
+    changes: dict[str, Any] = {
+        "train": recipe.train.model_copy(update={"seed": seed}),
+        "method": recipe.method.with_unlabelled(str((out / UNLABELLED).absolute())),
+    }
     if not record:  # figures and page take longer than a short training
         changes["record"] = recipe.record.model_copy(update={"report": False})
     return self_contained(recipe.model_copy(update=changes))

@@ -7,7 +7,8 @@ from fastres.evaluation.corruptions.registry import KINDS, SEVERITIES
 from fastres.experiments.reproduce.plan import Plan
 from fastres.experiments.reproduce.verdicts import Claim, Finding, Measured, judge
 from fastres.experiments.sweep.results import DIVERGED
-from fastres.runs.reader import Corruptions, Run, read_json, read_run
+from fastres.runs.reader import Run, read_run
+from fastres.runs.schema import Corruptions
 
 RUNS = "runs"
 """Folder of the run directories."""
@@ -21,7 +22,7 @@ def read_all(folder: Path, plan: Plan) -> dict[str, Run]:
 
 def corrupted_accuracy_of(run: Path) -> float | None:
     """Mean accuracy on all corrupted test sets; None where it was not measured on all."""
-    summary = read_json(run / _CORRUPTIONS, Corruptions)
+    summary = Corruptions.read_if_there(run / _CORRUPTIONS)
     if summary is None or {*summary.accuracy} != {*KINDS} or summary.severities != [*SEVERITIES]:
         return None
     return summary.mean_corruption_accuracy
@@ -39,7 +40,7 @@ def measured_by(facts: Measured, run: Run) -> Measured:
         corrupted_accuracy=corrupted_accuracy_of(run.path),
         train_losses=tuple(epoch.train_loss for epoch in run.epochs),
         val_losses=tuple(epoch.val_loss for epoch in run.epochs),
-        rounds=tuple(one.test_accuracy for one in summary.rounds),
+        rounds=tuple(one.test_accuracy for one in summary.rounds if one.test_accuracy is not None),
         images_per_second=summary.images_per_second,
         seconds=summary.seconds,
     )

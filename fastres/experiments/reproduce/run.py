@@ -30,7 +30,6 @@ from fastres.experiments.reproduce.verdicts import Finding
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.results import DIVERGED
 from fastres.experiments.sweep.run import check_folder, train_point
-from fastres.recipe import PseudoLabelConfig
 from fastres.runs import directory
 from fastres.runs.reader import read_run
 from fastres.utils import workers as search_workers
@@ -119,7 +118,7 @@ def _check_plan(folder: Path, plan: Plan) -> int:
 def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:
     """Write the test images as the challenge's file has its images, where pseudo-labels are asked for."""
     path = folder / UNLABELLED
-    job = next((job for job in plan.jobs if isinstance(job.recipe.method, PseudoLabelConfig)), None)
+    job = next((job for job in plan.jobs if job.recipe.method.labels_images), None)
     if job is None or path.exists():
         return
     data = job.recipe.data

@@ -8,93 +8,91 @@
 | `speedrun.json`, `speedrun.png` | the summary and its figure, when all runs are done |
 """
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.runs.schema import Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.utils.files import write_bytes
+from fastres.utils.json_files import damaged, read_lines
 from fastres.utils.statistics import Sample
 
 PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
+_OTHER = "give another --out"
+SpeedrunFacts = Mapping[str, Any]
+"""Fields of a `Speedrun` that are neither planned nor measured."""
 
 
-def check_plan(folder: Path, plan: dict[str, Any]) -> None:
+def check_plan(folder: Path, plan: SpeedrunPlan) -> None:
     """Raise UserError where the speedrun in `folder` was begun with another plan."""
-    try:
-        begun = json.loads((folder / PLAN).read_text())
-        different = [key for key in plan if begun[key] != plan[key]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / PLAN} is damaged: give another --out") from error
+    begun = SpeedrunPlan.read(folder / PLAN, _OTHER)
+    different = [key for key in plan.model_fields_set if begun[key] != plan[key]]
     if not different:
         return
-    was, now = begun[different[0]], plan[different[0]]
+    key = min(different, key=[*SpeedrunPlan.model_fields].index)
+    was, now = begun[key], plan[key]
     fix = {
         "recipe_hash": f"{folder} was begun with another recipe, {folder / 'resolved.toml'}: run that one",
         "runs": f"{folder} was begun with --runs {was}, not {now}: give that number, fixed beforehand",
         "target": f"{folder} was begun with --target {was}, not {now}: give that one",
         "device": f"{folder} was begun on {was}, and this is {now}: go on there",
         "data": f"{folder} was begun with other data: restore it",
-    }[different[0]]
+    }[key]
     raise UserError(f"{fix}, or give another --out")
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[SpeedrunRow]:
     """The finished runs, in order. Raises UserError where the file is none of ours."""
-    path = folder / ROWS
-    if not path.is_file():
-        return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if [row["run"] for row in rows] != list(range(len(rows))):
-            raise ValueError("runs are missing")
-        return rows
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: give another --out") from error
+    rows = read_lines(folder / ROWS, SpeedrunRow, _OTHER)
+    if [row.run for row in rows] != list(range(len(rows))):
+        raise damaged(folder / ROWS, "runs are missing", _OTHER)
+    return rows
 
 
-def summarise(rows: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Mean, spread and significance of the rows of runs.jsonl: accuracies are shares, times are seconds. What a single
-    run cannot give is None."""
-    accuracy = Sample.of([row["test_accuracy"] for row in rows])
-    seconds = Sample.of([row["seconds"] for row in rows])
+def summarise(plan: SpeedrunPlan, rows: Sequence[SpeedrunRow], about: SpeedrunFacts) -> Speedrun:
+    """The whole summary: what was planned, mean, spread and significance of the runs, and facts about them."""
+    accuracy = Sample.of([row.test_accuracy for row in rows])
+    seconds = Sample.of([row.seconds for row in rows])
     low, high = accuracy.interval() or (None, None)
-    return {
-        "mean_accuracy": accuracy.mean,
-        "sd_accuracy": accuracy.sd,
-        "interval_low": low,
-        "interval_high": high,
-        "p_mean_above_target": accuracy.p_above(target),
-        "mean_seconds": seconds.mean,
-        "sd_seconds": seconds.sd,
-        "cold_seconds": rows[0]["cold_seconds"],
-        "compiled_from_cache": rows[0]["compiled_from_cache"],
-        "compiled": all(row["compiled"] for row in rows),
-    }
+    return Speedrun(
+        **plan.model_dump(exclude_unset=True),
+        **about,
+        mean_accuracy=accuracy.mean,
+        sd_accuracy=accuracy.sd,
+        interval_low=low,
+        interval_high=high,
+        p_mean_above_target=accuracy.p_above(plan.target),
+        mean_seconds=seconds.mean,
+        sd_seconds=seconds.sd,
+        cold_seconds=rows[0].cold_seconds,
+        compiled_from_cache=rows[0].compiled_from_cache,
+        compiled=all(row.compiled for row in rows),
+    )
 
 
-def describe(summary: dict[str, Any]) -> str:
+def describe(summary: Speedrun) -> str:
     """The summary in a few lines."""
-    count, last = summary["runs"], summary["first_seed"] + summary["runs"] - 1
-    seeds = f"seed {last}" if count == 1 else f"seeds {summary['first_seed']} to {last}"
-    lines = [f"{count} {'run' if count == 1 else 'runs'}, {seeds}: mean test accuracy {summary['mean_accuracy']:.3%}"]
-    seconds = f"{summary['mean_seconds']:.3f} s a run"
+    count, last = summary.runs, summary.first_seed + summary.runs - 1
+    seeds = f"seed {last}" if count == 1 else f"seeds {summary.first_seed} to {last}"
+    lines = [f"{count} {'run' if count == 1 else 'runs'}, {seeds}: mean test accuracy {summary.mean_accuracy:.3%}"]
+    seconds = f"{summary.mean_seconds:.3f} s a run"
     if count > 1:
         lines[0] += (
-            f", SD {summary['sd_accuracy']:.3%}, 95% interval {summary['interval_low']:.3%} to "
-            f"{summary['interval_high']:.3%} (Student's t, {count - 1} degrees of freedom)"
+            f", SD {summary.sd_accuracy:.3%}, 95% interval {summary.interval_low:.3%} to "
+            f"{summary.interval_high:.3%} (Student's t, {count - 1} degrees of freedom)"
         )
-        p = summary["p_mean_above_target"]
+        p = summary.p_mean_above_target
         p_shown = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
-        lines.append(f"mean above {summary['target']:.2%}: {p_shown} (one-sided t test)")
-        seconds += f", SD {summary['sd_seconds']:.3f} s"
-    made = "the start" if summary["compiled_from_cache"] else "compilation"
-    what = f"{made} and warm-up" if summary["compiled"] else f"warm-up ({summary['compile_note']})"
-    lines.append(f"{seconds}; the first one with {what} {summary['cold_seconds']:.1f} s; on {summary['device']}")
-    return "\n".join([*lines, f"timed: {summary['timed']}", f"not timed: {summary['not_timed']}"])
+        lines.append(f"mean above {summary.target:.2%}: {p_shown} (one-sided t test)")
+        seconds += f", SD {summary.sd_seconds:.3f} s"
+    made = "the start" if summary.compiled_from_cache else "compilation"
+    what = f"{made} and warm-up" if summary.compiled else f"warm-up ({summary.compile_note})"
+    lines.append(f"{seconds}; the first one with {what} {summary.cold_seconds:.1f} s; on {summary.device}")
+    return "\n".join([*lines, f"timed: {summary.timed}", f"not timed: {summary.not_timed}"])
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+def draw(folder: Path, rows: list[SpeedrunRow], summary: Speedrun) -> None:
     """Draw speedrun.png."""
     from fastres.report import run_figures
     from fastres.report.style import png

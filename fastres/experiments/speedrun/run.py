@@ -4,8 +4,6 @@ The number of runs is fixed before the first one, and every finished run counts:
 make the p-value wrong.
 """
 
-import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +17,16 @@ from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.metrics import measure, passes
 from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
-from fastres.recipe import PseudoLabelConfig, Recipe, SelfSupervisedConfig
+from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
-from fastres.recipe.teacher import trains_teacher
 from fastres.runs import directory
+from fastres.runs.schema import ENVIRONMENT, Environment, Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.training.data import labels_of
 from fastres.training.session import Session
 from fastres.training.step import StepVariant
-from fastres.utils.files import write_json, write_text
+from fastres.utils.files import write_text
 from fastres.utils.format import duration
+from fastres.utils.json_files import write_lines
 from fastres.utils.machine import environment
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
@@ -48,7 +47,7 @@ class SpeedrunResult:
 
     folder: Path
     """Folder of runs.jsonl and speedrun.json."""
-    summary: dict[str, Any]
+    summary: Speedrun
     """Contents of speedrun.json."""
 
 
@@ -80,26 +79,26 @@ def speedrun(
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
     session = _Series(recipe, where, quiet)
     try:
-        facts = {**environment(), "device": str(where), "threads": torch.get_num_threads()}
-        plan = {
-            "recipe_hash": recipe.hash(),
-            "runs": count,
-            "target": target,
-            "device": facts["gpu_name" if where.type == "cuda" else "cpu_model"],
-            "data": session.data_module.fingerprint,
-        }
+        machine = Environment(**{**environment(), "device": str(where)})
+        plan = SpeedrunPlan(
+            recipe_hash=recipe.hash(),
+            runs=count,
+            target=target,
+            device=machine.device_name,
+            data=session.data_module.fingerprint,
+        )
         if goes_on:
             folder = Path(str(out))
             check_plan(folder, plan)
         else:
             folder = directory.new_folder(out, f"{name}-speedrun")
-            write_json(folder / PLAN, plan)
+            plan.write(folder / PLAN)
         with directory.run_lock(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
-            write_json(folder / "environment.json", facts)
+            machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
-            summary = {**plan, **session.about(), **summarise(rows, target)}
-            write_json(folder / SUMMARY, summary)  # its presence says that all runs are done
+            summary = summarise(plan, rows, session.about())
+            summary.write(folder / SUMMARY)  # its presence says that all runs are done
             draw(folder, rows, summary)
     finally:
         session.data_module.close()
@@ -114,12 +113,10 @@ def _check(recipe: Recipe, count: int, target: float) -> None:
         raise UserError(f"--target {target:g}: give an accuracy as a share between 0 and 1, such as 0.94")
     if recipe.train.seed + count > 2**32:
         raise UserError(f"train.seed = {recipe.train.seed} leaves no {count} seeds below 2³²: set a smaller one")
-    if isinstance(recipe.method, PseudoLabelConfig):
-        raise UserError("a speedrun trains once, method.name = 'pseudo_label' in rounds: set it to 'supervised'")
-    if isinstance(recipe.method, SelfSupervisedConfig):
-        raise UserError(f"method.name = '{recipe.method.name}' learns features; a speedrun times supervised training")
-    if trains_teacher(recipe):
-        raise UserError("a speedrun trains once, a teacher's recipe besides: train it first, and name its folder")
+    if recipe.method.several_runs:
+        raise UserError(f"a speedrun trains once, and {recipe.method.several_runs}")
+    if recipe.method.learns_features:
+        raise UserError(f"{recipe.method.setting} learns features; a speedrun times supervised training")
     unsuited = {
         "data.split=none": recipe.data.split != "none",
         "train.best=": recipe.train.best is not None,
@@ -157,7 +154,7 @@ class _Series(Session):
             "not_timed": NOT_TIMED,
         }
 
-    def complete(self, folder: Path, count: int) -> list[dict[str, Any]]:
+    def complete(self, folder: Path, count: int) -> list[SpeedrunRow]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
         rows = read_rows(folder)
         progress = _Progress(len(rows), count, self.step.steps, self.quiet)
@@ -172,12 +169,13 @@ class _Series(Session):
             first = len(rows)
             for run in range(first, count):
                 progress.begin(run)
-                row = {"run": run, **self._run(self.recipe.train.seed + run, progress.step)}
+                row = self._run(run, progress.step)
                 if run == first:
-                    row["cold_seconds"] = time.perf_counter() - self.opened
-                    row["compiled_from_cache"] = self.step.loss_and_correct.from_cache
+                    start = time.perf_counter() - self.opened
+                    cached = self.step.loss_and_correct.from_cache
+                    row = row.updated(cold_seconds=start, compiled_from_cache=cached)
                 rows.append(row)
-                write_text(folder / ROWS, "".join(json.dumps(each, allow_nan=False) + "\n" for each in rows))
+                write_lines(folder / ROWS, rows)
                 progress.end(rows)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -199,8 +197,9 @@ class _Series(Session):
                 self._train(first, min(first + self.runner.steps_per_launch, self.step.steps))
         measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
 
-    def _run(self, seed: int, stepped: Callable[[int], None]) -> dict[str, Any]:
-        """One run: its row of runs.jsonl."""
+    def _run(self, run: int, stepped: Callable[[int], None]) -> SpeedrunRow:
+        """Run number `run`, counted from 0."""
+        seed = self.recipe.train.seed + run
         self.data_module.reseed(seed)
         network = self.draw(seed)
         if self.device.type == "cuda":
@@ -211,13 +210,14 @@ class _Series(Session):
         self._train(0, self.step.steps, stepped)
         measured = measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
-        return {
-            "seed": seed,
-            "test_accuracy": measured.accuracy,
-            "test_loss": measured.loss if math.isfinite(measured.loss) else None,
-            "seconds": seconds,
-            "compiled": self.step.loss_and_correct.active,
-        }
+        return SpeedrunRow(
+            run=run,
+            seed=seed,
+            test_accuracy=measured.accuracy,
+            test_loss=measured.loss,
+            seconds=seconds,
+            compiled=self.step.loss_and_correct.active,
+        )
 
     def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:
         """Steps `first` to before `end` of a run; nothing here waits for a GPU. `stepped` hears how many are done."""
@@ -250,11 +250,11 @@ class _Progress:
         if now - self.said >= 30:
             self.message(f"{self._counted()}  step {done}/{self.steps}  {self._left(self.run + done / self.steps)}")
 
-    def end(self, rows: list[dict[str, Any]]) -> None:
-        row, sample = rows[-1], Sample.of([row["test_accuracy"] for row in rows])
-        cells = [self._counted(), f"seed {row['seed']}", f"test {row['test_accuracy']:7.2%}", f"{row['seconds']:.2f} s"]
+    def end(self, rows: list[SpeedrunRow]) -> None:
+        row, sample = rows[-1], Sample.of([row.test_accuracy for row in rows])
+        cells = [self._counted(), f"seed {row.seed}", f"test {row.test_accuracy:7.2%}", f"{row.seconds:.2f} s"]
         cells.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
-        if row["test_loss"] is None:
+        if row.test_loss is None:
             cells.append("its loss is not finite")
         self.message("  ".join([*cells, self._left(self.run + 1)] if len(rows) < self.count else cells))
 

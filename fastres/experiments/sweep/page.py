@@ -1,5 +1,6 @@
 """The page of a sweep, and its figure in parallel coordinates (Inselberg 1985): one axis a key, one line a point."""
 
+from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,8 @@ from fastres.experiments.sweep import results
 from fastres.recipe import Recipe
 from fastres.report.html import details, document, picture, table
 from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
-from fastres.utils.files import write_bytes, write_json, write_text
+from fastres.runs.schema import Point, Sweep
+from fastres.utils.files import write_bytes, write_text
 
 SPACED = 12
 """Up to so many different values of a key stand evenly spaced on its axis; more of them on a scale."""
@@ -23,16 +25,16 @@ SPACED = 12
 _PRUNED, _NO_RESULT = -0.08, -0.15  # heights below the metric's axis, which spans 0 to 1
 
 
-def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None:
+def write_results(folder: Path, summary: Sweep, recipe: Recipe) -> None:
     """Write figure, page and tables of a sweep, last the file whose presence says that all is done."""
-    rows, metric, title = summary["points"], summary["metric"], folder.name
-    keys = [*rows[0]["settings"]]
-    if rows[0]["point"] and recipe.sweep is not None:  # its name stands for all the keys that a point sets
+    rows, metric, title = summary.points, summary.metric, folder.name
+    keys = [*rows[0].settings]
+    if rows[0].point and recipe.sweep is not None:  # its name stands for all the keys that a point sets
         keys = [key for key in keys if key in recipe.sweep.grid]
     data = png(parallel(rows, keys, metric))
     write_bytes(folder / results.FIGURE, data)
     count = "1 point" if len(rows) == 1 else f"{len(rows)} points"
-    about = f"{count} of a sweep on {summary['source']}."
+    about = f"{count} of a sweep on {summary.source}."
     caption = (
         f"Each line is a point: its value on the axis of each key that differs, and its {results.metric_name(metric)}, "
         "best at the top. Darker lines are better, the black one is the best point; thin grey ones were pruned, dashed "
@@ -45,24 +47,24 @@ def write_results(folder: Path, summary: dict[str, Any], recipe: Recipe) -> None
         "<h2>Points</h2>",
         table(*results.table(summary)),
     ]
-    if summary["means"]:
+    if summary.means:
         body += ["<h2>Means over seeds</h2>", table(*results.means_table(summary))]
     body += [details("Recipe with its sweep", f"<pre>{escape(recipe.to_toml())}</pre>")]
     write_bytes(folder / results.PAGE, document(title, [f"<h1>{escape(title)}</h1>", *body]))
     write_text(folder / results.TABLE, results.markdown(summary, title))
-    write_json(folder / results.SUMMARY, summary)
+    summary.write(folder / results.SWEEP)
 
 
-def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure:
+def parallel(rows: Sequence[Point], keys: list[str], metric: str) -> Figure:
     """Rows of sweep.json as lines over one axis a key of `keys`, and one for `metric`; coloured by it."""
     figure = Figure(figsize=(WIDTH, 4.4), facecolor="white")
     axes = figure.add_axes((0.0, 0.02, 1.0, 0.86))
-    named = bool(rows[0]["point"])
-    columns = [("point", [row["point"] for row in rows])] if named else []
-    columns += [(results.labels(keys)[key], [row["settings"][key] for row in rows]) for key in keys]
-    columns = columns or [("point", [row["name"] for row in rows])]
+    named = bool(rows[0].point)
+    columns: list[tuple[str, list[Any]]] = [("point", [row.point for row in rows])] if named else []
+    columns += [(results.labels(keys)[key], [row.settings[key] for row in rows]) for key in keys]
+    columns = columns or [("point", [row.name for row in rows])]
     # A pruned trial was measured after fewer epochs than the others: its value does not belong on their axis.
-    measured = [row[metric] if row["state"] == "complete" else None for row in rows]
+    measured = [row[metric] if row.state == "complete" else None for row in rows]
     known = [value for value in measured if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     scale = Normalize(low, high) if high > low else Normalize(low - 1, high)
@@ -79,7 +81,7 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
     curve = ease * ease * (3 - 2 * ease)  # level at the axes: lines that meet there can be followed through
     for index in reversed(range(len(rows))):  # the best is drawn last
         value = measured[index]
-        pruned = rows[index]["state"] == "pruned"
+        pruned = rows[index].state == "pruned"
         end = height(value) if value is not None else _PRUNED if pruned else _NO_RESULT
         ys = [*(heights[index] for heights in places), end]
         x = np.concatenate([at + ease for at in range(last)])
@@ -92,7 +94,7 @@ def parallel(rows: list[dict[str, Any]], keys: list[str], metric: str) -> Figure
         elif index == 0:
             style = {"color": BLACK, "linewidth": 2.6}
         axes.plot(x, y, solid_capstyle="round", zorder=2, **style)
-    states = {row["state"] for row in rows}
+    states = {row.state for row in rows}
     if "pruned" in states:
         axes.text(last + 0.05, _PRUNED, "pruned", fontsize=SMALL, color=GREY, va="center")
     if states & {"diverged", "failed"}:

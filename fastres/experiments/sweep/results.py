@@ -9,104 +9,72 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastres.errors import UserError
 from fastres.report.document import markdown_table
+from fastres.runs.schema import METRICS, SUMMARY, Failure, Mean, Point, Summary, Sweep, read_epochs
+from fastres.utils.json_files import damaged
 from fastres.utils.statistics import Sample, wilson
 
-SUMMARY, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
+SWEEP, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
 
 SEED = "train.seed"
 PRUNED = "pruned"
 """Why a trial of a search stopped, in its summary."""
 
-_MEASURED = ["test_accuracy", "test_loss", "test_images", "parameters", "multiply_adds", "epochs", "seconds"]
-_MEASURED += ["images_per_second", "stopped"]
-_KEPT = ["val_accuracy", "val_loss", "train_loss"]
 
-
-def read_row(run: Path, name: str, point: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+def read_point(run: Path, name: str, point: str, settings: dict[str, Any]) -> Point | None:
     """A point as sweep.json has it, from its run directory; None where it is not finished.
 
-    Accuracies are shares, losses nats an image, times seconds. Validation is that of the weights which were kept and
-    tested: of the epoch that `train.best` chose, else of the last; without validation images it is None, as is all
-    that a diverged point lacks. Raises UserError where a file of the run is damaged.
+    Raises UserError where a file of the run is damaged.
     """
-    row = no_row(name, point, settings, "complete", None)
+    fix = f"remove {run}, and it is trained again"
+    about: dict[str, Any] = {"name": name, "point": point, "settings": settings}
     if (run / DIVERGED).is_file():
-        return row | {"state": "diverged", "error": _json(run / DIVERGED)["error"]}
-    if not (run / "summary.json").is_file():
+        return Point(**about, state="diverged", error=Failure.read(run / DIVERGED, fix).error)
+    summary = Summary.read_if_there(run / SUMMARY, fix)
+    if summary is None:
         return None
-    summary = _json(run / "summary.json")
-    try:
-        row |= {key: summary[key] for key in _MEASURED} | {"leaky": summary["split"] == "report"}
-        epoch = kept_epoch(read_epochs(run), summary["best"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{run / 'summary.json'} is damaged: remove {run}, and it is trained again") from error
-    pruned = {"state": "pruned"} if row["stopped"] == PRUNED else {}
-    return row | {key: epoch.get(key) for key in _KEPT} | pruned
+    epochs = read_epochs(run, fix)
+    number = len(epochs) if summary.best is None else summary.best.epoch
+    if not 1 <= number <= len(epochs):
+        raise damaged(run / METRICS, f"it has no epoch {number}", fix)
+    kept = {key: epochs[number - 1][key] for key in ("val_accuracy", "val_loss", "train_loss")}
+    measured = {key: summary[key] for key in Point.model_fields.keys() & Summary.model_fields.keys() - {"name"}}
+    about["state"] = "pruned" if summary.stopped == PRUNED else "complete"
+    return Point(**about, leaky=summary.split == "report", **measured, **kept)
 
 
-def no_row(name: str, point: str, settings: dict[str, Any], state: str, error: str | None) -> dict[str, Any]:
-    """The row of a point that has measured nothing."""
-    row = {"name": name, "point": point, "settings": settings, "state": state, "error": error}
-    return row | dict.fromkeys([*_MEASURED, *_KEPT, "leaky"])
-
-
-def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. Raises UserError where it is damaged."""
-    path = run / "metrics.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: remove {run}, and it is trained again") from error
-
-
-def kept_epoch(rows: list[dict[str, Any]], best: dict[str, Any] | None) -> dict[str, Any]:
-    """The row of metrics.jsonl whose weights were kept: that of `best`, else the last."""
-    return rows[-1] if best is None else rows[best["epoch"] - 1]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return value
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: remove {path.parent}, and it is trained again") from error
-
-
-def summarise(rows: list[dict[str, Any]], metric: str, *, source: str) -> dict[str, Any]:
-    """Contents of sweep.json: `points`, best first, then what was pruned and what has no result, and, where seeds are
-    among what differs, `means` over the seeds of each combination of the rest, best first."""
+def summarise(rows: Sequence[Point], metric: str, *, source: str) -> Sweep:
+    """The points, best first, then what was pruned and what has no result, and, where seeds are among what differs,
+    means over the seeds of each combination of the rest, best first."""
     order = ["complete", "pruned", "diverged", "failed"]
-    ordered = sorted(rows, key=lambda row: (order.index(row["state"]), _rank(row[metric], metric)))
-    groups: dict[str, list[dict[str, Any]]] = {}
+    ordered = sorted(rows, key=lambda row: (order.index(row.state), _rank(row[metric], metric)))
+    groups: dict[str, list[Point]] = {}
     for row in ordered:
-        others = {key: value for key, value in row["settings"].items() if key != SEED}
+        others = {key: value for key, value in row.settings.items() if key != SEED}
         groups.setdefault(json.dumps(others), []).append(row)
     means = []
-    if any(SEED in row["settings"] for row in rows):
+    if any(SEED in row.settings for row in rows):
         for rest, group in groups.items():
             values = [row[metric] for row in group if row[metric] is not None]
             sample = Sample.of(values) if values else None
             low, high = (sample.interval() if sample else None) or (None, None)
             means.append(
-                {
-                    "settings": json.loads(rest),
-                    "points": len(group),
-                    "diverged": len(group) - len(values),
-                    "mean": sample.mean if sample else None,
-                    "sd": sample.sd if sample else None,
-                    "interval_low": low,
-                    "interval_high": high,
-                }
+                Mean(
+                    settings=json.loads(rest),
+                    points=len(group),
+                    diverged=len(group) - len(values),
+                    mean=sample.mean if sample else None,
+                    sd=sample.sd if sample else None,
+                    interval_low=low,
+                    interval_high=high,
+                )
             )
-        means.sort(key=lambda group: _rank(group["mean"], metric))
-    return {"metric": metric, "source": source, "search": False, "points": ordered, "means": means}
+        means.sort(key=lambda group: _rank(group.mean, metric))
+    return Sweep(metric=metric, source=source, search=False, points=ordered, means=means)
 
 
 def _rank(value: float | None, metric: str) -> tuple[bool, float]:
@@ -141,39 +109,39 @@ def labels(keys: list[str]) -> dict[str, str]:
     return {key: key if name == "name" or [*short.values()].count(name) > 1 else name for key, name in short.items()}
 
 
-def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table(summary: Sweep) -> tuple[list[str], list[list[str]]]:
     """Header and lines of all points, best first."""
-    rows = summary["points"]
-    keys = labels([*rows[0]["settings"]])
-    leak = any(row["leaky"] for row in rows)
+    rows = summary.points
+    keys = labels([*rows[0].settings])
+    leak = any(row.leaky for row in rows)
     columns = ["test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_loss"]
-    columns = [summary["metric"], *(key for key in columns if key != summary["metric"])]
-    columns = [key for key in columns if any(row[key] is not None for row in rows)] or [summary["metric"]]
+    columns = [summary.metric, *(key for key in columns if key != summary.metric)]
+    columns = [key for key in columns if any(row[key] is not None for row in rows)] or [summary.metric]
     names = {key: metric_name(key, leak=leak) for key in columns}
     header = ["point", *keys.values(), *names.values(), "parameters", "images/s", "seconds"]
     lines = []
     for row in rows:
         measures = [measure_shown(row[key], key) for key in columns]
-        if row["state"] != "complete":
-            measures[0] = row["state"] if row[columns[0]] is None else f"{measures[0]}, {row['state']}"
+        if row.state != "complete":
+            measures[0] = row.state if row[columns[0]] is None else f"{measures[0]}, {row.state}"
         forms = {"parameters": ",d", "images_per_second": ",.0f", "seconds": ",.1f"}
         facts = ["–" if row[key] is None else format(row[key], form) for key, form in forms.items()]
-        lines.append([row["name"], *(shown(row["settings"][key]) for key in keys), *measures, *facts])
+        lines.append([row.name, *(shown(row.settings[key]) for key in keys), *measures, *facts])
     return header, lines
 
 
-def means_table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def means_table(summary: Sweep) -> tuple[list[str], list[list[str]]]:
     """Header and lines of the means over seeds, best first."""
-    metric = summary["metric"]
-    keys = labels([*summary["means"][0]["settings"]])
+    metric = summary.metric
+    keys = labels([*summary.means[0].settings])
     header = [*keys.values(), "seeds", f"mean {metric_name(metric)}", "SD", "95% interval of the mean"]
     lines = []
-    for group in summary["means"]:
-        low, high = group["interval_low"], group["interval_high"]
+    for group in summary.means:
+        low, high = group.interval_low, group.interval_high
         interval = "–" if low is None else f"{measure_shown(low, metric)} to {measure_shown(high, metric)}"
-        count = f"{group['points']}" + (f" ({group['diverged']} diverged)" if group["diverged"] else "")
-        measures = [measure_shown(group["mean"], metric), measure_shown(group["sd"], metric), interval]
-        lines.append([*(shown(group["settings"][key]) for key in keys), count, *measures])
+        count = f"{group.points}" + (f" ({group.diverged} diverged)" if group.diverged else "")
+        measures = [measure_shown(group.mean, metric), measure_shown(group.sd, metric), interval]
+        lines.append([*(shown(group.settings[key]) for key in keys), count, *measures])
     return header, lines
 
 
@@ -184,43 +152,43 @@ def metric_name(metric: str, *, leak: bool = False) -> str:
     return f"{part} {what}"
 
 
-def notes(summary: dict[str, Any]) -> list[str]:
+def notes(summary: Sweep) -> list[str]:
     """Notes for the reader of the table."""
-    rows = summary["points"]
+    rows = summary.points
     said = []
-    if summary["search"]:
+    if summary.search:
         said += _of_a_search(summary)
-    if summary["metric"].startswith("test_") and len(rows) > 1:
+    if summary.metric.startswith("test_") and len(rows) > 1:
         said.append(
             f"The first of {len(rows)} points is first by its test images, so its result is optimistic: a choice among "
             "points has to be made by validation images or confirmed with new seeds."
         )
-    if any(row["leaky"] for row in rows):
+    if any(row.leaky for row in rows):
         said.append(
             'Points with data.split = "report" train on most of their validation images: that validation says nothing '
             "about new images."
         )
-    if not summary["search"] and not summary["means"] and any(row["settings"].keys() - {SEED} for row in rows):
+    if not summary.search and not summary.means and any(row.settings.keys() - {SEED} for row in rows):
         said.append("Each point is one seed; another seed moves a result by an amount that this table cannot show.")
     return said
 
 
-def _of_a_search(summary: dict[str, Any]) -> list[str]:
-    best, metric = summary["best"], metric_name(summary["metric"])
+def _of_a_search(summary: Sweep) -> list[str]:
+    best, metric = summary.best, metric_name(summary.metric)
     if best is None:
         return ["No trial was completed."]
-    total = best["test_images"]
-    low, high = wilson(round(best["test_accuracy"] * total), total)
+    total, accuracy = best.test_images or 0, best.test_accuracy or 0.0
+    low, high = wilson(round(accuracy * total), total)
     return [
-        f"The best trial by {metric} is {best['name']}. Its test accuracy is {best['test_accuracy']:.2%} (95% interval "
+        f"The best trial by {metric} is {best.name}. Its test accuracy is {accuracy:.2%} (95% interval "
         f"of the test sample {low:.2%} to {high:.2%}): no test image had a part in the choice. Its {metric} had, and "
         "is optimistic."
     ]
 
 
-def markdown(summary: dict[str, Any], title: str) -> str:
+def markdown(summary: Sweep, title: str) -> str:
     """sweep.md."""
     parts = [f"# {title}", markdown_table(*table(summary))]
-    if summary["means"]:
+    if summary.means:
         parts.append(markdown_table(*means_table(summary)))
     return "\n\n".join([*parts, *notes(summary)]) + "\n"

@@ -6,7 +6,6 @@ same command always goes on.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,15 +13,16 @@ from fastres.engine.device import choose_device
 from fastres.errors import Diverged, Interrupted, UserError
 from fastres.experiments.sweep.page import write_results
 from fastres.experiments.sweep.plan import SweepPlan, SweepPoint
-from fastres.experiments.sweep.results import DIVERGED, SUMMARY, read_row, summarise
+from fastres.experiments.sweep.results import DIVERGED, SWEEP, read_point, summarise
 from fastres.models import build, layers
 from fastres.recipe.portable import self_contained
 from fastres.runs import directory
 from fastres.runs.directory import PLAN
+from fastres.runs.schema import Failure, Point, Sweep
 from fastres.training.data import shape_of
 from fastres.training.loop import OnEpoch
 from fastres.training.run import resume, train
-from fastres.utils.files import write_json, write_text
+from fastres.utils.files import write_text
 from fastres.utils.format import duration
 from fastres.utils.progress import say
 
@@ -33,7 +33,7 @@ class SweepResult:
 
     folder: Path
     """Folder of the run directories, sweep.json, sweep.md, sweep.png and sweep.html."""
-    summary: dict[str, Any]
+    summary: Sweep
     """Contents of sweep.json."""
 
 
@@ -55,7 +55,7 @@ def sweep(
         for point in plan.points:
             check_folder(folder / point.name, point)
         write_text(folder / PLAN, plan.recipe.to_toml())
-        (folder / SUMMARY).unlink(missing_ok=True)  # its presence says that all points are done
+        (folder / SWEEP).unlink(missing_ok=True)  # its presence says that all points are done
         rows = complete(folder, plan.points, work, device, quiet)
         assert plan.recipe.sweep is not None
         summary = summarise(rows, plan.recipe.sweep.by, source=plan.recipe.data.source)
@@ -79,18 +79,16 @@ def check_folder(run: Path, point: SweepPoint) -> None:
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
 
 
-def complete(
-    folder: Path, points: list[SweepPoint], work: list[float], device: str, quiet: bool
-) -> list[dict[str, Any]]:
+def complete(folder: Path, points: list[SweepPoint], work: list[float], device: str, quiet: bool) -> list[Point]:
     """Train what is missing of `points`, each into a run directory of its name in `folder`; returns their rows
-    (`read_row`). `work` says how the time of each compares with the others'. Raises Interrupted after Ctrl-C or
+    (`read_point`). `work` says how the time of each compares with the others'. Raises Interrupted after Ctrl-C or
     SIGTERM, when everything can be resumed."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Point] = []
     trained = 0
     try:
         for number, point in enumerate(points, 1):
             run = folder / point.name
-            row = read_row(run, point.name, point.point, point.settings)
+            row = read_point(run, point.name, point.point, point.settings)
             if row is None:
                 before = f"  {number - 1} were finished before" if number > 1 and not trained else ""
                 left = _left(rows, work)
@@ -98,7 +96,7 @@ def complete(
                 say(f"point {number}/{len(points)}: {point.name}{before}{ends}", quiet=quiet)
                 train_point(run, point, device, quiet)
                 trained += 1
-                row = read_row(run, point.name, point.point, point.settings)
+                row = read_point(run, point.name, point.point, point.settings)
                 assert row is not None, "a run that ends without an error has a summary"
             rows.append(row)
     except (KeyboardInterrupt, Interrupted) as stop:
@@ -109,10 +107,10 @@ def complete(
     return rows
 
 
-def _left(rows: list[dict[str, Any]], work: list[float]) -> float | None:
+def _left(rows: list[Point], work: list[float]) -> float | None:
     """Seconds that the points without a row take, in proportion to their work; None before there is anything to
     measure."""
-    measured = [(row["seconds"], done) for row, done in zip(rows, work, strict=False) if row["seconds"] is not None]
+    measured = [(row.seconds, done) for row, done in zip(rows, work, strict=False) if row.seconds is not None]
     done = sum(amount for _, amount in measured)
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None
 
@@ -127,4 +125,4 @@ def train_point(run: Path, point: SweepPoint, device: str, quiet: bool, on_epoch
             train(point.recipe, out=run, device=device, quiet=quiet, on_epoch=on_epoch)
     except Diverged as error:
         say(f"{point.name}: {error}", quiet=quiet)
-        write_json(run / DIVERGED, {"error": str(error)})
+        Failure(error=str(error)).write(run / DIVERGED)

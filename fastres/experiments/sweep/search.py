@@ -27,9 +27,9 @@ from fastres.recipe import RangeConfig, Recipe, SearchConfig
 from fastres.recipe.loading import Layer, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.recipe.portable import self_contained
-from fastres.recipe.teacher import trains_teacher
 from fastres.runs import directory
 from fastres.runs.directory import PLAN
+from fastres.runs.schema import BestTrial, Epoch, Point, Sweep, read_epochs
 from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text
@@ -100,12 +100,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
                 raise UserError(
                     f"{path}: a search needs validation images that are never trained on: add --set data.split=holdout"
                 )
-            if recipe.method.name == "pseudo_label":
-                raise UserError(f"{path}: a trial is one training, method.name = 'pseudo_label' several: leave it out")
-            if trains_teacher(recipe):
-                raise UserError(
-                    f"{path}: a trial trains once, a teacher's recipe besides: train it first, and name its folder"
-                )
+            if recipe.method.several_runs:
+                raise UserError(f"{path}: a trial is one run, and {recipe.method.several_runs}")
             if (recipe.train.best or "").startswith("test_"):
                 raise UserError(
                     f"{path}: train.best = '{recipe.train.best}' chooses by test images: "
@@ -189,7 +185,7 @@ class _Worker:
             self._say(f"{name}: {error}")
             return
         check_folder(run, point)
-        row = results.read_row(run, name, "", point.settings)
+        row = results.read_point(run, name, "", point.settings)
         if row is None:
             shown = "  ".join(
                 f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
@@ -197,18 +193,18 @@ class _Worker:
             )
             self._say(f"{name} of {self.plan.search.trials}: {shown}  {self._left(study)}".rstrip())
             train_point(run, point, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
-            row = results.read_row(run, name, "", point.settings)
+            row = results.read_point(run, name, "", point.settings)
             assert row is not None, "a run that ends without an error has a summary"
         else:
-            _Watch(self, trial, point).report(results.read_epochs(run) if row["state"] != "diverged" else [])
+            _Watch(self, trial, point).report(read_epochs(run) if row.state != "diverged" else [])
         value = row[self.plan.metric]
-        if row["state"] == "pruned":
+        if row.state == "pruned":
             study.tell(trial, state=TrialState.PRUNED)
         elif value is None:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, value)
-        state = "" if row["state"] == "complete" else f", {row['state']}"
+        state = "" if row.state == "complete" else f", {row.state}"
         metric = self.plan.metric
         self._say(f"{name}: {results.metric_name(metric)} {results.measure_shown(value, metric)}{state}")
 
@@ -229,17 +225,17 @@ class _Watch:
         self.metric, self.trial, self.epochs = worker.plan.metric, trial, point.recipe.train.epochs
         self.reported = 0
 
-    def report(self, rows: list[dict[str, Any]]) -> None:
+    def report(self, rows: list[Epoch]) -> None:
         """Tell the study of rows that it does not know yet: a resumed trial begins with those of before."""
         for row in rows[self.reported :]:
             if row[self.metric] is not None:
-                self.trial.report(row[self.metric], row["epoch"])
+                self.trial.report(row[self.metric], row.epoch)
         self.reported = len(rows)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> str | None:
-        search_workers.stop_without_parent(rows)
+    def __call__(self, rows: list[Epoch]) -> str | None:
+        search_workers.stop_without_parent()
         self.report(rows)
-        return results.PRUNED if rows[-1]["epoch"] < self.epochs and self.trial.should_prune() else None
+        return results.PRUNED if rows[-1].epoch < self.epochs and self.trial.should_prune() else None
 
 
 def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -> None:
@@ -289,7 +285,7 @@ def search(
         if goes_on:
             _check_plan(folder, recipe)
         write_text(folder / PLAN, recipe.to_toml())
-        (folder / results.SUMMARY).unlink(missing_ok=True)  # its presence says that all trials are done
+        (folder / results.SWEEP).unlink(missing_ok=True)  # its presence says that all trials are done
         study = open_study(folder, plan.search, plan.metric)
         with storage_faults(folder / STUDY):
             recover(study)
@@ -320,23 +316,22 @@ def _check_plan(folder: Path, recipe: Recipe) -> None:
         raise UserError(f"{folder} was begun with another recipe, {folder / PLAN}: run that one, or give another --out")
 
 
-def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> dict[str, Any]:
-    """Contents of sweep.json of a search: no test result but the best trial's."""
+def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> Sweep:
+    """The summary of a search: no test result but the best trial's."""
     rows = []
     for trial in counted(study):
         name, values = trial.user_attrs["folder"], _values(trial.params, plan.search)
         row = None
         if "error" not in trial.user_attrs:
-            row = results.read_row(
-                folder / name, name, "", {key: value_at(plan.point(name, values).recipe, key) for key in values}
-            )
-        rows.append(row or results.no_row(name, "", values, "failed", trial.user_attrs.get("error")))
+            settings = {key: value_at(plan.point(name, values).recipe, key) for key in values}
+            row = results.read_point(folder / name, name, "", settings)
+        failed = Point(name=name, point="", settings=values, state="failed", error=trial.user_attrs.get("error"))
+        rows.append(row or failed)
     summary = results.summarise(rows, plan.metric, source=plan.recipe.data.source)
-    first = summary["points"][0]
-    keys = ("name", "test_accuracy", "test_loss", "test_images", plan.metric)
-    best = (
-        {key: first[key] for key in keys} if first["state"] == "complete" and first[plan.metric] is not None else None
-    )
-    for row in rows:
-        row |= dict.fromkeys(["test_accuracy", "test_loss"])
-    return {**summary, "search": True, "best": best}
+    first, best = summary.points[0], None
+    if first.state == "complete" and first[plan.metric] is not None:
+        keys = ("name", "test_accuracy", "test_loss", "test_images", plan.metric)
+        best = BestTrial(**{key: first[key] for key in keys})
+    untested = dict.fromkeys(["test_accuracy", "test_loss"])
+    points = [point.updated(**untested) for point in summary.points]
+    return summary.updated(points=points, search=True, best=best)

@@ -5,9 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres import recipe
+from fastres.augment import Augment
+from fastres.augment.views import Kind, Views
 from fastres.models import Network
-from fastres.training.methods.self_supervised import Pretraining, check_size, reduced, width
+from fastres.optim import Ema
+from fastres.recipe import DinoConfig, Recipe
+from fastres.training.methods.self_supervised import Pretraining, SelfSupervised, check_size, reduced, width
 
 GLOBAL = 2
 """Views that the teacher sees."""
@@ -45,7 +48,7 @@ class DinoNetwork(Pretraining):
     projection: ProjectionHead
     centre: Tensor
 
-    def __init__(self, backbone: Network, options: recipe.DinoConfig, image_size: int) -> None:
+    def __init__(self, backbone: Network, options: DinoConfig, image_size: int) -> None:
         super().__init__(backbone)
         if options.local_views:
             check_size(backbone, image_size, options.local_size, "method.local_size")
@@ -73,6 +76,23 @@ class DinoNetwork(Pretraining):
         with torch.no_grad():  # for the next step
             self.centre.lerp_(told.mean((0, 1)), 1 - options.centre_momentum)
         return self.classify(features[:batch].detach()), loss
+
+
+class Dino(SelfSupervised[DinoConfig]):
+    """The method: two global views and small local ones, and a teacher that is the student's moving average."""
+
+    def views(self, recipe: Recipe, augment: Augment, images: int) -> Views:
+        kinds = [Kind(augment, GLOBAL)]
+        if self.config.local_views:
+            policy = recipe.augment.model_copy(update={"random_resized_crop": self.config.local_crop})
+            kinds.append(Kind(augment.with_policy(policy), self.config.local_views))
+        return Views(kinds, images)
+
+    def network(self, backbone: Network, image_size: int) -> DinoNetwork:
+        return DinoNetwork(backbone, self.config, image_size)
+
+    def average(self, network: nn.Module, recipe: Recipe, steps: int) -> Ema:
+        return Ema(network, self.config.teacher_momentum, cosine_steps=steps)
 
 
 def cross_entropies(student: Tensor, teacher: Tensor, centre: Tensor, heat: float, teacher_heat: float) -> Tensor:

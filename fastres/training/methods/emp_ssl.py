@@ -5,9 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastres import recipe
+from fastres.augment import Augment
+from fastres.augment.views import Kind, Views
 from fastres.models import Network
-from fastres.training.methods.self_supervised import Pretraining, check_size, reduced, width
+from fastres.recipe import EmpSslConfig, Recipe
+from fastres.training.methods.self_supervised import Pretraining, SelfSupervised, check_size, reduced, width
 
 
 class EmpSslNetwork(Pretraining):
@@ -16,7 +18,7 @@ class EmpSslNetwork(Pretraining):
     Raises UserError where the network has no features of patches of `options.patch_size`.
     """
 
-    def __init__(self, backbone: Network, options: recipe.EmpSslConfig, image_size: int) -> None:
+    def __init__(self, backbone: Network, options: EmpSslConfig, image_size: int) -> None:
         super().__init__(backbone)
         check_size(backbone, image_size, options.patch_size, "method.patch_size")
         self.options = options
@@ -35,6 +37,16 @@ class EmpSslNetwork(Pretraining):
             apart = coding_rate(points, options.distortion).mean()
             alignment = F.cosine_similarity(points, points.mean(0, keepdim=True), dim=2).mean()
         return self.classify(features[:batch].detach()), options.invariance * (1 - alignment) - apart
+
+
+class EmpSsl(SelfSupervised[EmpSslConfig]):
+    """The method: many patches of each image, all by the recipe's policy."""
+
+    def views(self, recipe: Recipe, augment: Augment, images: int) -> Views:
+        return Views([Kind(augment, self.config.patches)], images)
+
+    def network(self, backbone: Network, image_size: int) -> EmpSslNetwork:
+        return EmpSslNetwork(backbone, self.config, image_size)
 
 
 def coding_rate(points: Tensor, distortion: float) -> Tensor:

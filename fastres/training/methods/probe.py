@@ -1,7 +1,6 @@
 """Quality of features: logistic regression on them (a linear probe), and nearest neighbours."""
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from fastres.evaluation.evaluator import Evaluator, everything
 from fastres.models import Network
-from fastres.recipe import Recipe, SelfSupervisedConfig
+from fastres.recipe import Recipe
 from fastres.training.data import DataModule, labels_of
 
 DECAYS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
@@ -35,10 +34,12 @@ class _Features(nn.Module):
         return self.network.features(images)
 
 
-def fit_classifier(network: Network, data_module: DataModule, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def fit_classifier(
+    network: Network, data_module: DataModule, recipe: Recipe, neighbours: int, device: torch.device
+) -> dict[str, float]:
     """Put a logistic regression on the features of the training images, not augmented, in the place of the network's
-    classifier; returns what summary.json gets: `knn_accuracy` and `probe_decay`, the L2 penalty that was chosen."""
-    assert isinstance(recipe.method, SelfSupervisedConfig)
+    classifier; returns fields of the summary: `knn_accuracy`, by so many `neighbours`, and `probe_decay`, the L2
+    penalty that was chosen."""
     evaluator = Evaluator(
         _Features(network), data_module.augment, recipe.train.precision, device, compile=recipe.train.compile
     )
@@ -46,7 +47,7 @@ def fit_classifier(network: Network, data_module: DataModule, recipe: Recipe, de
     labels = torch.from_numpy(data_module.train_labels)[rows].to(device)
     features = evaluator.logits(everything(data_module.train_images, recipe.eval.batch_size, device))[rows].to(device)
     tested = evaluator.logits(data_module.test).to(device)
-    votes = nearest_neighbours(features, labels, tested, recipe.method.neighbours, len(data_module.dataset.classes))
+    votes = nearest_neighbours(features, labels, tested, neighbours, len(data_module.dataset.classes))
     weight, bias, decay = linear_probe(
         features, labels, len(data_module.dataset.classes), biased=network.classifier.bias is not None
     )

@@ -5,10 +5,9 @@ round adds to the next one's training set lies in `rounds/<number>.safetensors`.
 an interrupted run goes on where it was.
 """
 
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +16,28 @@ from torch import Tensor
 
 from fastres.data import Dataset, open_dataset
 from fastres.data.store.extra import unlabelled_part, write
-from fastres.errors import Interrupted, UserError
+from fastres.errors import UserError
 from fastres.evaluation.trained import TrainedModel
 from fastres.recipe import ExtraConfig, PseudoLabelConfig, Recipe, SupervisedConfig, TransferConfig
 from fastres.runs import checkpoint
-from fastres.utils.files import write_bytes, write_json
+from fastres.runs.schema import SUMMARY, Round, Summary
+from fastres.training.methods.base import Job, Method, Trainer
+from fastres.utils.files import write_bytes
 
-Train = Callable[[Recipe, Path], dict[str, Any]]
-"""Trains a recipe in a folder, or completes what an earlier process began there; returns its summary."""
 COPIED = (checkpoint.FINAL, "environment.json", "report.html")
 """Files of the last round's run that are copied to the whole run."""
+
+
+class PseudoLabel(Method[PseudoLabelConfig]):
+    """The method: several runs, each of which learns from labels alone."""
+
+    def runs(self, recipe: Recipe, trainer: Trainer, *, begun: bool) -> Job:
+        if recipe.data.extra is not None:
+            raise UserError("method.name = 'pseudo_label' chooses data.extra itself: leave it out")
+        data = recipe.data
+        dataset = open_dataset(self.config.unlabelled, image_size=data.image_size, root=data.root, quiet=trainer.quiet)
+        unlabelled_part(dataset)
+        return Rounds(recipe, self.config, dataset, trainer)
 
 
 @dataclass(frozen=True)
@@ -34,64 +45,68 @@ class Rounds:
     """The rounds of `recipe`, and the images that they label."""
 
     recipe: Recipe
-    options: PseudoLabelConfig
+    config: PseudoLabelConfig
     unlabelled: Dataset
+    trainer: Trainer
 
-    @classmethod
-    def open(cls, recipe: Recipe, *, quiet: bool = False) -> "Rounds":
-        """Raises UserError where there are no images to label."""
-        assert isinstance(recipe.method, PseudoLabelConfig)
-        if recipe.data.extra is not None:
-            raise UserError("method.name = 'pseudo_label' chooses data.extra itself: leave it out")
-        source, data = recipe.method.unlabelled, recipe.data
-        dataset = open_dataset(source, image_size=data.image_size, root=data.root, quiet=quiet)
-        unlabelled_part(dataset)
-        return cls(recipe, recipe.method, dataset)
-
-    def execute(self, run: Path, train: Train, say: Callable[[str], None], device: str) -> dict[str, Any]:
+    def execute(self, run: Path) -> Summary:
         """All rounds that are missing in the folder `run`, then summary.json, in which `rounds` has what each of them
         measured; returns it."""
-        rows, stopped = [], "completed"
-        for number in range(self.options.rounds + 1):
-            say(f"round {number} of {self.options.rounds}")
+        try:
+            return self._execute(run)
+        except UserError:
+            if not (run / "rounds").exists():  # the first round could not even begin: leave nothing behind
+                shutil.rmtree(run)
+            raise
+
+    def _execute(self, run: Path) -> Summary:
+        rounds, stopped, say = [], "completed", self.trainer.say
+        for number in range(self.config.rounds + 1):
+            say(f"round {number} of {self.config.rounds}")
             folder = run / "rounds" / str(number)
-            try:
-                summary = train(self.of_round(number, run), folder)
-            except Interrupted as error:  # it names the round's folder, which nobody has to know
-                raise Interrupted(str(error).replace(str(folder), str(run))) from error
-            measured = {name: summary[name] for name in ("test_accuracy", "test_loss", "seconds")}
-            rows.append({"round": number, "added": _count(run, number), **measured})
-            if number < self.options.rounds and not _labels(run, number + 1).is_file():
-                labelled = self._label(run, number, device)
+            summary = self.trainer.inside(self.of_round(number, run), folder, run)
+            rounds.append(
+                Round(
+                    round=number,
+                    added=_count(run, number),
+                    test_accuracy=summary.test_accuracy,
+                    test_loss=summary.test_loss,
+                    seconds=summary.seconds,
+                )
+            )
+            if number < self.config.rounds and not _labels(run, number + 1).is_file():
+                labelled = self._label(run, number)
                 say(f"{len(labelled):,} of {len(unlabelled_part(self.unlabelled).images):,} images are labelled")
                 if not len(labelled):
-                    stopped = f"no image had a class of {self.options.threshold:.0%} after round {number}"
+                    stopped = f"no image had a class of {self.config.threshold:.0%} after round {number}"
                     say(f"{stopped}: lower method.threshold")
                     break
         for name in COPIED:
             if (folder / name).is_file():
                 write_bytes(run / name, (folder / name).read_bytes())
-        seconds = sum(row["seconds"] for row in rows)
-        summary = {**summary, "name": run.name, "stopped": stopped, "rounds": rows, "seconds": seconds}
-        write_json(run / "summary.json", summary)  # last: its presence says that the run is complete
+        seconds = sum(one.seconds or 0.0 for one in rounds)
+        summary = summary.updated(name=run.name, stopped=stopped, rounds=tuple(rounds), seconds=seconds)
+        summary.write(run / SUMMARY)  # last: its presence says that the run is complete
         return summary
 
     def of_round(self, number: int, run: Path) -> Recipe:
         """The recipe of a round: an ordinary run, from the second on with extra images."""
-        changes: dict[str, Any] = {"method": SupervisedConfig()}
-        if number:
-            labels = str(_labels(run, number).absolute())
-            extra = ExtraConfig(source=self.options.unlabelled, labels=labels, soft=self.options.soft)
-            changes["data"] = self.recipe.data.model_copy(update={"extra": extra})
-            if not self.options.restart:
-                changes["transfer"] = TransferConfig(weights=str((run / "rounds" / str(number - 1)).absolute()))
-        return self.recipe.model_copy(update=changes)
+        recipe = self.recipe.model_copy(update={"method": SupervisedConfig()})
+        if not number:
+            return recipe
+        labels = str(_labels(run, number).absolute())
+        extra = ExtraConfig(source=self.config.unlabelled, labels=labels, soft=self.config.soft)
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"extra": extra})})
+        if self.config.restart:
+            return recipe
+        weights = str((run / "rounds" / str(number - 1)).absolute())
+        return recipe.model_copy(update={"transfer": TransferConfig(weights=weights)})
 
-    def _label(self, run: Path, number: int, device: str) -> NDArray[np.int64]:
+    def _label(self, run: Path, number: int) -> NDArray[np.int64]:
         """Let the network of round `number` label images for the next one; returns which it chose."""
-        model = TrainedModel.load(run / "rounds" / str(number), device)
+        model = TrainedModel.load(run / "rounds" / str(number), self.trainer.device)
         probabilities = model.logits(unlabelled_part(self.unlabelled).images).softmax(1)
-        rows = choose(probabilities, self.options.threshold, self.options.balance)
+        rows = choose(probabilities, self.config.threshold, self.config.balance)
         if len(rows):
             write(_labels(run, number + 1), rows, probabilities[torch.from_numpy(rows)])
         return rows

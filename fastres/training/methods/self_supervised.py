@@ -1,6 +1,7 @@
 """Common parts of self-supervised methods: a network that learns by comparing views of an image, and the views."""
 
 from abc import abstractmethod
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,13 @@ from torch.nn import functional as F
 
 from fastres.errors import UserError
 from fastres.models import Network
+from fastres.recipe import Recipe, SelfSupervisedConfig
+from fastres.training.data import DataModule
+from fastres.training.methods.base import Method
+from fastres.training.methods.probe import fit_classifier
+from fastres.utils.progress import Say
+
+Config = TypeVar("Config", bound=SelfSupervisedConfig)
 
 
 class Pretraining(Network):
@@ -46,6 +54,26 @@ class Pretraining(Network):
         Returns the logits [B, classes] of each image's first view, whose gradient reaches the classifier alone, and the
         mean loss, fp32, of the method.
         """
+
+
+class SelfSupervised(Method[Config]):
+    """What such methods have in common: their network, and the probe of what it has learnt."""
+
+    def kept(self, network: nn.Module) -> nn.Module:
+        assert isinstance(network, Pretraining)
+        return network.backbone
+
+    def forward(
+        self, network: nn.Module, images: Tensor, batch: int, average: nn.Module | None
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(network, Pretraining)
+        return network.compare(images, batch, average)
+
+    def after_training(
+        self, network: Network, data_module: DataModule, recipe: Recipe, device: torch.device, say: Say
+    ) -> dict[str, float]:
+        say("a linear probe and nearest neighbours on the features")
+        return fit_classifier(network, data_module, recipe, self.config.neighbours, device)
 
 
 def width(backbone: Network) -> int:

@@ -16,6 +16,7 @@ from fastres.runs import checkpoint
 from fastres.training.data import DataModule, open_data_module
 from fastres.training.loop import Run, RunResult
 from fastres.training.methods.distillation import Distillation
+from fastres.training.methods.registry import method_of
 from fastres.training.run import resume
 from fastres.training.step import Step
 
@@ -52,7 +53,8 @@ def test_the_loss_in_fp64_by_its_definition(teacher: Path) -> None:
     options = recipe(method={"name": "distill", "teacher": str(teacher), "temperature": 3.0, "weight": 0.7})
     assert isinstance(options.method, DistillConfig)
     data_module = opened(options)
-    found = Distillation(options.method, data_module, CPU)
+    found = Distillation(options.method)
+    found.prepare(data_module, CPU)
     torch.manual_seed(0)
     network = build(options.model, 10, 32)
     step = Step(network, options, 4, CPU, found)
@@ -92,7 +94,8 @@ def test_no_weight_is_no_teacher_and_the_teacher_stays(teacher: Path) -> None:
         method = {} if weight is None else {"method": {"name": "distill", "teacher": str(teacher), "weight": weight}}
         options = recipe(**method)
         data_module = opened(options)
-        found = Distillation(options.method, data_module, CPU) if isinstance(options.method, DistillConfig) else None
+        found = method_of(options.method)
+        found.prepare(data_module, CPU)
         torch.manual_seed(0)
         network = build(options.model, 10, 32)
         step = Step(network, options, 4, CPU, found)
@@ -100,9 +103,9 @@ def test_no_weight_is_no_teacher_and_the_teacher_stays(teacher: Path) -> None:
             rows = torch.arange(16) + 16 * number
             step(number, data_module.augment.normalize(data_module.train.source, rows), rows % 10)  # type: ignore[attr-defined]
         finals[weight] = network.state_dict()
-        if found is not None:
-            assert not found.network.training
-            assert all(torch.equal(tensor, before[name]) for name, tensor in found.network.state_dict().items())
+        if isinstance(found, Distillation):
+            assert not found.teacher.training
+            assert all(torch.equal(tensor, before[name]) for name, tensor in found.teacher.state_dict().items())
     assert all(torch.equal(tensor, finals[0.0][name]) for name, tensor in finals[None].items())
     assert not all(torch.equal(tensor, finals[1.0][name]) for name, tensor in finals[None].items())
 

@@ -21,6 +21,7 @@ from fastres.training.data import DataModule, open_data_module
 from fastres.training.epoch import Runner
 from fastres.training.methods.dino import DinoNetwork, cross_entropies
 from fastres.training.methods.emp_ssl import EmpSslNetwork, coding_rate
+from fastres.training.methods.registry import method_of
 from fastres.training.methods.probe import linear_probe, nearest_neighbours
 from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.run import resume
@@ -49,7 +50,7 @@ def recipe(kind: str, **tables: Any) -> Recipe:
 
 
 def opened(options: Recipe) -> DataModule:
-    return open_data_module(options, CPU, quiet=True)
+    return open_data_module(options, CPU, quiet=True, make_views=method_of(options.method).views)
 
 
 def network(options: Recipe) -> DinoNetwork | EmpSslNetwork:
