@@ -12,6 +12,7 @@ class MethodConfig(Table):
     """What whoever plans trainings may ask of a method; by default what holds of labels alone."""
 
     name: str
+    """The method."""
     learns_features: ClassVar[bool] = False
     """Whether the classifier comes after the training, and until then its accuracy is beside the point."""
     adds_to_steps: ClassVar[bool] = False

@@ -220,7 +220,7 @@ def _made(summary: Summary, environment: Environment, shown: ReportData) -> str:
         + f", {len(shown.test_labels):,} to test on",
         "Length": f"{_epochs_of(summary)}, {plural(summary.steps or 0, 'step', 'steps')}",
         "Weights tested": weights,
-        "Test loss": f"{summary.test_loss:.4f} nats an image",
+        "Test loss": "–" if summary.test_loss is None else f"{summary.test_loss:.4f} nats an image",
         "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
         "Precision": str(summary.precision),
         "Compiled": compiled,

@@ -73,7 +73,7 @@ class Step:
         self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
         self.optimizer = build_optimizer(
-            recipe.optimizer, network, rate_factors(self.method.kept(network), recipe.transfer)
+            recipe.optimizer, network, rate_factors(self.method.backbone(network), recipe.transfer)
         )
         self.ema = self.method.average(network, recipe, self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
@@ -92,7 +92,7 @@ class Step:
     def averaged(self) -> nn.Module:
         """The network to evaluate and to keep: the moving average where there is one, else lookahead's slow weights."""
         average = self.ema or self.lookahead
-        return self.method.kept(self.network if average is None else average.network)
+        return self.method.backbone(self.network if average is None else average.network)
 
     # ------------------------------------------------------------------------------- what depends on the step's number
 

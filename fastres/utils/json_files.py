@@ -27,13 +27,13 @@ LIMIT = 64 << 20
 DAMAGED = "restore it, train again, or leave the run out"
 
 
-def plain(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """A number that strict JSON can hold: NumPy and torch scalars become Python's, NaN and infinity become None."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-Finite = BeforeValidator(plain)
+Finite = BeforeValidator(finite)
 """Makes None of what is not finite: strict JSON has no NaN."""
 
 
@@ -86,10 +86,10 @@ class File(Entry):
     @classmethod
     def read(cls, path: Path, fix: str = DAMAGED) -> Self:
         """What `write` wrote. Raises UserError, which ends in `fix`, where `path` cannot be read or is damaged."""
-        found = cls.parse(read_regular(path, LIMIT, f"fastres wrote no such file; {fix}"), path, fix)
-        if found.version > cls.VERSION:
+        content = cls.parse(read_regular(path, LIMIT, f"fastres wrote no such file; {fix}"), path, fix)
+        if content.version > cls.VERSION:
             raise UserError(f"{path} was written by a newer version of fastres: update fastres, or {fix}")
-        return found
+        return content
 
     @classmethod
     def read_if_there(cls, path: Path, fix: str = DAMAGED) -> Self | None:

@@ -34,6 +34,7 @@ from fastres.experiments.reproduce.verdicts import (
 from fastres.recipe import Recipe
 from fastres.report.document import Heading, Picture, Table, Text, Verbatim, html, markdown
 from fastres.report.style import png
+from fastres.runs.schema import Epoch
 from fastres.utils.statistics import quantile
 from tests.pages import Page
 
@@ -305,7 +306,7 @@ def test_recipes_that_are_missing(tmp_path: Path) -> None:
 
 def test_both_pages_say_the_same_and_escape_what_they_are_given() -> None:
     odd = "<b>|a\nb"
-    picture = png(leak([{"epoch": 1, "train_loss": 2.0, "val_loss": 1.0}], [{"epoch": 1, "val_loss": 3.0}]))
+    picture = png(leak([Epoch(epoch=1, train_loss=2.0, val_loss=1.0)], [Epoch(epoch=1, val_loss=3.0)]))
     parts = [
         Text(odd, warning=True),
         Heading("Part"),

@@ -1,7 +1,6 @@
 """Sweeps: which points a recipe makes, what is refused before the first run, the table, the figure."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ from fastres.errors import UserError
 from fastres.experiments.sweep import page as sweep_page
 from fastres.experiments.sweep import results
 from fastres.experiments.sweep.plan import load
-from fastres.experiments.sweep.results import kept_epoch, markdown, read_row, shown, summarise, table
+from fastres.experiments.sweep.results import markdown, read_point, shown, summarise, table
 from fastres.recipe import Recipe
+from fastres.runs.schema import METRICS, SUMMARY, Best, Epoch, Point, Summary, Sweep
+from fastres.utils.json_files import write_lines
 from fastres.utils.statistics import Sample
 
 
@@ -184,27 +185,19 @@ def test_an_override_that_every_point_undoes_is_refused(write: Any) -> None:
 # ---------------------------------------------------------------------------------------------------- the table
 
 
-def row(name: str, value: float | None, **settings: Any) -> dict[str, Any]:
-    state = "diverged" if value is None else "complete"
-    facts = dict.fromkeys(["test_loss", "val_accuracy", "val_loss", "train_loss", "parameters", "images_per_second"])
-    return {
-        **facts,
-        "name": name,
-        "point": "",
-        "settings": settings,
-        "state": state,
-        "test_accuracy": value,
-        "seconds": None if value is None else 1234.56,
-        "leaky": False,
-    }
+def row(name: str, value: float | None, **settings: Any) -> Point:
+    seconds = None if value is None else 1234.56
+    state: Any = "diverged" if value is None else "complete"
+    return Point(
+        name=name, point="", settings=settings, state=state, test_accuracy=value, seconds=seconds, leaky=False
+    )
 
 
 def test_best_first_and_diverged_last() -> None:
     rows = [row("a", 0.5), row("b", None), row("c", 0.9), row("d", 0.7)]
-    assert [one["name"] for one in summarise(rows, "test_accuracy", source="x")["points"]] == ["c", "d", "a", "b"]
-    for one in rows:
-        one["test_loss"] = one["test_accuracy"]
-    assert [one["name"] for one in summarise(rows, "test_loss", source="x")["points"]] == ["a", "d", "c", "b"]
+    assert [one.name for one in summarise(rows, "test_accuracy", source="x").points] == ["c", "d", "a", "b"]
+    rows = [one.updated(test_loss=one.test_accuracy) for one in rows]
+    assert [one.name for one in summarise(rows, "test_loss", source="x").points] == ["a", "d", "c", "b"]
 
 
 def test_means_over_seeds() -> None:
@@ -214,7 +207,7 @@ def test_means_over_seeds() -> None:
         for lr, group in values.items()
         for seed, value in enumerate(group)
     ]
-    means = summarise(rows, "test_accuracy", source="x")["means"]
+    means = summarise(rows, "test_accuracy", source="x").means
     assert [group["settings"] for group in means] == [{"optimizer.lr": lr} for lr in (0.2, 0.1, 0.3)]
     assert [(group["points"], group["diverged"]) for group in means] == [(3, 1), (3, 0), (3, 3)]
     assert means[1]["mean"] == pytest.approx(0.6)
@@ -226,7 +219,7 @@ def test_means_over_seeds() -> None:
 
 def test_the_table_has_what_differs(write: Any) -> None:
     rows = [row("a|b", 0.5, **{"optimizer.name": "sgd", "optimizer.lr": 0.1}), row("c", None)]
-    rows[1]["settings"] = {"optimizer.name": "adam", "optimizer.lr": None}
+    rows[1] = rows[1].updated(settings={"optimizer.name": "adam", "optimizer.lr": None})
     summary = summarise(rows, "test_accuracy", source="x")
     header, lines = table(summary)
     assert header == ["point", "optimizer.name", "lr", "test accuracy", "parameters", "images/s", "seconds"]
@@ -255,38 +248,38 @@ def test_values_are_short(value: object, expected: str) -> None:
     assert shown(value) == expected
 
 
-def test_the_kept_epoch_is_the_best_or_the_last() -> None:
-    rows = [{"epoch": 1, "val_loss": 1.0}, {"epoch": 2, "val_loss": 0.5}, {"epoch": 3, "val_loss": 0.7}]
-    assert kept_epoch(rows, None) is rows[2]
-    assert kept_epoch(rows, {"metric": "val_loss", "epoch": 2, "value": 0.5}) is rows[1]
+def test_the_kept_epoch_is_the_best_or_the_last(tmp_path: Path) -> None:
+    write_lines(tmp_path / METRICS, [Epoch(epoch=epoch, val_loss=loss) for epoch, loss in enumerate([1.0, 0.5, 0.7], 1)])
+    for best, loss in ((None, 0.7), (Best(metric="val_loss", epoch=2, value=0.5), 0.5)):
+        Summary(stopped="completed", test_accuracy=0.5, best=best).write(tmp_path / SUMMARY)
+        point = read_point(tmp_path, "run", "", {})
+        assert point is not None and point.val_loss == loss
 
 
 def test_a_damaged_run_is_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert read_row(run, "run", "", {}) is None
+    assert read_point(run, "run", "", {}) is None
     run.mkdir()
     for content in ("{", "[]", "{}"):
         (run / "summary.json").write_text(content)
-        with pytest.raises(UserError, match=r"damaged: remove .*run, and it is trained again"):
-            read_row(run, "run", "", {})
-    complete = ["test_accuracy", "test_loss", "test_images", "parameters", "multiply_adds", "epochs", "seconds"]
-    complete += ["images_per_second", "stopped", "best"]
-    (run / "summary.json").write_text(json.dumps(dict.fromkeys(complete) | {"split": "none"}))
+        with pytest.raises(UserError, match=r"damaged .*: remove .*run, and it is trained again"):
+            read_point(run, "run", "", {})
+    Summary(test_accuracy=0.5, stopped="completed").write(run / SUMMARY)
     for content in (None, "{", ""):
         if content is not None:
             (run / "metrics.jsonl").write_text(content)
         with pytest.raises(UserError, match="damaged"):
-            read_row(run, "run", "", {})
+            read_point(run, "run", "", {})
 
 
 # ---------------------------------------------------------------------------------------------------- the figure
 
 
 def drawn(
-    rows: list[dict[str, Any]], keys: list[str], metric: str = "test_accuracy"
+    rows: list[Point], keys: list[str], metric: str = "test_accuracy"
 ) -> tuple[Figure, list[Any], list[str]]:
     """The figure, the lines of its points (25 places a gap between two axes), and its texts."""
-    figure = sweep_page.parallel(summarise(rows, metric, source="x")["points"], keys, metric)
+    figure = sweep_page.parallel(summarise(rows, metric, source="x").points, keys, metric)
     [axes] = figure.axes
     return figure, [line for line in axes.lines if len(line.get_xdata()) > 2], [text.get_text() for text in axes.texts]
 
@@ -308,14 +301,16 @@ def test_lines_go_from_value_to_value() -> None:
 
 
 def test_a_loss_has_its_lowest_at_the_top() -> None:
-    rows = [row(str(loss), 0.5, **{"train.seed": seed}) | {"test_loss": loss} for seed, loss in enumerate([2.0, 1.0])]
+    rows = [
+        row(str(loss), 0.5, **{"train.seed": seed}).updated(test_loss=loss) for seed, loss in enumerate([2.0, 1.0])
+    ]
     _, lines, _ = drawn(rows, ["train.seed"], "test_loss")
     assert [line.get_ydata()[-1] for line in lines] == pytest.approx([0, 1])
 
 
 def test_pruned_trials_stretch_no_axis() -> None:
     rows = [row(str(seed), accuracy, **{"train.seed": seed}) for seed, accuracy in enumerate([0.5, 0.6, 0.01])]
-    rows[2]["state"] = "pruned"
+    rows[2] = rows[2].updated(state="pruned")
     _, lines, texts = drawn(rows, ["train.seed"])
     assert [line.get_ydata()[-1] for line in lines] == pytest.approx([-0.08, 0, 1])
     assert "pruned" in texts and "no result" not in texts and "1.00%" not in texts
@@ -340,13 +335,13 @@ def test_names_of_points_are_an_axis(tmp_path: Path, write: Any) -> None:
             + '\n"train.seed" = [0, 1]\n'
         )
     ).recipe
-    rows = [row(f"a,seed={seed}", 0.5, **{"train.seed": seed}) | {"point": "a"} for seed in (0, 1)]
+    rows = [row(f"a,seed={seed}", 0.5, **{"train.seed": seed}).updated(point="a") for seed in (0, 1)]
     sweep_page.write_results(tmp_path, summarise(rows, "test_accuracy", source="<b>"), recipe)
     page = (tmp_path / "sweep.html").read_text()
     assert "data:image/png;base64," in page and "&lt;b&gt;" in page and "<b>" not in page
     assert "Means over seeds" in page and "optimizer.lr" in page
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((tmp_path / results.SUMMARY).read_text())["points"] == rows
+    assert Sweep.read(tmp_path / results.SWEEP).points == rows
 
 
 @pytest.mark.parametrize("values", [[0.5], [None], [0.5, 0.5], [None, None]])

@@ -24,6 +24,7 @@ from fastres.recipe import Recipe
 from fastres.report import run_figures
 from fastres.report.run_page import ReportData, write_report
 from fastres.report.style import png, short, sure
+from fastres.runs.schema import Best, Environment, Epoch, Summary
 from fastres.utils.statistics import wilson
 
 NAMES = ["samples", "class_counts", "augmented", "loss", "accuracy", "learning_rate", "confusion", "worst_mistakes"]
@@ -62,12 +63,12 @@ def report_data(
     )
 
 
-def metrics(epochs: int, *, val: bool = True) -> list[dict[str, Any]]:
+def metrics(epochs: int, *, val: bool = True) -> list[Epoch]:
     rows = []
     for epoch in range(1, epochs + 1):
-        row = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1 / epoch, "train_loss": 2 / epoch, "train_accuracy": 0.5}
-        row |= {"val_loss": 2.5 / epoch, "val_accuracy": 0.45} if val else {}
-        rows.append(row | {"seconds": 1.5, "images_per_second": 1000.0})
+        row = Epoch(epoch=epoch, step=10 * epoch, lr=0.1 / epoch, train_loss=2 / epoch, train_accuracy=0.5)
+        row = row.updated(val_loss=2.5 / epoch, val_accuracy=0.45) if val else row
+        rows.append(row.updated(seconds=1.5, images_per_second=1000.0))
     return rows
 
 
@@ -78,7 +79,7 @@ SUMMARY: dict[str, Any] = {
     "split": "holdout",
     "test_accuracy": 53 / 60,
     "test_loss": 0.4,
-    "best": {"metric": "val_loss", "epoch": 3, "value": 0.8},
+    "best": Best(metric="val_loss", epoch=3, value=0.8),
     "parameters": 4_903_242,
     "multiply_adds": 253_000_000,
     "epochs": 3,
@@ -94,13 +95,12 @@ SUMMARY: dict[str, Any] = {
     "expected_calibration_error": 0.021,
     "stopped": "completed",
 }
-MACHINE = {"fastres": "0.1.0", "commit": "c" * 40, "dirty": True, "torch": "2.13.0", "python": "3.11.7"}
+MACHINE = Environment(fastres="0.1.0", commit="c" * 40, dirty=True, torch="2.13.0", python="3.11.7")
 
 
-def write(run: Path, shown: ReportData, rows: list[dict[str, Any]], **changes: Any) -> tuple[str, Page]:
-    path = write_report(
-        run, recipe=Recipe(), rows=rows, summary=SUMMARY | changes, environment=MACHINE, report_data=shown
-    )
+def write(run: Path, shown: ReportData, rows: list[Epoch], **changes: Any) -> tuple[str, Page]:
+    summary = Summary(**SUMMARY | changes)
+    path = write_report(run, recipe=Recipe(), rows=rows, summary=summary, environment=MACHINE, report_data=shown)
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
     return text, Page(text)
@@ -244,17 +244,17 @@ def test_unusual_runs_have_a_page(tmp_path: Path, classes: int, side: int, epoch
 def test_a_run_that_diverged_has_a_page(tmp_path: Path) -> None:
     shown = report_data(("cat", "dog"))
     shown = replace(shown, test_probabilities=np.full_like(shown.test_probabilities, np.nan))
-    rows = [row | {"train_loss": None, "val_loss": None} for row in metrics(2)]
-    _, page = write(tmp_path, shown, rows, test_accuracy=0.5, test_loss=float("nan"), best=None)
-    assert "nan nats an image" in " ".join(page.text)
+    rows = [row.updated(train_loss=None, val_loss=None) for row in metrics(2)]
+    _, page = write(tmp_path, shown, rows, test_accuracy=0.5, test_loss=None, best=None)
+    assert "Test loss –" in " ".join(page.text)
 
 
 def test_drawing_touches_nothing_global() -> None:
     # Reading rcParams["backend"] imports pyplot by itself.
     what = (
-        "import sys, matplotlib as m, fastres.report.run_figures as f\n"
+        "import sys, matplotlib as m, fastres.report.run_figures as f; from fastres.runs.schema import Epoch\n"
         "read = lambda: {key: m.rcParams[key] for key in m.rcParams if key != 'backend'}\n"
-        "before = read(); f.style.png(f.loss([{'epoch': 1, 'train_loss': 1.0}]))\n"
+        "before = read(); f.style.png(f.loss([Epoch(epoch=1, train_loss=1.0)]))\n"
         "assert read() == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", what], cwd=Path(fastres.__file__).parent.parent, check=True)
@@ -274,7 +274,7 @@ def visible_ticks(figure: Figure) -> list[float]:
 
 
 def test_the_loss_is_the_reports_figure_4() -> None:
-    figure = run_figures.loss(metrics(7), best={"metric": "val_loss", "epoch": 5, "value": 0.5})
+    figure = run_figures.loss(metrics(7), best=Best(metric="val_loss", epoch=5, value=0.5))
     drawn(figure)
     axes = figure.axes[0]
     train, val, mark = axes.get_lines()
@@ -321,7 +321,7 @@ def test_a_single_epoch_can_be_seen() -> None:
 
 
 def test_figures_without_any_number_are_empty_but_there() -> None:
-    rows = [{"epoch": 1, "lr": None, "train_loss": None, "train_accuracy": None}]
+    rows = [Epoch(epoch=1, lr=None, train_loss=None, train_accuracy=None)]
     for figure in (
         run_figures.loss(rows),
         run_figures.accuracy(rows),
@@ -333,7 +333,7 @@ def test_figures_without_any_number_are_empty_but_there() -> None:
 
 
 def test_accuracy_is_in_percent_and_shows_the_data() -> None:
-    rows = [{"epoch": epoch, "train_accuracy": 0.9 + epoch / 100} for epoch in range(1, 6)]
+    rows = [Epoch(epoch=epoch, train_accuracy=0.9 + epoch / 100) for epoch in range(1, 6)]
     figure = run_figures.accuracy(rows, test_accuracy=0.93)
     low, high = figure.axes[0].get_ylim()
     assert 88 <= low <= 91 and 95 <= high <= 97  # the data run from 91 to 95

@@ -86,7 +86,7 @@ class Method(Generic[Config]):
         """The network that is trained, around the one that is kept. Raises UserError where it cannot be."""
         return backbone
 
-    def kept(self, network: nn.Module) -> nn.Module:
+    def backbone(self, network: nn.Module) -> nn.Module:
         """Of what `network` returned, or an average of it, the part that is evaluated and saved."""
         return network
 

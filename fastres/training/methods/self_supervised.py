@@ -59,7 +59,7 @@ class Pretraining(Network):
 class SelfSupervised(Method[Config]):
     """What such methods have in common: their network, and the probe of what it has learnt."""
 
-    def kept(self, network: nn.Module) -> nn.Module:
+    def backbone(self, network: nn.Module) -> nn.Module:
         assert isinstance(network, Pretraining)
         return network.backbone
 

@@ -21,8 +21,8 @@ from fastres.training.data import DataModule, open_data_module
 from fastres.training.epoch import Runner
 from fastres.training.methods.dino import DinoNetwork, cross_entropies
 from fastres.training.methods.emp_ssl import EmpSslNetwork, coding_rate
-from fastres.training.methods.registry import method_of
 from fastres.training.methods.probe import linear_probe, nearest_neighbours
+from fastres.training.methods.registry import method_of
 from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.run import resume
 from fastres.training.step import Step

@@ -200,7 +200,7 @@ def test_what_trains_once_refuses_it(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "search.toml"
     search = {"search": {"parameters": {"optimizer.lr": {"low": 0.01, "high": 0.1}}}}
     path.write_text(student(teacher, sweep=search, data={"split": "holdout"}).to_toml())
-    with pytest.raises(UserError, match="a trial is one run, and a teacher):
+    with pytest.raises(UserError, match="a trial is one run, and a teacher"):
         load_search(path)
 
 
