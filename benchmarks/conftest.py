@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.harness.summary import tables
 from benchmarks.harness.versus import FIGURES, Versus
+from fastres.runs.environment import facts_to_publish
 from fastres.utils.files import write_json
-from fastres.utils.machine import facts_to_publish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fastres.runs.environment import environment, facts_to_publish
 from fastres.utils.files import write_json
-from fastres.utils.machine import environment, facts_to_publish
 
 FOLDER = Path(__file__).parents[1] / "results" / "baselines"
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.gate import gate
 from fastres.recipe import Recipe
+from fastres.runs.environment import facts_to_publish
 from fastres.utils.files import write_json
-from fastres.utils.machine import facts_to_publish
 
 PLANTED = "FASTRES_PLANTED_SLOWDOWN"
 SOURCE = f'''

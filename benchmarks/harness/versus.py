@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness.peaks import Peak
 from fastres.bench.timing import Ratio, compare, seconds
 from fastres.recipe import Recipe
-from fastres.utils.machine import environment
+from fastres.runs.environment import environment
 
 FIGURES: dict[str, dict[str, Any]] = {}
 """Records of all benchmarks of this session."""

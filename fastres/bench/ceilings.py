@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fastres.bench.timing import GPU, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.utils.machine import facts_to_publish, run_quietly
+from fastres.runs.environment import facts_to_publish
+from fastres.utils.machine import run_quietly
 
 LARGE_BYTES = 2**30
 """A copy of this size misses any cache."""

@@ -8,13 +8,14 @@ import sysconfig
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from fastres.errors import UserError
-from fastres.utils.machine import environment, installed_version, nvidia_gpus, run_quietly
+from fastres.runs.environment import Environment, environment
+from fastres.utils.json_files import Entry
+from fastres.utils.machine import installed_version, nvidia_gpus, run_quietly
 from fastres.utils.terminal import printable
 
 # Distributions without which some command fails; those that the command line needs to start at all are left out.
@@ -43,141 +44,213 @@ ENOUGH_DISK = 2 << 30  # bytes: CIFAR-10's archive, its store and a run's checkp
 COMPILER_FIX = "apt-get install g++ python3-dev"
 
 
-def examine(root: str | Path | None = None) -> dict[str, Any]:
-    """Look at this machine; `root` is the folder of downloads and stores, as for `fastres.data.open_dataset`.
+class Problem(Entry):
+    """Something that is missing or wrong."""
 
-    Returns facts ready for JSON: environment (as in environment.json), devices (names that torch can use), compilers
-    (path and version, or None), extras (name, what, version or None, install), data (root, writable, free_bytes,
-    downloads, stores), caches (name, path, bytes, complete) and problems (what, fix). Never raises for what is missing,
-    changes nothing, and takes about 3 s.
-    """
+    what: str
+    fix: str
+    """The line that puts it right."""
+
+
+class Compiler(Entry):
+    """A compiler that was found."""
+
+    path: str
+    version: str | None
+
+
+class Extra(Entry):
+    """An optional package."""
+
+    name: str
+    what: str
+    version: str | None
+    install: str
+
+
+class StoreFolder(Entry):
+    """A prepared store; of a damaged one, and of FFCV's file format, the first three facts alone."""
+
+    folder: str
+    bytes: int
+    sound: bool
+    name: str | None = None
+    image_size: int | None = None
+    classes: int | None = None
+    images: dict[str, int] | None = None
+    """Of each part."""
+
+
+class Download(Entry):
+    """A downloaded file."""
+
+    name: str
+    bytes: int
+
+
+class DataFolder(Entry):
+    """The folder of downloads and stores; None is what could not be found out."""
+
+    root: str | None = None
+    writable: bool | None = None
+    free_bytes: int | None = None
+    downloads: list[Download]
+    stores: list[StoreFolder]
+
+
+class Cache(Entry):
+    """Compiled code that later runs start faster with."""
+
+    name: str
+    path: str
+    bytes: int
+    complete: bool
+    """Whether all files were counted in time."""
+
+
+class Examination(Entry):
+    """Everything that `fastres doctor` finds."""
+
+    environment: Environment
+    devices: list[str]
+    """Names that torch can use."""
+    compilers: dict[str, Compiler | None]
+    extras: list[Extra]
+    data: DataFolder
+    caches: list[Cache]
+    problems: list[Problem]
+
+
+def examine(root: str | Path | None = None) -> Examination:
+    """Look at this machine; `root` is the folder of downloads and stores, as for `fastres.data.open_dataset`. Never
+    raises for what is missing, changes nothing, and takes about 3 s."""
     facts = environment()
     compilers = {"c++": _compiler("CXX", "g++", "clang++", "c++"), "c": _compiler("CC", "gcc", "clang", "cc")}
     data, problems = _data(root)
-    return {
-        "environment": facts,
-        "devices": [
-            *(f"cuda:{index} {gpu['name']}" for index, gpu in enumerate(facts["gpus"])),
-            f"cpu {facts['cpu_model']}",
-        ],
-        "compilers": compilers,
-        "extras": [
-            {"name": name, "what": what, "version": _first_version(distributions), "install": install}
+    return Examination(
+        environment=facts,
+        devices=[*(f"cuda:{index} {gpu.name}" for index, gpu in enumerate(facts.gpus)), f"cpu {facts.cpu_model}"],
+        compilers=compilers,
+        extras=[
+            Extra(name=name, what=what, version=_first_version(distributions), install=install)
             for name, distributions, what, install in EXTRAS
         ],
-        "data": data,
-        "caches": _caches(),
-        "problems": _software_problems(facts) + _gpu_problems(facts) + _compiler_problems(facts, compilers) + problems,
-    }
+        data=data,
+        caches=_caches(),
+        problems=_software_problems(facts) + _gpu_problems(facts) + _compiler_problems(facts, compilers) + problems,
+    )
 
 
 def _first_version(distributions: tuple[str, ...]) -> str | None:
     return next((version for name in distributions if (version := installed_version(name))), None)
 
 
-def _compiler(variable: str, *names: str) -> dict[str, str | None] | None:
+def _compiler(variable: str, *names: str) -> Compiler | None:
     for name in (os.environ.get(variable), *names):
         path = shutil.which(name) if name else None
         if path:
             told = run_quietly([path, "--version"]) or ""
-            return {"path": path, "version": told.splitlines()[0] if told else None}
+            return Compiler(path=path, version=told.splitlines()[0] if told else None)
     return None
 
 
-def _software_problems(facts: dict[str, Any]) -> list[dict[str, str]]:
+def _software_problems(facts: Environment) -> list[Problem]:
     problems = []
     for name in NEEDED:
-        if installed_version(name) is None and not (name == "triton" and not facts["platform"].startswith("Linux")):
-            problems.append({"what": f"{name} is not installed", "fix": f"pip install {name}"})
+        if installed_version(name) is None and not (
+            name == "triton" and not (facts.platform or "").startswith("Linux")
+        ):
+            problems.append(Problem(what=f"{name} is not installed", fix=f"pip install {name}"))
     low, high = (".".join(map(str, version)) for version in TORCH)
-    parsed = re.match(r"(\d+)\.(\d+)", facts["torch"] or "")
+    parsed = re.match(r"(\d+)\.(\d+)", facts.torch or "")
     if parsed and not TORCH[0] <= (int(parsed[1]), int(parsed[2])) < TORCH[1]:
-        what = f"torch {facts['torch']} is not one that fastres is tested with ({low} up to, not including, {high})"
-        problems.append({"what": what, "fix": f"pip install {TORCH_FIX}"})
-    if facts["torch"] and facts["threads"] is None:
+        what = f"torch {facts.torch} is not one that fastres is tested with ({low} up to, not including, {high})"
+        problems.append(Problem(what=what, fix=f"pip install {TORCH_FIX}"))
+    if facts.torch and facts.threads is None:
         fix = "python -c 'import torch' says why; pip install --force-reinstall torch torchvision"
-        problems.append({"what": f"torch {facts['torch']} is installed but cannot be imported", "fix": fix})
+        problems.append(Problem(what=f"torch {facts.torch} is installed but cannot be imported", fix=fix))
     limits = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
-    if limits and facts["threads"] is not None and facts["threads"] < facts["usable_cores"]:
-        what = f"{limits[0]} keeps torch to {facts['threads']} of {facts['usable_cores']} cores"
-        problems.append({"what": what, "fix": f"unset {' '.join(limits)}"})
+    if limits and facts.threads is not None and facts.threads < (facts.usable_cores or 1):
+        what = f"{limits[0]} keeps torch to {facts.threads} of {facts.usable_cores} cores"
+        problems.append(Problem(what=what, fix=f"unset {' '.join(limits)}"))
     return problems
 
 
-def _gpu_problems(facts: dict[str, Any]) -> list[dict[str, str]]:
-    if facts["gpus"]:
+def _gpu_problems(facts: Environment) -> list[Problem]:
+    if facts.gpus:
         return []
     seen = nvidia_gpus()
     if not seen:
         return []
-    if facts["cuda"] is None:
-        what = f"there is a GPU ({seen[0]['name']}), but torch {facts['torch']} is built without CUDA"
-        return [{"what": what, "fix": f"pip install --force-reinstall {TORCH_FIX}"}]
+    if facts.cuda is None:
+        what = f"there is a GPU ({seen[0]['name']}), but torch {facts.torch} is built without CUDA"
+        return [Problem(what=what, fix=f"pip install --force-reinstall {TORCH_FIX}")]
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [{"what": "CUDA_VISIBLE_DEVICES hides the GPU", "fix": "unset CUDA_VISIBLE_DEVICES"}]
-    what = f"torch cannot use the GPU ({seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts['cuda']})"
-    return [{"what": what, "fix": f"install a driver for CUDA {facts['cuda']} or later"}]
+        return [Problem(what="CUDA_VISIBLE_DEVICES hides the GPU", fix="unset CUDA_VISIBLE_DEVICES")]
+    what = f"torch cannot use the GPU ({seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts.cuda})"
+    return [Problem(what=what, fix=f"install a driver for CUDA {facts.cuda} or later")]
 
 
-def _compiler_problems(facts: dict[str, Any], compilers: dict[str, Any]) -> list[dict[str, str]]:
+def _compiler_problems(facts: Environment, compilers: dict[str, Compiler | None]) -> list[Problem]:
     problems = []
     if compilers["c++"] is None:
         what = "there is no C++ compiler: training on the CPU goes uncompiled, which is slower"
-        problems.append({"what": what, "fix": COMPILER_FIX})
+        problems.append(Problem(what=what, fix=COMPILER_FIX))
     elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         what = "Python.h is missing, which TorchInductor's and Triton's code includes: training goes uncompiled"
-        problems.append({"what": what, "fix": COMPILER_FIX})
-    if facts["gpus"] and compilers["c"] is None:
-        problems.append({"what": "there is no C compiler, which Triton launches with", "fix": "apt-get install gcc"})
+        problems.append(Problem(what=what, fix=COMPILER_FIX))
+    if facts.gpus and compilers["c"] is None:
+        problems.append(Problem(what="there is no C compiler, which Triton launches with", fix="apt-get install gcc"))
     return problems
 
 
-def _data(root: str | Path | None) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _data(root: str | Path | None) -> tuple[DataFolder, list[Problem]]:
     """The folder of downloads and stores, and what is wrong with it."""
-    facts: dict[str, Any] = {"root": None, "writable": None, "free_bytes": None, "downloads": [], "stores": []}
+    facts = DataFolder(downloads=[], stores=[])
     problems = []
     elsewhere = "set FASTRES_DATA, or data.root in the recipe, to another folder"
     try:
         from fastres.data import data_root
-        from fastres.data.store.beton import is_beton
-        from fastres.data.store.decoded import open_store
 
         data_folder = data_root(root)
-        facts["root"] = str(data_folder)
         # The nearest folder that exists says whether the rest could be made.
         standing = next(folder for folder in (data_folder, *data_folder.parents) if folder.exists())
-        facts["writable"] = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
-        facts["free_bytes"] = shutil.disk_usage(standing).free
-        if not facts["writable"]:
-            problems.append({"what": f"{data_folder} cannot be written", "fix": elsewhere})
-        if facts["free_bytes"] < ENOUGH_DISK:
-            what = f"only {_size(facts['free_bytes'])} are free at {data_folder}"
-            problems.append({"what": what, "fix": f"free some space, or {elsewhere}"})
-        facts["downloads"] = [
-            {"name": path.name, "bytes": _bytes(path)[0]} for path in _listed(data_folder / "downloads")
-        ]
+        free = shutil.disk_usage(standing).free
+        writable = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
+        facts = DataFolder(root=str(data_folder), writable=writable, free_bytes=free, downloads=[], stores=[])
+        if not writable:
+            problems.append(Problem(what=f"{data_folder} cannot be written", fix=elsewhere))
+        if free < ENOUGH_DISK:
+            what = f"only {_size(free)} are free at {data_folder}"
+            problems.append(Problem(what=what, fix=f"free some space, or {elsewhere}"))
+        facts.downloads.extend(
+            Download(name=path.name, bytes=_bytes(path)[0]) for path in _listed(data_folder / "downloads")
+        )
         for path in _listed(data_folder / "stores"):
-            if not path.is_dir():
-                continue
-            entry: dict[str, Any] = {"folder": path.name, "bytes": _bytes(path)[0], "sound": True}
-            if is_beton(path):
-                facts["stores"].append(entry)
-                continue
-            try:
-                store = open_store(path, "")
-            except UserError:
-                entry["sound"] = False
-                problems.append(
-                    {"what": f"the prepared store {path} is damaged", "fix": f"rm -r {shlex.quote(str(path))}"}
-                )
-            else:
-                parts = {"train": store.train, "test": store.test, "unlabelled": store.unlabelled}
-                entry |= {"name": store.name, "image_size": store.image_size, "classes": len(store.classes)}
-                entry["images"] = {name: len(part.images) for name, part in parts.items() if part is not None}
-            facts["stores"].append(entry)
+            if path.is_dir():
+                facts.stores.append(_store_folder(path))
+            if path.is_dir() and not facts.stores[-1].sound:
+                what = f"the prepared store {path} is damaged"
+                problems.append(Problem(what=what, fix=f"rm -r {shlex.quote(str(path))}"))
     except (ImportError, OSError, RuntimeError) as error:
-        problems.append({"what": f"the data folder cannot be looked at: {error}", "fix": elsewhere})
+        problems.append(Problem(what=f"the data folder cannot be looked at: {error}", fix=elsewhere))
     return facts, problems
+
+
+def _store_folder(path: Path) -> StoreFolder:
+    from fastres.data.store.beton import is_beton
+    from fastres.data.store.decoded import open_store
+
+    entry = StoreFolder(folder=path.name, bytes=_bytes(path)[0], sound=True)
+    if is_beton(path):
+        return entry
+    try:
+        store = open_store(path, "")
+    except UserError:
+        return entry.updated(sound=False)
+    parts = {"train": store.train, "test": store.test, "unlabelled": store.unlabelled}
+    images = {name: len(part.images) for name, part in parts.items() if part is not None}
+    return entry.updated(name=store.name, image_size=store.image_size, classes=len(store.classes), images=images)
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -202,8 +275,7 @@ def _bytes(path: Path, pattern: str = "*", seconds: float = 1.0) -> tuple[int, b
     return 0, True
 
 
-def _caches() -> list[dict[str, Any]]:
-    """Compiled code that later runs start faster with: where it lies and how much of it."""
+def _caches() -> list[Cache]:
     places: list[tuple[str, Path, str]] = []
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     with suppress(Exception):  # there is no usable folder, or torch is broken
@@ -220,7 +292,7 @@ def _caches() -> list[dict[str, Any]]:
     caches = []
     for name, path, pattern in places:
         size, complete = _bytes(path, pattern)
-        caches.append({"name": name, "path": str(path), "bytes": size, "complete": complete})
+        caches.append(Cache(name=name, path=str(path), bytes=size, complete=complete))
     return caches
 
 
@@ -233,67 +305,60 @@ def _size(count: int | None) -> str:
     return f"{count} bytes"
 
 
-def render(facts: dict[str, Any], console: Console | None = None) -> None:
+def render(facts: Examination, console: Console | None = None) -> None:
     """Print what `examine` returned, on standard output unless told otherwise; problems come last."""
     console = console or Console(highlight=False)
-    machine, data = facts["environment"], facts["data"]
-    commit = (
-        f", commit {machine['commit'][:12]}{' with changes' if machine['dirty'] else ''}" if machine["commit"] else ""
-    )
-    cores = f"{machine['usable_cores']} of {machine['cores']} cores, {machine['threads']} threads"
+    machine, data = facts.environment, facts.data
+    commit = f", commit {machine.commit[:12]}{' with changes' if machine.dirty else ''}" if machine.commit else ""
+    cores = f"{machine.usable_cores} of {machine.cores} cores, {machine.threads} threads"
     gpus = [
         (
             name.split()[0],
-            f"{gpu['name']}, {_size(gpu['memory_bytes'])}, capability {gpu['capability']}, driver {gpu['driver']}",
+            f"{gpu.name}, {_size(gpu.memory_bytes)}, capability {gpu.capability}, driver {gpu.driver}",
         )
-        for name, gpu in zip(facts["devices"], machine["gpus"], strict=False)
+        for name, gpu in zip(facts.devices, machine.gpus, strict=False)
     ]
     _section(
         console,
         "Machine",
         [
             *(gpus or [("GPU", "none that torch can use")]),
-            ("CPU", f"{machine['cpu_model']}, {cores}"),
-            ("instructions", ", ".join(machine["isa"]) or "unknown"),
-            ("memory", _size(machine["memory_bytes"])),
-            ("system", f"{machine['platform']}, Python {machine['python']}"),
+            ("CPU", f"{machine.cpu_model}, {cores}"),
+            ("instructions", ", ".join(machine.isa) or "unknown"),
+            ("memory", _size(machine.memory_bytes)),
+            ("system", f"{machine.platform}, Python {machine.python}"),
         ],
     )
     versions = [(name, machine[name] or "missing") for name in ("torch", "torchvision", "triton", "numba", "numpy")]
-    tools = [
-        (name, f"{tool['path']}: {tool['version']}" if tool else "missing") for name, tool in facts["compilers"].items()
-    ]
-    _section(console, "Software", [("fastres", machine["fastres"] + commit), *versions, *tools])
-    extras = [
-        (extra["name"], extra["version"] or f"absent ({extra['what']}): {extra['install']}")
-        for extra in facts["extras"]
-    ]
+    tools = [(name, f"{tool.path}: {tool.version}" if tool else "missing") for name, tool in facts.compilers.items()]
+    _section(console, "Software", [("fastres", f"{machine.fastres}{commit}"), *versions, *tools])
+    extras = [(extra.name, extra.version or f"absent ({extra.what}): {extra.install}") for extra in facts.extras]
     _section(console, "Extras, all optional", extras)
-    stores = [(store["folder"], _store(store)) for store in data["stores"]]
-    downloads = [(download["name"], f"downloaded, {_size(download['bytes'])}") for download in data["downloads"]]
-    folder = f"{data['root']}, {_size(data['free_bytes'])} free"
+    stores = [(store.folder, _store(store)) for store in data.stores]
+    downloads = [(download.name, f"downloaded, {_size(download.bytes)}") for download in data.downloads]
+    folder = f"{data.root}, {_size(data.free_bytes)} free"
     _section(console, "Data", [("folder", folder), *downloads, *(stores or [("stores", "none prepared yet")])])
     caches = [
-        (cache["name"], f"{'' if cache['complete'] else 'over '}{_size(cache['bytes'])} in {cache['path']}")
-        for cache in facts["caches"]
+        (cache.name, f"{'' if cache.complete else 'over '}{_size(cache.bytes)} in {cache.path}")
+        for cache in facts.caches
     ]
     _section(console, "Caches of compiled code", caches)
-    if not facts["problems"]:
+    if not facts.problems:
         console.print(Text("Nothing needed is missing.", style="bold green"))
         return
     console.print(Text("Problems", style="bold red"))
-    for problem in facts["problems"]:
-        _line(console, "", f"  {problem['what']}")
-        _line(console, "    fix: ", problem["fix"])
+    for problem in facts.problems:
+        _line(console, "", f"  {problem.what}")
+        _line(console, "    fix: ", problem.fix)
 
 
-def _store(store: dict[str, Any]) -> str:
-    if not store["sound"]:
-        return f"damaged, {_size(store['bytes'])}"
-    if "images" not in store:
-        return f"for FFCV, {_size(store['bytes'])}"
-    counts = ", ".join(f"{count:,} {name}" for name, count in store["images"].items())
-    return f"{counts} images of {store['image_size']} px, {store['classes']} classes, {_size(store['bytes'])}"
+def _store(store: StoreFolder) -> str:
+    if not store.sound:
+        return f"damaged, {_size(store.bytes)}"
+    if store.images is None:
+        return f"for FFCV, {_size(store.bytes)}"
+    counts = ", ".join(f"{count:,} {name}" for name, count in store.images.items())
+    return f"{counts} images of {store.image_size} px, {store.classes} classes, {_size(store.bytes)}"
 
 
 def _section(console: Console, title: str, lines: list[tuple[str, str]]) -> None:

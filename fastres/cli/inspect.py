@@ -81,6 +81,6 @@ def doctor(root: Root = None, as_json: Json = False) -> None:
 
     facts = examination.examine(root)
     if as_json:
-        print_json(facts)
+        print_json(facts.to_json())
         return
     examination.render(facts)

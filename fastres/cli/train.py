@@ -1,7 +1,7 @@
 """`fastres train`, `speedrun` and `sweep`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,8 +35,9 @@ def train(
 
             assert recipe is not None
             loaded = Recipe.load(recipe, set_)
-            options: dict[str, Any] = {"device": device, "quiet": quiet, "name": recipe.stem}
-            result = training.train(loaded, out=out, startup_timer=startup_timer, **options)
+            result = training.train(
+                loaded, out=out, device=device, quiet=quiet, name=recipe.stem, startup_timer=startup_timer
+            )
     summary = result.summary
     if as_json:
         print_json({"run": str(result.run), **summary.to_json()})

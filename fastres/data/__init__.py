@@ -131,8 +131,8 @@ def info(
         "parts": parts,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "bytes": sum(entry["bytes"] for entry in dataset.manifest["files"].values()),
-        "fingerprint": dataset.manifest["fingerprint"],
+        "bytes": sum(entry.bytes for entry in dataset.manifest.files.values()),
+        "fingerprint": dataset.manifest.fingerprint,
         "beton": _about_beton(dataset),
     }
 

@@ -18,8 +18,10 @@ from fastres.errors import UserError
 from fastres.recipe.networks import PRESETS
 from fastres.recipe.sweeps import TAGS
 
+Values = dict[str, Any]
+"""A table as TOML gives it, before anything is known of its keys."""
 Origins = dict[tuple[str, ...], str]
-Layer = tuple[str, dict[str, Any]]
+Layer = tuple[str, Values]
 """Origin, for messages, and the values that it sets."""
 
 
@@ -35,7 +37,7 @@ def layers(path: Path, overrides: list[str]) -> list[Layer]:
 
 def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
     """Merge `layers` into a `recipe`; `path` is named for what no layer set. Raises UserError naming layer and key."""
-    values: dict[str, Any] = {}
+    values: Values = {}
     origins: Origins = {}
     for origin, layer in layers:
         if isinstance(layer.get("sweep"), dict):
@@ -48,7 +50,7 @@ def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
         raise UserError(_explain(recipe, error, str(path), origins)) from error
 
 
-def _spelt(sweep: dict[str, Any]) -> dict[str, Any]:
+def _spelt(sweep: Values) -> Values:
     """The table [sweep] with recipe keys in one spelling, so that a later layer meets the key of an earlier one."""
     if isinstance(sweep.get("grid"), dict):
         sweep = {**sweep, "grid": dotted(sweep["grid"])}
@@ -58,14 +60,14 @@ def _spelt(sweep: dict[str, Any]) -> dict[str, Any]:
     return sweep
 
 
-def _is_range(table: dict[str, Any]) -> bool:
+def _is_range(table: Values) -> bool:
     """Whether `table` is `{low = 0, high = 1}` or a part of that, not a table of recipe keys."""
     return any(not isinstance(value, (dict, list, type(None))) for value in table.values())
 
 
-def dotted(table: dict[str, Any], leaves: Callable[[dict[str, Any]], bool] = lambda table: not table) -> dict[str, Any]:
+def dotted(table: Values, leaves: Callable[[Values], bool] = lambda table: not table) -> Values:
     """`{"train": {"seed": 0}}` as `{"train.seed": 0}`; tables that are `leaves` stay whole."""
-    flat: dict[str, Any] = {}
+    flat: Values = {}
     for key, value in table.items():
         if isinstance(value, dict) and value and not leaves(value):
             flat |= {f"{key}.{rest}": content for rest, content in dotted(value, leaves).items()}
@@ -74,9 +76,9 @@ def dotted(table: dict[str, Any], leaves: Callable[[dict[str, Any]], bool] = lam
     return flat
 
 
-def nested(table: dict[str, Any]) -> dict[str, Any]:
+def nested(table: Values) -> Values:
     """`{"train.seed": 0}` as `{"train": {"seed": 0}}`, and `""` as None, which stands for the default."""
-    layer: dict[str, Any] = {}
+    layer: Values = {}
     for key, value in dotted(table).items():
         *tables, last = key.split(".")
         node = layer
@@ -156,7 +158,7 @@ def _kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
     return {option.model_fields["name"].default: option for option in options}
 
 
-def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: dict[str, Any], layer: dict[str, Any]) -> None:
+def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: Values, layer: Values) -> None:
     """When a layer changes a table's kind (SGD to AdamW), drop what was inherited and the new kind does not have."""
     for table, content in layer.items():
         if not isinstance(content, dict) or not isinstance(values.get(table), dict):
@@ -173,9 +175,7 @@ def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: dict[str, Any],
             _forget_keys_of_other_kinds(kind, values[table], content)  # Muon's table holds that of another optimizer
 
 
-def _merge(
-    values: dict[str, Any], layer: dict[str, Any], origin: str, origins: Origins, at: tuple[str, ...] = ()
-) -> None:
+def _merge(values: Values, layer: Values, origin: str, origins: Origins, at: tuple[str, ...] = ()) -> None:
     for key, value in layer.items():
         origins[(*at, key)] = origin
         if value is None:

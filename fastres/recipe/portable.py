@@ -1,10 +1,10 @@
 """A recipe that means the same from any folder: absolute paths, and the recipe of its teacher inside."""
 
 from pathlib import Path
-from typing import Any
 
 from fastres.recipe import DataConfig, DistillConfig, PseudoLabelConfig, Recipe
 from fastres.recipe.data import NAMED
+from fastres.recipe.loading import Values
 from fastres.recipe.teacher import is_recipe, read_teacher
 
 
@@ -12,24 +12,21 @@ def self_contained(recipe: Recipe) -> Recipe:
     """The recipe with absolute paths, so that it means the same files wherever it is run from, and with a teacher's
     recipe inside. Raises UserError where that is none."""
     data = recipe.data
-    changes: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    if isinstance(recipe.method, DistillConfig):
-        others["method"] = recipe.method.model_copy(update={"teacher": _teacher(recipe.method.teacher, recipe.data)})
-    if isinstance(recipe.method, PseudoLabelConfig):
-        others["method"] = recipe.method.model_copy(update={"unlabelled": _source(recipe.method.unlabelled)})
-    if recipe.transfer is not None:
-        others["transfer"] = recipe.transfer.model_copy(update={"weights": _absolute(recipe.transfer.weights)})
-    changes["source"] = _source(data.source)
-    if data.extra is not None:
-        extra = data.extra.model_copy(update={"labels": _absolute(data.extra.labels)})
-        changes["extra"] = extra.model_copy(update={"source": _source(extra.source)})
-    if data.root is not None:
-        changes["root"] = _absolute(data.root)
-    return recipe.model_copy(update={"data": data.model_copy(update=changes), **others})
+    method, transfer, extra = recipe.method, recipe.transfer, data.extra
+    if isinstance(method, DistillConfig):
+        method = method.model_copy(update={"teacher": _teacher(method.teacher, data)})
+    if isinstance(method, PseudoLabelConfig):
+        method = method.model_copy(update={"unlabelled": _source(method.unlabelled)})
+    if transfer is not None:
+        transfer = transfer.model_copy(update={"weights": _absolute(transfer.weights)})
+    if extra is not None:
+        extra = extra.model_copy(update={"labels": _absolute(extra.labels), "source": _source(extra.source)})
+    root = None if data.root is None else _absolute(data.root)
+    data = data.model_copy(update={"source": _source(data.source), "extra": extra, "root": root})
+    return recipe.model_copy(update={"data": data, "method": method, "transfer": transfer})
 
 
-def _teacher(teacher: str | dict[str, Any], data: DataConfig) -> str | dict[str, Any]:
+def _teacher(teacher: str | Values, data: DataConfig) -> str | Values:
     if not is_recipe(teacher):
         return _absolute(str(teacher))
     return self_contained(read_teacher(teacher, data)).model_dump(exclude_none=True)

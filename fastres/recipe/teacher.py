@@ -1,17 +1,16 @@
 """A teacher that is given as a recipe: it is trained first, as an ordinary run inside of the student's."""
 
 from pathlib import Path
-from typing import Any
 
 from fastres.errors import UserError
 from fastres.recipe import DataConfig, Recipe
-from fastres.recipe.loading import Layer, layers, resolve
+from fastres.recipe.loading import Layer, Values, layers, resolve
 
 FOLDER = "teacher"
 """Folder of the teacher's run in the student's run directory."""
 
 
-def read_teacher(teacher: str | dict[str, Any], data: DataConfig) -> Recipe:
+def read_teacher(teacher: str | Values, data: DataConfig) -> Recipe:
     """The recipe of a teacher, from its file or its table; `data` is the student's, which it has without one of its
     own. Raises UserError where it is no recipe, or not of a single training."""
     path = Path(teacher).expanduser() if isinstance(teacher, str) else Path("method.teacher")
@@ -25,6 +24,6 @@ def read_teacher(teacher: str | dict[str, Any], data: DataConfig) -> Recipe:
     return recipe if any("data" in layer for _, layer in entries) else recipe.model_copy(update={"data": data})
 
 
-def is_recipe(teacher: str | dict[str, Any]) -> bool:
+def is_recipe(teacher: str | Values) -> bool:
     """Whether `method.teacher` is a recipe, not the folder of a run."""
     return isinstance(teacher, dict) or teacher.endswith(".toml")

@@ -13,7 +13,8 @@ from fastres.recipe import Recipe
 from fastres.report import run_figures
 from fastres.report.html import details, document, picture, table
 from fastres.report.style import LEAKY, png
-from fastres.runs.schema import Environment, Epoch, Summary
+from fastres.runs.environment import Environment
+from fastres.runs.schema import Epoch, Summary
 from fastres.utils.files import write_bytes
 from fastres.utils.format import plural, wall_time
 from fastres.utils.statistics import wilson

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.runs.schema import ENVIRONMENT, SUMMARY, Environment, Epoch, Summary, read_epochs
+from fastres.runs.environment import Environment
+from fastres.runs.schema import ENVIRONMENT, SUMMARY, Epoch, Summary, read_epochs
 from fastres.utils.statistics import wilson
 
 

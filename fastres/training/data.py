@@ -60,7 +60,7 @@ class DataModule:
     @property
     def fingerprint(self) -> str:
         """Changes when the source does."""
-        own = str(self.dataset.manifest["fingerprint"])
+        own = self.dataset.manifest.fingerprint
         if self.extra is None:
             return own
         return hashlib.sha256(f"{own} {digest(self.extra)}".encode()).hexdigest()
@@ -159,8 +159,8 @@ def open_data_module(
         pixels["train"] = on_device(images, device)
 
     def loader(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64], size: int, **options: Any) -> Loader:
-        common: dict[str, Any] = {"workers": data.workers, "device": device}
-        return choose.build(loading.name, pixels[part], labels, subset, size, **common, **options)
+        options |= {"workers": data.workers, "device": device}
+        return choose.build(loading.name, pixels[part], labels, subset, size, **options)
 
     def measured(part: str, labels: NDArray[np.int64], subset: NDArray[np.int64]) -> Loader:
         return loader(part, labels, subset, min(recipe.eval.batch_size, len(subset)))
@@ -183,8 +183,15 @@ def open_data_module(
 
 def augment_of(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> Augment:
     """The augmentation of the recipe's training, of images with this mean and SD."""
-    options: dict[str, Any] = {"dtype": DTYPES[recipe.train.precision], "channels_last": recipe.train.channels_last}
-    return Augment(recipe.augment, mean, std, mix=recipe.mix, seed=recipe.train.seed, **options)
+    return Augment(
+        recipe.augment,
+        mean,
+        std,
+        mix=recipe.mix,
+        seed=recipe.train.seed,
+        dtype=DTYPES[recipe.train.precision],
+        channels_last=recipe.train.channels_last,
+    )
 
 
 def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:

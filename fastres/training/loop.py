@@ -17,8 +17,9 @@ from fastres.evaluation.metrics import Measures, measure, passes
 from fastres.models import Network
 from fastres.recipe import EvalConfig, Recipe
 from fastres.runs import checkpoint
+from fastres.runs.environment import environment
 from fastres.runs.recorder import Recorder, summary_writer
-from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Environment, Epoch, Summary
+from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Epoch, Summary
 from fastres.runs.tracking import Tracker, check_tracker
 from fastres.training.data import labels_of
 from fastres.training.methods.base import Method
@@ -28,7 +29,7 @@ from fastres.training.session import Session
 from fastres.training.state import TrainState
 from fastres.training.step import StepVariant
 from fastres.training.summary import input_stall, peak_memory
-from fastres.utils.machine import computes_bf16, environment
+from fastres.utils.machine import computes_bf16
 from fastres.utils.signals import Interrupt
 
 OnEpoch = Callable[[list[Epoch]], str | None]
@@ -83,7 +84,7 @@ class Run(Session):
         """Train in `run`, from its last checkpoint if it has one, to the end."""
         options, rows = self.recipe.train, self.restore(run)
         self.run = run
-        self.environment = Environment(**{**environment(), "device": str(self.device)})
+        self.environment = environment(str(self.device))
         self.environment.write(run / ENVIRONMENT)
         self.recorder = Recorder(run, rows=rows, tensorboard=self.recipe.record.tensorboard)
         self.progress = Progress(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fastres.recipe import Recipe
-from fastres.runs.schema import Environment, Epoch, Summary
+from fastres.runs.environment import Environment
+from fastres.runs.schema import Epoch, Summary
 from fastres.training.data import DataModule, labels_of, open_data_module
 from fastres.utils.files import check_writable, write_bytes
 

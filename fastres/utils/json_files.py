@@ -63,9 +63,7 @@ class Entry(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            key = ".".join(map(str, fault["loc"]))
-            raise damaged(path, f"{key}: {fault['msg']}" if key else fault["msg"], fix) from error
+            raise damaged(path, fault_in(error), fix) from error
 
 
 class File(Entry):
@@ -98,6 +96,12 @@ class File(Entry):
 
 
 Line = TypeVar("Line", bound=Entry)
+
+
+def fault_in(error: ValidationError) -> str:
+    """The first fault that a model found: its key and what is wrong."""
+    fault = error.errors(include_url=False)[0]
+    return ": ".join(part for part in (".".join(map(str, fault["loc"])), fault["msg"]) if part)
 
 
 def damaged(path: Path, what: str, fix: str = DAMAGED) -> UserError:

@@ -188,9 +188,7 @@ def test_an_override_that_every_point_undoes_is_refused(write: Any) -> None:
 def row(name: str, value: float | None, **settings: Any) -> Point:
     seconds = None if value is None else 1234.56
     state: Any = "diverged" if value is None else "complete"
-    return Point(
-        name=name, point="", settings=settings, state=state, test_accuracy=value, seconds=seconds, leaky=False
-    )
+    return Point(name=name, point="", settings=settings, state=state, test_accuracy=value, seconds=seconds, leaky=False)
 
 
 def test_best_first_and_diverged_last() -> None:
@@ -249,7 +247,9 @@ def test_values_are_short(value: object, expected: str) -> None:
 
 
 def test_the_kept_epoch_is_the_best_or_the_last(tmp_path: Path) -> None:
-    write_lines(tmp_path / METRICS, [Epoch(epoch=epoch, val_loss=loss) for epoch, loss in enumerate([1.0, 0.5, 0.7], 1)])
+    write_lines(
+        tmp_path / METRICS, [Epoch(epoch=epoch, val_loss=loss) for epoch, loss in enumerate([1.0, 0.5, 0.7], 1)]
+    )
     for best, loss in ((None, 0.7), (Best(metric="val_loss", epoch=2, value=0.5), 0.5)):
         Summary(stopped="completed", test_accuracy=0.5, best=best).write(tmp_path / SUMMARY)
         point = read_point(tmp_path, "run", "", {})
@@ -275,9 +275,7 @@ def test_a_damaged_run_is_one_line(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- the figure
 
 
-def drawn(
-    rows: list[Point], keys: list[str], metric: str = "test_accuracy"
-) -> tuple[Figure, list[Any], list[str]]:
+def drawn(rows: list[Point], keys: list[str], metric: str = "test_accuracy") -> tuple[Figure, list[Any], list[str]]:
     """The figure, the lines of its points (25 places a gap between two axes), and its texts."""
     figure = sweep_page.parallel(summarise(rows, metric, source="x").points, keys, metric)
     [axes] = figure.axes
@@ -301,9 +299,7 @@ def test_lines_go_from_value_to_value() -> None:
 
 
 def test_a_loss_has_its_lowest_at_the_top() -> None:
-    rows = [
-        row(str(loss), 0.5, **{"train.seed": seed}).updated(test_loss=loss) for seed, loss in enumerate([2.0, 1.0])
-    ]
+    rows = [row(str(loss), 0.5, **{"train.seed": seed}).updated(test_loss=loss) for seed, loss in enumerate([2.0, 1.0])]
     _, lines, _ = drawn(rows, ["train.seed"], "test_loss")
     assert [line.get_ydata()[-1] for line in lines] == pytest.approx([0, 1])
 

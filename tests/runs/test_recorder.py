@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import fastres
 from fastres.errors import UserError
+from fastres.runs.environment import Environment, environment
 from fastres.runs.recorder import Recorder
 from fastres.runs.schema import Epoch, read_epochs
 from fastres.training.progress import Pace, Progress
-from fastres.utils.machine import environment
 
 PACKAGE = Path(fastres.__file__).parent
 
@@ -83,7 +83,8 @@ def test_a_kill_in_the_middle_leaves_whole_lines(tmp_path: Path) -> None:
         "class Long(Entry): epoch: int; pad: str = 'x' * 100_000\n"
         "rows = []\n"
         "for epoch in range(1, 10**6):\n"
-        "    rows = [*rows[-9:], Long(epoch=epoch, pad='x' * 100_000)]; write_lines(Path(sys.argv[1]) / 'metrics.jsonl', rows)"
+        "    rows = [*rows[-9:], Long(epoch=epoch, pad='x' * 100_000)]\n"
+        "    write_lines(Path(sys.argv[1]) / 'metrics.jsonl', rows)"
     )
     for wait in (0.0, 0.013, 0.041, 0.097):
         path.unlink(missing_ok=True)
@@ -324,7 +325,7 @@ def test_the_environment_is_json_and_true(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRITON_CACHE_DIR", "/somewhere")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     facts = environment()
-    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert Environment.model_validate_json(json.dumps(facts.to_json(), allow_nan=False)).to_json() == facts.to_json()
     assert facts["fastres"] == fastres.__version__
     assert facts["torch"] == torch.__version__
     assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -332,7 +333,7 @@ def test_the_environment_is_json_and_true(monkeypatch: pytest.MonkeyPatch) -> No
     assert facts["cpu_model"]
     assert len(facts["gpus"]) == torch.cuda.device_count()
     assert facts["variables"]["TRITON_CACHE_DIR"] == "/somewhere"
-    assert "secret" not in json.dumps(facts)
+    assert "secret" not in json.dumps(facts.to_json())
     assert 1 <= facts["usable_cores"] <= facts["cores"]
 
 
@@ -343,7 +344,7 @@ def ask(root: Path, what: str, **variables: str) -> str:
 
 
 def test_the_environment_of_a_bare_machine_is_found_too(tmp_path: Path) -> None:
-    what = "import json; from fastres.utils.machine import environment; print(json.dumps(environment()))"
+    what = "import json; from fastres.runs.environment import environment; print(json.dumps(environment().to_json()))"
     facts = json.loads(ask(PACKAGE.parent, what, PATH=str(tmp_path)))  # no git, no nvidia-smi, no HOME
     assert facts["commit"] is None and facts["dirty"] is None
     assert facts["fastres"] == fastres.__version__
@@ -352,10 +353,11 @@ def test_the_environment_of_a_bare_machine_is_found_too(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_commit_is_that_of_the_own_checkout_only(tmp_path: Path) -> None:
     package = tmp_path / "checkout" / "fastres"
-    (package / "utils").mkdir(parents=True)
-    for name in ("__init__.py", "_version.py", "utils/__init__.py", "utils/machine.py"):
-        shutil.copy(PACKAGE / name, package / name)
-    what = "import fastres.utils.machine; print(*fastres.utils.machine._commit())"
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "_version.py", "errors.py", "utils", "runs"):
+        copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copy
+        copy(PACKAGE / name, package / name)
+    what = "from fastres.runs import environment; print(*environment._commit())"
     path = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
 
     def git(*arguments: str) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fastres.utils.machine import computes_bf16, environment
+from fastres.runs.environment import environment
+from fastres.utils.machine import computes_bf16
 
 
 @pytest.mark.parametrize(
@@ -15,4 +16,4 @@ def test_whether_a_cpu_computes_bf16(isa: list[str], expected: bool) -> None:
 
 def test_unknown_instruction_sets_warn_nobody() -> None:
     assert computes_bf16([])
-    assert isinstance(computes_bf16(environment()["isa"]), bool)
+    assert isinstance(computes_bf16(environment().isa), bool)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
-from fastres.data.store.decoded import PARTS, PixelSums, Writer
+from fastres.data.store.decoded import PARTS, PixelSums, StoreFacts, Writer
 from fastres.data.store.encoded import MAX_FILE, decode
 from fastres.data.untrusted import archives
 from fastres.errors import UserError
@@ -119,9 +120,9 @@ def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tupl
         for what, values in arrays.items():
             writer.array(f"{part}_{what}", values)
     mean, std = sums.statistics()
-    container = "folder" if path.is_dir() else "tar"
+    container: Literal["folder", "tar"] = "folder" if path.is_dir() else "tar"
     # As a URL, because JSON can hold no path that is not UTF-8.
-    writer.facts |= {"store": "encoded", "container": container, "location": path.as_uri(), "mean": mean, "std": std}
+    writer.facts = StoreFacts("encoded", container, path.as_uri(), mean, std)
     return layout.classes
 
 

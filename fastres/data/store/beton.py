@@ -13,7 +13,6 @@ checksum of each sample in `<part>_sums.npy`, and every read is checked.
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 from collections.abc import Callable, Generator, Iterator
@@ -29,8 +28,9 @@ from numpy.typing import NDArray
 
 from fastres._version import __version__
 from fastres.data.compat.ffcv import changing, import_ffcv, replaced, turbojpeg
-from fastres.data.store.decoded import MANIFEST, PARTS, Dataset, Part, building
+from fastres.data.store.decoded import PARTS, Dataset, Part, building
 from fastres.data.store.encoded import decode
+from fastres.data.store.manifest import MANIFEST, BetonManifest, StoredFile, read_manifest
 from fastres.errors import UserError
 from fastres.utils.files import write_json
 from fastres.utils.progress import progress
@@ -71,9 +71,7 @@ class Betons:
     folder: Path
     parts: dict[str, Beton]
     """Of "train", "test" and "unlabelled", those that the data set has."""
-    manifest: dict[str, Any]
-    """`manifest.json`: store ("beton"), format, fastres version, fingerprint of the store it was made of, and each
-    file's bytes and sha256."""
+    manifest: BetonManifest
 
 
 def beton_folder(dataset: Dataset) -> Path:
@@ -84,10 +82,9 @@ def beton_folder(dataset: Dataset) -> Path:
 def is_beton(folder: Path) -> bool:
     """Whether `folder` is a beton store whose files have the sizes that its manifest says; needs no FFCV."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        sizes = {name: int(entry["bytes"]) for name, entry in manifest["files"].items()}
-        return manifest["store"] == "beton" and all((folder / name).stat().st_size == sizes[name] for name in sizes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = read_manifest(folder, BetonManifest).files
+        return all((folder / name).stat().st_size == entry.bytes for name, entry in files.items())
+    except (OSError, ValueError):
         return False
 
 
@@ -241,22 +238,22 @@ def _open_pages(allocator: Any) -> Iterator[None]:
 def _write_manifest(folder: Path, dataset: Dataset) -> None:
     """Measure the files in `folder` and write its manifest."""
     ffcv = import_ffcv()
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, StoredFile] = {}
     for path in sorted(folder.iterdir()):
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = StoredFile(bytes=path.stat().st_size, sha256=_sha256(path))
         if path.suffix == ".beton":
-            files[path.name]["index_sha256"] = _index(ffcv, path).sha256
-    manifest = {
-        "store": "beton",
-        "format": FORMAT,
-        "fastres": __version__,
-        "name": dataset.manifest["name"],
-        "source": dataset.manifest["source"],
-        "image_size": dataset.image_size,
-        "fingerprint": dataset.manifest["fingerprint"],
-        "files": files,
-    }
-    write_json(folder / MANIFEST, manifest)
+            files[path.name] = files[path.name].updated(index_sha256=_index(ffcv, path).sha256)
+    manifest = BetonManifest(
+        store="beton",
+        format=FORMAT,
+        fastres=__version__,
+        name=dataset.manifest.name,
+        source=dataset.manifest.source,
+        image_size=dataset.image_size,
+        fingerprint=dataset.manifest.fingerprint,
+        files=files,
+    )
+    write_json(folder / MANIFEST, manifest.to_json())
 
 
 def _sha256(path: Path) -> str:
@@ -324,13 +321,13 @@ def open_beton(dataset: Dataset) -> Betons:
     if not path.exists():
         raise UserError(f"{dataset.source} has no beton: run {command}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if (manifest["store"], manifest["format"]) != ("beton", FORMAT):
-            raise ValueError(f"its format is {manifest['store']} {manifest['format']}")
-        if manifest["fingerprint"] != dataset.manifest["fingerprint"]:
+        manifest = read_manifest(path, BetonManifest)
+        if manifest.format != FORMAT:
+            raise ValueError(f"its format is {manifest.store} {manifest.format}")
+        if manifest.fingerprint != dataset.manifest.fingerprint:
             raise ValueError("it was made of other data")
         parts = {
-            name: _open_part(ffcv, path / f"{name}.beton", manifest["files"], part, dataset)
+            name: _open_part(ffcv, path / f"{name}.beton", manifest.files, part, dataset)
             for name in PARTS
             if (part := getattr(dataset, name)) is not None
         }
@@ -340,10 +337,10 @@ def open_beton(dataset: Dataset) -> Betons:
     return Betons(path, parts, manifest)
 
 
-def _open_part(ffcv: Any, path: Path, files: dict[str, Any], part: Part, dataset: Dataset) -> Beton:
+def _open_part(ffcv: Any, path: Path, files: dict[str, StoredFile], part: Part, dataset: Dataset) -> Beton:
     size, side, count = _size(path, files), dataset.image_size, len(part.images)
     index = _index(ffcv, path)
-    if index.sha256 != files[path.name]["index_sha256"]:
+    if index.sha256 != files[path.name].index_sha256:
         raise ValueError(f"the index of {path.name} was changed")
     images, labels = index.samples["f0"], index.samples["f1"]
     starts, sizes = images["data_ptr"].astype(np.int64), index.regions["size"].astype(np.int64)
@@ -365,7 +362,7 @@ def _open_part(ffcv: Any, path: Path, files: dict[str, Any], part: Part, dataset
     if not isinstance(part.images, np.ndarray):
         file = path.with_name(f"{path.stem}_sums.npy")
         _size(file, files)
-        if _sha256(file) != files[file.name]["sha256"]:
+        if _sha256(file) != files[file.name].sha256:
             raise ValueError(f"{file.name} was changed")
         sums = np.load(file, allow_pickle=False)
         if sums.dtype != np.uint64 or sums.shape != (count,):
@@ -373,10 +370,10 @@ def _open_part(ffcv: Any, path: Path, files: dict[str, Any], part: Part, dataset
     return Beton(path, _command(dataset), size, side, starts, sizes, encoded, sums)
 
 
-def _size(path: Path, files: dict[str, Any]) -> int:
+def _size(path: Path, files: dict[str, StoredFile]) -> int:
     size = path.stat().st_size
-    if size != files[path.name]["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes instead of {files[path.name]['bytes']}")
+    if size != files[path.name].bytes:
+        raise ValueError(f"{path.name} has {size} bytes instead of {files[path.name].bytes}")
     return size
 
 
@@ -386,7 +383,5 @@ def verify(dataset: Dataset) -> list[str]:
         store = open_beton(dataset)
     except UserError as error:
         return [str(error)]
-    changed = [
-        name for name, entry in store.manifest["files"].items() if _sha256(store.folder / name) != entry["sha256"]
-    ]
+    changed = [name for name, entry in store.manifest.files.items() if _sha256(store.folder / name) != entry.sha256]
     return [f"{store.folder / name} was changed: its sha256 is not the manifest's" for name in changed]

@@ -9,19 +9,19 @@ any instant, whoever else prepares the same one.
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
 from fastres._version import __version__
 from fastres.data.store.encoded import EncodedImages
+from fastres.data.store.manifest import MANIFEST, Channels, Manifest, StoredFile, read_manifest
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.utils.files import sync_folder, write_json
 from fastres.utils.progress import say
@@ -29,7 +29,6 @@ from fastres.utils.untrusted import encodable
 
 FORMAT = 1  # version of the layout; part of every key, so that another version never meets this one's stores
 PARTS = ("train", "test", "unlabelled")
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,23 @@ class Dataset:
     """Mean of each channel over the training images (or the only part), in units of 1 = white. Exact."""
     std: tuple[float, float, float]
     """Standard deviation of the same pixels (divided by N), in units of 1 = white."""
-    manifest: dict[str, Any]
-    """`manifest.json`: format, fastres version, kind of store, source, classes, and each file's shape, dtype, bytes and
-    sha256; of an encoded store also its `container`, "folder" or "tar", and where that lies, as a URL."""
+    manifest: Manifest
 
     @property
     def encoded(self) -> bool:
         """Whether the images are still in their files."""
-        return bool(self.manifest.get("store") == "encoded")
+        return self.manifest.store == "encoded"
+
+
+@dataclass(frozen=True)
+class StoreFacts:
+    """What only the source knows for the manifest; None is measured or left out."""
+
+    store: Literal["decoded", "encoded"] = "decoded"
+    container: Literal["folder", "tar"] | None = None
+    location: str | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
 
 class Writer:
@@ -84,8 +92,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.facts: dict[str, Any] = {"store": "decoded"}
-        """Entries of the manifest that are written as they are; without `mean` and `std`, they are measured."""
+        self.facts = StoreFacts()
 
     def images(self, part: str, count: int, size: int) -> "ImageRows":
         """Reserve uint8 [count, size, size, 3]. Raises OSError where the disk has no room for it."""
@@ -202,7 +209,7 @@ def _opens(path: Path) -> bool:
 
 
 def write_manifest(
-    folder: Path, *, name: str, source: str, classes: tuple[str, ...], image_size: int, facts: dict[str, Any]
+    folder: Path, *, name: str, source: str, classes: tuple[str, ...], image_size: int, facts: StoreFacts
 ) -> None:
     """Measure the arrays in `folder` and write its manifest, with the writer's `facts`."""
     files = {}
@@ -210,28 +217,24 @@ def write_manifest(
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.name] = {
-            "shape": list(array.shape),
-            "dtype": array.dtype.str,
-            "bytes": path.stat().st_size,
-            "sha256": digest,
-        }
-    if "mean" not in facts:
+        size = path.stat().st_size
+        files[path.name] = StoredFile(shape=list(array.shape), dtype=array.dtype.str, bytes=size, sha256=digest)
+    if facts.mean is None:
         measured = next(part for part in PARTS if f"{part}_images.npy" in files)
         mean, std = _measure(np.load(folder / f"{measured}_images.npy", mmap_mode="r", allow_pickle=False))
-        facts = {**facts, "mean": mean, "std": std}
-    manifest = {
-        "format": FORMAT,
-        "fastres": __version__,
-        "name": encodable(name),
-        "source": encodable(source),
-        "classes": [encodable(label) for label in classes],
-        "image_size": image_size,
-        "fingerprint": hashlib.sha256("".join(file["sha256"] for file in files.values()).encode()).hexdigest()[:16],
-        **facts,
-        "files": files,
-    }
-    write_json(folder / MANIFEST, manifest)
+        facts = replace(facts, mean=mean, std=std)
+    manifest = Manifest(
+        format=FORMAT,
+        fastres=__version__,
+        name=encodable(name),
+        source=encodable(source),
+        classes=[encodable(label) for label in classes],
+        image_size=image_size,
+        fingerprint=hashlib.sha256("".join(file.sha256 for file in files.values()).encode()).hexdigest()[:16],
+        files=files,
+        **{key: value for key, value in vars(facts).items() if value is not None},
+    )
+    write_json(folder / MANIFEST, manifest.to_json())
 
 
 @dataclass
@@ -254,15 +257,15 @@ class PixelSums:
         self.total = tuple(map(sum, zip(self.total, other.total, strict=True)))
         self.squares = tuple(map(sum, zip(self.squares, other.squares, strict=True)))
 
-    def statistics(self) -> tuple[list[float], list[float]]:
+    def statistics(self) -> tuple[Channels, Channels]:
         """Mean and standard deviation of each channel in units of 1 = white, exact until the last division."""
         count, sums = self.count, list(zip(self.total, self.squares, strict=True))
         mean = [first / (255 * count) for first, _ in sums]
         std = [float(np.sqrt((count * second - first * first) / count**2)) / 255 for first, second in sums]
-        return mean, std
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _measure(images: np.ndarray) -> tuple[list[float], list[float]]:
+def _measure(images: np.ndarray) -> tuple[Channels, Channels]:
     sums = PixelSums()
     step = max(1, (1 << 22) // images[0].size)
     for start in range(0, len(images), step):
@@ -273,13 +276,12 @@ def _measure(images: np.ndarray) -> tuple[list[float], list[float]]:
 def open_store(path: Path, source: str) -> Dataset:
     """Open the store at `path` without reading its images. Raises UserError if it is damaged."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}")
-        files = manifest["files"]
-        arrays = {name: _open_array(path / name, entry) for name, entry in files.items()}
+        manifest = read_manifest(path, Manifest)
+        if manifest.format != FORMAT:
+            raise ValueError(f"its format is {manifest.format}")
+        arrays = {name: _open_array(path / name, entry) for name, entry in manifest.files.items()}
         images: dict[str, np.ndarray | EncodedImages]
-        if manifest.get("store", "decoded") == "encoded":  # a store older than that entry is decoded
+        if manifest.store == "encoded":
             images = {part: EncodedImages(path, part) for part in PARTS if f"{part}_sizes.npy" in arrays}
         else:
             images = {part: arrays[f"{part}_images.npy"] for part in PARTS if f"{part}_images.npy" in arrays}
@@ -289,14 +291,14 @@ def open_store(path: Path, source: str) -> Dataset:
         return Dataset(
             path=path,
             source=source,
-            name=str(manifest["name"]),
-            classes=tuple(str(name) for name in manifest["classes"]),
-            image_size=int(manifest["image_size"]),
+            name=manifest.name,
+            classes=tuple(manifest.classes),
+            image_size=manifest.image_size,
             train=parts.get("train"),
             test=parts.get("test"),
             unlabelled=parts.get("unlabelled"),
-            mean=_three(manifest["mean"]),
-            std=_three(manifest["std"]),
+            mean=manifest.mean,
+            std=manifest.std,
             manifest=manifest,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError) as error:
@@ -306,18 +308,13 @@ def open_store(path: Path, source: str) -> Dataset:
         ) from error
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _open_array(path: Path, entry: dict[str, Any]) -> np.ndarray:
+def _open_array(path: Path, entry: StoredFile) -> np.ndarray:
     size = path.stat().st_size
-    if size != entry["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes instead of {entry['bytes']}")
+    if size != entry.bytes:
+        raise ValueError(f"{path.name} has {size} bytes instead of {entry.bytes}")
     images = path.name.endswith("_images.npy")
     array = np.load(path, mmap_mode="r" if images else None, allow_pickle=False)
-    if list(array.shape) != entry["shape"] or array.dtype.str != entry["dtype"]:
+    if list(array.shape) != entry.shape or array.dtype.str != entry.dtype:
         raise ValueError(f"{path.name} has another shape or type than its manifest says")
     return array
 
@@ -335,13 +332,13 @@ def verify_store(path: Path) -> list[str]:
     """Read every byte of the store at `path` and list what differs from its manifest."""
     try:
         dataset = open_store(path, "")
-        files = dataset.manifest["files"]
+        files = dataset.manifest.files
     except UserError as error:
         return [str(error)]
     problems = []
     for name, entry in files.items():
         with (path / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
                 problems.append(f"{path / name} was changed: its sha256 is not the manifest's")
     if dataset.encoded and not problems:
         for part in (dataset.train, dataset.test, dataset.unlabelled):

@@ -5,7 +5,6 @@ read, so that one that changed after preparation is an error and never other pix
 """
 
 import io
-import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from numpy.typing import NDArray
 
+from fastres.data.store.manifest import Manifest, read_manifest
 from fastres.errors import UserError
 from fastres.utils.untrusted import open_regular, read_exactly
 
@@ -120,15 +120,15 @@ class EncodedImages:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, store: Path, part: str) -> None:
-        """Open `part` of the store in the folder `store`. Raises OSError, ValueError and KeyError if it is damaged."""
-        manifest = json.loads((store / "manifest.json").read_text())
-        self._store, self._part, self._size = store, part, int(manifest["image_size"])
-        location = str(manifest["location"])
-        if not location.startswith("file:///"):
+        """Open `part` of the store in the folder `store`. Raises OSError and ValueError if it is damaged."""
+        manifest = read_manifest(store, Manifest)
+        self._store, self._part, self._size = store, part, manifest.image_size
+        location = manifest.location
+        if location is None or not location.startswith("file:///"):
             raise ValueError(f"its location is {location!r:.80}")
         self.location = Path(os.fsdecode(unquote_to_bytes(location.removeprefix("file://"))))
         """The folder or tar that holds the files."""
-        self._tar = None if manifest["container"] == "folder" else _Tar(self.location)
+        self._tar = None if manifest.container == "folder" else _Tar(self.location)
         self._sizes = self._load("sizes", np.int64)
         self._offsets = self._load("offsets", np.int64)
         self._checksums = self._load("checksums", np.uint32)

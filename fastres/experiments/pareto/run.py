@@ -30,9 +30,9 @@ from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, front
 from fastres.runs import directory
+from fastres.runs.environment import facts_to_publish
 from fastres.runs.schema import SUMMARY, Point, Summary
 from fastres.utils.files import write_json
-from fastres.utils.machine import facts_to_publish
 
 PLAN = "plan.json"
 _MEASURED = ("test_accuracy", "test_images", "parameters", "seconds", "images_per_second")

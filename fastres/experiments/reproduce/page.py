@@ -17,10 +17,10 @@ from fastres.experiments.reproduce.verdicts import VERDICTS, Finding, Need, inte
 from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
 from fastres.report.html import Link
 from fastres.report.style import png
+from fastres.runs.environment import environment
 from fastres.runs.reader import Run
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural, wall_time
-from fastres.utils.machine import environment
 from fastres.utils.untrusted import read_regular
 
 RESULTS, MARKDOWN, PAGE = "reproduce.json", "report.md", "report.html"
@@ -32,7 +32,12 @@ def write(
     folder: Path, plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...], device: str, workers: int
 ) -> dict[str, Any]:
     """Write the pages, their figures and reproduce.json, which is returned."""
-    facts = {**_facts(plan, measured, findings), "device": device, "workers": workers, "environment": environment()}
+    facts = {
+        **_facts(plan, measured, findings),
+        "device": device,
+        "workers": workers,
+        "environment": environment().to_json(),
+    }
     parts = _parts(plan, measured, findings, facts)
     for part in parts:
         if isinstance(part, Picture):

@@ -20,14 +20,14 @@ from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan
 from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
 from fastres.runs import directory
-from fastres.runs.schema import ENVIRONMENT, Environment, Speedrun, SpeedrunPlan, SpeedrunRow
+from fastres.runs.environment import environment
+from fastres.runs.schema import ENVIRONMENT, Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.training.data import labels_of
 from fastres.training.session import Session
 from fastres.training.step import StepVariant
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
-from fastres.utils.machine import environment
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -79,7 +79,7 @@ def speedrun(
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
     session = _Series(recipe, where, quiet)
     try:
-        machine = Environment(**{**environment(), "device": str(where)})
+        machine = environment(str(where))
         plan = SpeedrunPlan(
             recipe_hash=recipe.hash(),
             runs=count,
