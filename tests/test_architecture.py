@@ -78,3 +78,28 @@ def test_nothing_is_imported_by_a_string() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".")[-1] in importers:
                 text = ast.unparse(node)
                 assert "fastres" not in text or name in BY_STRING, f"{name}: {text}"
+
+
+def test_nothing_asks_which_method_trains() -> None:
+    """Outside of the recipe and of the methods themselves no class of a method is imported, nor its name read."""
+    configs = {
+        "SupervisedConfig",
+        "DistillConfig",
+        "PseudoLabelConfig",
+        "SelfSupervisedConfig",
+        "DinoConfig",
+        "EmpSslConfig",
+    }
+    shared = {"Method", "Trainer", "Job", "method_of"}
+    for path in (ROOT / "fastres").rglob("*.py"):
+        name = path.relative_to(ROOT / "fastres")
+        if name.parts[0] == "recipe" or name.parts[:2] == ("training", "methods"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names}
+                assert not names & configs, f"{name} imports {names & configs}"
+                if (node.module or "").startswith("fastres.training.methods") and "transfer" not in str(node.module):
+                    assert names <= shared, f"{name} imports {names - shared}"
+            if isinstance(node, ast.Attribute) and node.attr == "name" and ast.unparse(node.value).endswith("method"):
+                raise AssertionError(f"{name} reads {ast.unparse(node)}")
