@@ -16,7 +16,6 @@ process (SIGBUS). A damaged graph is compiled anew. Loading runs code, so `root`
 else may write there; it is not in /tmp, where anybody could have put it and reboots empty it.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 
 from fastres._version import __version__
 from fastres.utils.files import write_bytes, write_json
+from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.machine import variables
 
 LIMIT = 32
@@ -352,12 +352,9 @@ def _inductor_in(folder: Path, cache_root: Path, *, compiles: bool) -> Iterator[
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Alone among the processes that use `path`; one that is killed lets go."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with open_lock(path) as held:
+        lock(held)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> list[Any]:
@@ -397,20 +394,16 @@ def _headers(cache_root: Path) -> Iterator[Path]:
     uses the folder too: they may be what it works on."""
     folder = cache_root / "headers"
     folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(cache_root / "headers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open_lock(cache_root / "headers.lock") as held:
+        if try_lock(held):
             known = _read_json(cache_root / "headers.json")
             for path in folder.iterdir():
                 if path.is_file() and _digest(path) != known.get(path.name):
                     path.unlink()
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lock(held, shared=True)
         yield folder
         with suppress(OSError):  # a file of another process went away
             write_json(cache_root / "headers.json", _listed(folder))
-    finally:
-        os.close(descriptor)
 
 
 def _clear(folder: Path) -> None:

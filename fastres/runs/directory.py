@@ -1,18 +1,14 @@
 """Run directories: making one, locking it, reading its recipe."""
 
 import datetime
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.recipe import Recipe
 from fastres.utils.files import write_text
-
-if TYPE_CHECKING:
-    pass
+from fastres.utils.locks import open_lock, try_lock
 
 PLAN = "sweep.toml"
 """The recipe of a sweep, in the folder of its runs; its presence says that a folder is one of ours."""
@@ -58,13 +54,11 @@ def run_lock(run: Path) -> Iterator[None]:
 
     Clears away the temporary files of a killed process. Raises UserError where another process has the claim.
     """
-    with disk_errors_are_the_users(run):
-        file = (run / ".lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training {run}: wait for it, or stop it first") from None
+    with ExitStack() as stack:
+        with disk_errors_are_the_users(run):
+            held = stack.enter_context(open_lock(run / ".lock"))
+        if not try_lock(held):
+            raise UserError(f"another process is training {run}: wait for it, or stop it first")
         for leftover in run.rglob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         yield

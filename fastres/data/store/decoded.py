@@ -7,7 +7,6 @@ A store is built in a temporary folder next to it under a lock, synced and renam
 any instant, whoever else prepares the same one.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +23,7 @@ from fastres.data.store.encoded import EncodedImages
 from fastres.data.store.manifest import MANIFEST, Channels, Manifest, StoredFile, read_manifest
 from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.utils.files import sync_folder, write_json
+from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.progress import say
 from fastres.utils.untrusted import encodable
 
@@ -181,23 +181,20 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _lock(path: Path, quiet: bool) -> Iterator[None]:
-    with path.with_name(f".{path.name}.lock").open("wb") as file:  # never deleted: a waiting process has it open
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not quiet:
-                say(f"waiting: another process is preparing {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open_lock(path.with_name(f".{path.name}.lock")) as held:
+        if not try_lock(held):
+            say(f"waiting: another process is preparing {path}", quiet=quiet)
+            lock(held)
         yield
 
 
 def _remove_leftovers(stores: Path) -> None:
     """Remove the temporary folders of processes that died: those whose lock nobody holds."""
     for folder in stores.glob(".*.tmp"):
-        lock = folder.with_name(folder.name.removesuffix(".tmp") + ".lock")
-        with suppress(OSError), lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        file = folder.with_name(folder.name.removesuffix(".tmp") + ".lock")
+        with suppress(OSError, UserError), open_lock(file) as held:
+            if try_lock(held):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opens(path: Path) -> bool:
