@@ -1,5 +1,10 @@
-"""Progress of long preparations, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""Messages and the progress of long preparations, on standard error: a bar on a terminal, a line now and then elsewhere.
 
+Messages go through the logger `fastres`, which has a handler of its own so that nobody has to set one up. To have them
+elsewhere: `logging.getLogger("fastres").handlers.clear()`, and let it propagate or give it another handler.
+"""
+
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +58,20 @@ def _lines(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     say(f"{what}: {done:,}{of}, done in {time.monotonic() - start:.1f} s")
 
 
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+LOG = logging.getLogger("fastres")
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+LOG.addHandler(_StandardError())
+
+
 def say(text: str, *, quiet: bool = False) -> None:
-    """One line on standard error, unless `quiet`."""
+    """Log a line, unless `quiet`."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        LOG.info("%s", text)
