@@ -1,4 +1,4 @@
-"""Messages and the progress of long preparations, on standard error: a bar on a terminal, a line now and then elsewhere.
+"""Messages, and the progress of long preparations, on standard error: a bar on a terminal, elsewhere a line at times.
 
 Messages go through the logger `fastres`, which has a handler of its own so that nobody has to set one up. To have them
 elsewhere: `logging.getLogger("fastres").handlers.clear()`, and let it propagate or give it another handler.

@@ -47,6 +47,7 @@ DROPPED = {
     "input_stall": "a share of the time",
     "pareto_front": "follows from times and rates, as do the pictures pareto*.png",
     "peak_memory_bytes": "the memory of the process, which the system has a part in",
+    "version": "of a file's form, which files had not before they had models",
     "recipe_hash": "beside rounds alone: the path of the last round's labels is part of it",
 }
 """Keys of JSON that are not compared, whatever object they stand in, and why."""
