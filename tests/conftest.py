@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from fastres.utils.machine import computes_bf16, environment
+from fastres.runs.environment import environment
+from fastres.utils.machine import computes_bf16
 
 # An example takes as long as other processes let it: how long decides nothing.
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -70,7 +71,7 @@ def nothing_compiled_before() -> None:
 @pytest.fixture(scope="session")
 def fast_precision() -> str:
     """bf16, or fp32 where the CPU only emulates bf16, in which a small network takes ten times as long."""
-    return "bf16" if computes_bf16(environment()) else "fp32"
+    return "bf16" if computes_bf16(environment().isa) else "fp32"
 
 
 @pytest.fixture

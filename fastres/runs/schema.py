@@ -43,7 +43,7 @@ class Epoch(Entry):
     """Counted from 1."""
     step: Count | None = None
     """Steps of the run up to its end."""
-    lr: Annotated[Amount | None, Finite] = None
+    lr: Annotated[Loss | None, Finite] = None
     """Learning rate of its last step."""
     train_loss: Annotated[Loss | None, Finite] = None
     train_accuracy: Annotated[Amount | None, Finite] = None

@@ -5,7 +5,6 @@ believes it; keys that another version added are ignored, and a field that older
 """
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -20,7 +19,8 @@ from fastres.utils.untrusted import read_regular
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0, le=1e15)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
-Loss = Annotated[float, Field(ge=-1e300, le=1e300)]
+LARGEST = 1e300
+Loss = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 LIMIT = 64 << 20
 """Bytes of a file that is read: 100,000 epochs take some 25 MB."""
@@ -28,13 +28,14 @@ DAMAGED = "restore it, train again, or leave the run out"
 
 
 def finite(value: Any) -> Any:
-    """A number that strict JSON can hold: NumPy and torch scalars become Python's, NaN and infinity become None."""
+    """A number that strict JSON can hold and an axis can show: NumPy and torch scalars become Python's, NaN, infinity
+    and what is beyond LARGEST become None."""
     value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not abs(value) <= LARGEST else value
 
 
 Finite = BeforeValidator(finite)
-"""Makes None of what is not finite: strict JSON has no NaN."""
+"""Makes None of what is not finite: no number that a run computes may end it when it is written."""
 
 
 class Entry(BaseModel):
