@@ -19,13 +19,13 @@ from fastres.bench.norms import Case
 from fastres.bench.timing import Call
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.layers.convolution import stride_is_unsafe
-from fastres.models import Network, count_parameters
-from fastres.recipe import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
+from fastres.optim import rule_of
+from fastres.optim.groups import group_names
+from fastres.recipe.optimizers import OptimizerConfig
 
 # Per value. Forward: the mean (1), the variance (3: subtract, square, add), scale and shift (2). Backward: the
 # normalised value (2), the sums of the gradient (1) and of its product with that value (2), the gradient (4).
 _NORM_OPERATIONS = {"forward": 6, "backward": 9}
-_ADAM_OPERATIONS = 15  # decay 2, first moment 3, second 4, its corrected root plus eps 3, update 3
 
 
 @dataclass(frozen=True)
@@ -138,23 +138,10 @@ def norm_operations(case: Case, which: str) -> int:
     return each * case.batch * case.channels * case.height * case.width
 
 
-def update_work(options: SgdConfig | AdamConfig | AdamWConfig | MuonConfig, network: Network) -> tuple[int, int]:
-    """Operations and bytes of the optimizer's update, all in fp32, without Muon's products."""
-    count = count_parameters(network)
-    if not isinstance(options, MuonConfig):
-        return _elementwise(options, count)
-    filters = sum(weight.numel() for weight in network.groups().get("filters", []))
-    operations, moved = _elementwise(options.auxiliary, count - filters)
-    # Of a filter's value: momentum 2, Nesterov 2, decay 1, update 2; gradient, momentum and weight read, two written.
-    return operations + (5 + 2 * options.nesterov) * filters, moved + 4 * 5 * filters
-
-
-def _elementwise(options: SgdConfig | AdamConfig | AdamWConfig, count: int) -> tuple[int, int]:
-    if not isinstance(options, SgdConfig):  # weight, gradient and two moments read; weight and moments written
-        return _ADAM_OPERATIONS * count, 4 * 7 * count
-    momentum = options.momentum > 0
-    operations = 2 * (options.weight_decay > 0) + 2 * momentum + 2 * options.nesterov + 2
-    return operations * count, 4 * (5 if momentum else 3) * count
+def update_work(options: OptimizerConfig, network: nn.Module) -> tuple[int, int]:
+    """Operations and bytes of the optimizer's update, all in fp32, without products of matrices. Raises LookupError for
+    an optimizer whose update rule is not registered."""
+    return rule_of(options).work(group_names(network))
 
 
 def total(parts: Sequence[tuple[int, int]]) -> tuple[int, int]:

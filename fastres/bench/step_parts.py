@@ -16,10 +16,9 @@ from fastres.bench.counts import Convolution, layers_of, norm_operations, total,
 from fastres.bench.timing import Call
 from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
-from fastres.layers.convolution import HAS_AMX
 from fastres.models import build
-from fastres.optim import build_optimizer
-from fastres.recipe import MuonConfig, Recipe
+from fastres.optim import build_optimizer, rule_of
+from fastres.recipe import Recipe
 from fastres.training.session import draw, move_network
 
 PASSES = ("forward", "backward")
@@ -138,13 +137,12 @@ class StepParts:
             return optimizer.step
 
         operations, moved = update_work(self.recipe.optimizer, self.network)
-        muon = isinstance(self.recipe.optimizer, MuonConfig)
-        if muon:
-            with FlopCounterMode(display=False) as products:  # whose shapes depend on the device
+        products = rule_of(self.recipe.optimizer).products(self.device)
+        if products is not None:
+            with FlopCounterMode(display=False) as counted:  # whose shapes depend on the device
                 make()()
-            operations += products.get_total_flops()
-        bf16 = muon and (self.device.type == "cuda" or HAS_AMX)  # the type of Muon's products
-        return Part("optimizer", "optimizer", operations, moved, "bf16" if bf16 else "fp32", make)
+            operations += counted.get_total_flops()
+        return Part("optimizer", "optimizer", operations, moved, products or "fp32", make)
 
     def _step(self, parts: Sequence[Part]) -> Part:
         """`parts`, all BNs and the classifier."""

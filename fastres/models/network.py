@@ -2,11 +2,23 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastres.layers import BatchNormAct2d
+from fastres.recipe.networks import NetworkConfig
+from fastres.recipe.optimizers import ElementwiseConfig
+from fastres.utils.registry import Registry
+
+
+class GroupRate(NamedTuple):
+    """The learning rate of a group of parameters, against that of the optimizer."""
+
+    factor: float = 1.0
+    fade_epochs: float = 0.0
+    """Epochs over which it falls linearly to 0, in place of the schedule; 0: it follows the schedule."""
 
 
 class Network(nn.Module, ABC):
@@ -66,6 +78,15 @@ class Network(nn.Module, ABC):
         if name.startswith(f"{self.head}."):
             return "head"
         return "filters" if parameter.ndim == 4 else "bias"
+
+    def group_rates(self, optimizer: ElementwiseConfig) -> dict[str, GroupRate]:
+        """Of the groups that the family has of its own, those with a rate of their own; `optimizer` is the recipe's
+        table, in which the rate may be set."""
+        return {}
+
+
+FAMILIES: Registry[type[NetworkConfig], type[Network]] = Registry("family of networks")
+"""By the recipe's table, whose keys are arguments, `classes` and `image_size` besides."""
 
 
 def configure_norms(network: nn.Module, *, activation: str, scale: bool, momentum: float, eps: float) -> None:

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.layers.convolution import Conv2d
-from fastres.models.network import Network, configure_norms, start_as_identity
+from fastres.models.network import FAMILIES, GroupRate, Network, configure_norms, start_as_identity
+from fastres.recipe import SpeednetConfig
+from fastres.recipe.optimizers import ElementwiseConfig
 
 PATCH = 2
 """Side of the patches that the first layer whitens."""
@@ -43,6 +45,7 @@ class Group(nn.Module):
         return self.norm3(self.conv3(self.norm2(self.conv2(x))), skip)
 
 
+@FAMILIES.register(SpeednetConfig)
 class Speednet(Network):
     """Whitening layer, activation, groups of convolutions, max-pool, linear classifier without bias, scaled logits.
 
@@ -115,6 +118,9 @@ class Speednet(Network):
     def group_of(self, name: str, parameter: nn.Parameter) -> str:
         """As for every network; the bias of the whitening layer is a group of its own, `whiten_bias`."""
         return "whiten_bias" if name == "whiten.bias" else super().group_of(name, parameter)
+
+    def group_rates(self, optimizer: ElementwiseConfig) -> dict[str, GroupRate]:
+        return {"whiten_bias": GroupRate(optimizer.whiten_bias_lr_factor, optimizer.whiten_bias_epochs)}
 
     def features(self, x: Tensor) -> Tensor:
         x = getattr(F, self.activation)(self.whiten(x))

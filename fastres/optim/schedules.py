@@ -3,8 +3,7 @@
 import math
 
 from fastres.recipe import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
-
-Schedule = ConstantConfig | LinearConfig | CosineConfig | OneCycleConfig | StepConfig | KnotsConfig
+from fastres.recipe.schedules import ScheduleConfig
 
 
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
@@ -12,7 +11,7 @@ def total_steps(epochs: float, steps_per_epoch: int) -> int:
     return max(1, round(epochs * steps_per_epoch))
 
 
-def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: float) -> float:
+def factor(schedule: ScheduleConfig, step: int, steps_per_epoch: int, epochs: float) -> float:
     """What the recipe's learning rate is multiplied by at `step` (counted from 0 over the whole run).
 
     With `per = "epoch"` the factor of the epoch's first step holds throughout the epoch, as with schedulers that are
@@ -43,6 +42,7 @@ def factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: float) -
             return schedule.gamma ** sum(milestone <= epoch for milestone in schedule.milestones)
         case KnotsConfig():
             return _piecewise_linear(schedule.points, epoch)
+    raise LookupError(f"no factor is defined for {type(schedule).__name__}")
 
 
 def fading(step: int, steps_per_epoch: int, epochs: float) -> float:

@@ -5,6 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fastres.recipe.fields import Positive, Table
+from fastres.recipe.kinds import Names
+
+LOADER_NAMES = Names("auto", "resident", "ffcv", "dali", "torch")
+NAMED = Names("shapes10", "cifar10", "cifar100")
 
 
 class ExtraConfig(Table):
@@ -30,7 +34,7 @@ class DataConfig(Table):
     store: Literal["decoded", "encoded"] = "decoded"
     """`decoded`: pixels at one size, decoded once; `encoded`: the JPEG and PNG files of a folder or an uncompressed tar
     as they are, decoded each time they are read: slower, for sets whose pixels are too large for the disk."""
-    loader: Literal["auto", "resident", "ffcv", "dali", "torch"] = "auto"
+    loader: Annotated[str, LOADER_NAMES] = "auto"
     """Reader of the store; all deliver the same batches. `resident` holds the whole set in the device's memory;
     `ffcv` and `dali` stream and need `pip install 'fastres[ffcv]'` or `'fastres[dali]'`; `torch` streams with torch's
     DataLoader. `auto` takes the first of them that fits and is installed, and says why."""
@@ -48,6 +52,3 @@ class DataConfig(Table):
     """Use only the first so many test images."""
     extra: ExtraConfig | None = None
     """Images to train on besides; never validated or tested on. They need `loader = "resident"`."""
-
-
-NAMED = ("shapes10", "cifar10", "cifar100")

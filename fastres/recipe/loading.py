@@ -9,12 +9,13 @@ import difflib
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastres.errors import UserError
+from fastres.recipe.kinds import Kinds
 from fastres.recipe.networks import PRESETS
 from fastres.recipe.sweeps import TAGS
 
@@ -47,7 +48,7 @@ def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
     try:
         return recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(recipe, error, str(path), origins)) from error
+        raise UserError(_explain(recipe, error, str(path), origins, values)) from error
 
 
 def _spelt(sweep: Values) -> Values:
@@ -149,13 +150,12 @@ def _value(text: str) -> Any:
     return text if isinstance(value, (datetime.date, datetime.time)) else value
 
 
-def _kinds(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
-    """The tables a field chooses from by their `name`, such as sgd, adam and adamw; empty for a plain table."""
-    if field is None or field.discriminator is None:
-        return {}
-    annotation = field.annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, type(int | str)) else ()
-    return {option.model_fields["name"].default: option for option in options}
+def _kind(field: FieldInfo | None, content: Any) -> type[BaseModel] | None:
+    """Of the tables that a field chooses from by their `name`, such as sgd and adam, that of `content`; None for a name
+    that none has, and for a field without such a choice."""
+    if field is None:
+        return None
+    return next((kinds.table(field.annotation, content) for kinds in field.metadata if isinstance(kinds, Kinds)), None)
 
 
 def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: Values, layer: Values) -> None:
@@ -166,12 +166,10 @@ def _forget_keys_of_other_kinds(recipe: type[BaseModel], values: Values, layer: 
         # A preset that is asked for later than the keys it stands for replaces them.
         for key in PRESETS.get(str(content.get("preset")), {}) if table == "model" else ():
             values[table].pop(key, None)
-        kinds = _kinds(recipe.model_fields.get(table))
-        kind = kinds.get(str(content.get("name")))
-        if kind is not None:
+        field = recipe.model_fields.get(table)
+        if "name" in content and (kind := _kind(field, content)) is not None:
             values[table] = {key: value for key, value in values[table].items() if key in kind.model_fields}
-        kind = kinds.get(str(values[table].get("name")))
-        if kind is not None:
+        if (kind := _kind(field, values[table])) is not None:
             _forget_keys_of_other_kinds(kind, values[table], content)  # Muon's table holds that of another optimizer
 
 
@@ -190,11 +188,13 @@ def _merge(values: Values, layer: Values, origin: str, origins: Origins, at: tup
                 values[key] = value
 
 
-def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins) -> str:
+def _explain(
+    recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins, values: dict[str, Any]
+) -> str:
     """The first fault as one line: place, key, what is wrong, what would be right."""
     faults = error.errors(include_url=False)
     fault = faults[0]
-    key, keys_here = _locate(recipe, fault["loc"])
+    key, keys_here = _locate(recipe, values, fault["loc"])
     origin = next((origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), path)
     name, given = ".".join(key), fault.get("input")
     if fault["type"] == "extra_forbidden":
@@ -214,10 +214,6 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
         near = difflib.get_close_matches(given_kind, kinds, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         text = f"'{name}.name' is '{given_kind}'; {hint}there are {', '.join(kinds)}"
-    elif fault["type"] == "union_tag_not_found":
-        text = (
-            f"[{name}] must say which kind it is: name = {' or '.join(map(repr, _kinds(recipe.model_fields[key[0]])))}"
-        )
     elif fault["type"] == "value_error":
         text = f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
     elif fault["type"] == "model_type":
@@ -231,17 +227,13 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
     return f"{origin}: {text}{more}"
 
 
-def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:
+def _locate(recipe: type[BaseModel], values: Any, location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:
     """The key as the user wrote it (without pydantic's union tags), and the keys that are valid in the same table."""
     key: list[str] = []
     table: type[BaseModel] | None = recipe
     keys_here: list[str] = []
     field: FieldInfo | None = None
     for part in location:
-        kinds = _kinds(field)
-        if part in kinds:
-            table, field = kinds[str(part)], None
-            continue
         if part in TAGS:
             table, field = TAGS[str(part)], None
             continue
@@ -249,7 +241,8 @@ def _locate(recipe: type[BaseModel], location: tuple[int | str, ...]) -> tuple[t
         if table is not None:
             keys_here = list(table.model_fields)
             field = table.model_fields.get(str(part))
-        table = _table_of(field)
+        values = values.get(part) if isinstance(values, dict) else None
+        table = _kind(field, values) or _table_of(field)
     return tuple(key), keys_here
 
 

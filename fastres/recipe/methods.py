@@ -6,6 +6,9 @@ from pydantic import Discriminator, Field, Tag
 
 from fastres.recipe.augmentation import RandomResizedCropConfig
 from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Table
+from fastres.recipe.kinds import Kinds
+
+METHODS = Kinds(default="supervised")
 
 
 class MethodConfig(Table):
@@ -40,6 +43,7 @@ class MethodConfig(Table):
         return self
 
 
+@METHODS.register
 class SupervisedConfig(MethodConfig):
     """Labels alone."""
 
@@ -53,6 +57,7 @@ Teacher = Annotated[
 ]
 
 
+@METHODS.register
 class DistillConfig(MethodConfig):
     """A teacher's predictions beside the labels (Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural
     Network", section 2)."""
@@ -75,6 +80,7 @@ class DistillConfig(MethodConfig):
         return "a teacher's recipe is trained before: train it first, and name its folder" if is_recipe else None
 
 
+@METHODS.register
 class PseudoLabelConfig(MethodConfig):
     """Self-training: a network labels images, and is trained again on these too (Lee 2013, "Pseudo-Label"; rounds as in
     Xie et al. 2020, "Self-training with Noisy Student", section 2). With `train.ema` the average labels them.
@@ -125,6 +131,7 @@ class SelfSupervisedConfig(MethodConfig):
     Non-Parametric Instance Discrimination", section 3.4)."""
 
 
+@METHODS.register
 class DinoConfig(SelfSupervisedConfig):
     """Self-distillation without labels (Caron et al. 2021, "Emerging Properties in Self-Supervised Vision
     Transformers", section 3). The `augment` table makes the two global views. The teacher is an average of the student
@@ -155,6 +162,7 @@ class DinoConfig(SelfSupervisedConfig):
     """Momentum of the teacher's weights in the first step; it grows to 1 at the last like a cosine."""
 
 
+@METHODS.register
 class EmpSslConfig(SelfSupervisedConfig):
     """Many patches of each image, which agree while all of them spread (Tong et al. 2023, "EMP-SSL: Towards
     Self-Supervised Learning in One Training Epoch", section 3). The `augment` table makes the patches."""

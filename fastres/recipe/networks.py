@@ -1,10 +1,13 @@
 """The networks: ResNets and speednet."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fastres.recipe.fields import Positive, Rate, Share, Side, Table
+from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Side, Table
+from fastres.recipe.kinds import Kinds
+
+NETWORKS = Kinds(default="resnet")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "resnet18": {"blocks": [2, 2, 2, 2]},
@@ -14,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class _Network(Table):
+class _ConvNetConfig(Table):
     activation: Literal["relu", "silu", "gelu"] = "relu"
     """Activation after each BN; `gelu` is the exact form, with erf."""
     bn_scale: bool = True
@@ -26,6 +29,13 @@ class _Network(Table):
     dirac_init: bool = False
     """Start convolutions inside the network as the identity: the first filters pass the input channels on, the others
     are drawn (Zagoruyko and Komodakis 2017, "DiracNets")."""
+
+
+class NetworkConfig(Table):
+    """Any network."""
+
+    if TYPE_CHECKING:
+        name: str
     dropout: Share = 0.0
     """Probability of dropping a feature before the classifier."""
     logit_scale: Rate = 1.0
@@ -34,7 +44,8 @@ class _Network(Table):
     """More trainable parameters than this are an error; 5_000_000 in the report's challenge."""
 
 
-class ModelConfig(_Network):
+@NETWORKS.register
+class ModelConfig(NetworkConfig, _ConvNetConfig):
     """A residual network of basic blocks (He et al. 2016, section 3.3), one list entry a stage."""
 
     name: Literal["resnet"] = "resnet"
@@ -90,7 +101,8 @@ class ModelConfig(_Network):
         return self
 
 
-class SpeednetConfig(_Network):
+@NETWORKS.register
+class SpeednetConfig(NetworkConfig, _ConvNetConfig):
     """A plain, wide network for few epochs: airbench's (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
     section 3): a frozen layer that whitens 2×2 patches, then groups that convolve, halve the map and convolve again."""
 
@@ -129,3 +141,13 @@ class SpeednetConfig(_Network):
         if isinstance(widths, list) and widths and type(widths[-1]) is int and widths[-1] > 0:
             return {"logit_scale": 1 / widths[-1], **values}
         return values
+
+
+class SpeednetRates(Table):
+    """Keys for speednet in the table of any optimizer."""
+
+    whiten_bias_lr_factor: Rate = 1.0
+    """Factor of the learning rate for the bias of speednet's whitening layer."""
+    whiten_bias_epochs: NotNegative = 0.0
+    """Epochs, fractions allowed, over which the rate of that bias falls linearly to 0, in place of the schedule; 0: it
+    follows the schedule. 3 in airbench."""

@@ -1,13 +1,25 @@
 """The optimizers: SGD, Adam, AdamW and Muon."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fastres.recipe.fields import NotNegative, Rate, Share, Table
+from fastres.recipe.kinds import Kinds
+from fastres.recipe.networks import SpeednetRates
+
+OPTIMIZERS = Kinds(default="sgd")
 
 
-class _Optimizer(Table):
+class OptimizerConfig(Table):
+    """Any optimizer."""
+
+    if TYPE_CHECKING:
+        name: str
+        lr: float
+
+
+class _Rates(Table):
     lr: Rate
     """Learning rate at the schedule's factor 1."""
     weight_decay: NotNegative
@@ -18,14 +30,14 @@ class _Optimizer(Table):
     """Factor of the learning rate for BN weights and biases; 64 in airbench (Jordan 2024, section 3.4)."""
     head_lr_factor: Rate = 1.0
     """Factor of the learning rate for the classifier."""
-    whiten_bias_lr_factor: Rate = 1.0
-    """Factor of the learning rate for the bias of speednet's whitening layer."""
-    whiten_bias_epochs: NotNegative = 0.0
-    """Epochs, fractions allowed, over which the rate of that bias falls linearly to 0, in place of the schedule; 0: it
-    follows the schedule. 3 in airbench."""
 
 
-class SgdConfig(_Optimizer):
+class ElementwiseConfig(SpeednetRates, _Rates, OptimizerConfig):
+    """An optimizer that updates each value of a parameter by itself, so that it is for all of them."""
+
+
+@OPTIMIZERS.register
+class SgdConfig(ElementwiseConfig):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013)."""
 
     name: Literal["sgd"] = "sgd"
@@ -49,7 +61,7 @@ class SgdConfig(_Optimizer):
         return self
 
 
-class _Adam(_Optimizer):
+class _Adam(ElementwiseConfig):
     lr: Rate = 1e-3
     """Learning rate at the schedule's factor 1."""
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
@@ -58,6 +70,7 @@ class _Adam(_Optimizer):
     """Added to the root of the second moment."""
 
 
+@OPTIMIZERS.register
 class AdamConfig(_Adam):
     """Adam (Kingma and Ba 2015)."""
 
@@ -67,6 +80,7 @@ class AdamConfig(_Adam):
     """Added to the gradient, times the weight."""
 
 
+@OPTIMIZERS.register
 class AdamWConfig(_Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
@@ -80,7 +94,8 @@ class AdamWConfig(_Adam):
     decay)."""
 
 
-class MuonConfig(Table):
+@OPTIMIZERS.register
+class MuonConfig(OptimizerConfig):
     """Momentum, orthogonalised, for the filters of convolutions (Jordan et al. 2024, "Muon: An optimizer for hidden
     layers in neural networks"); everything else has an optimizer of its own, `auxiliary`."""
 
@@ -103,16 +118,9 @@ class MuonConfig(Table):
     renormalise_every: Annotated[int, Field(ge=0)] = 0
     """Steps after which each filter is scaled back to its initial norm, which BN behind it does not notice; 0:
     never."""
-    auxiliary: Annotated[SgdConfig | AdamConfig | AdamWConfig, Field(discriminator="name")] = SgdConfig()
+    auxiliary: Annotated[ElementwiseConfig, OPTIMIZERS] = SgdConfig()
     """Optimizer of biases, BN and classifier, with a learning rate of its own under the same schedule; `sgd` unless its
     `name` says otherwise."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_kind(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("auxiliary"), dict):
-            return {**values, "auxiliary": {"name": "sgd", **values["auxiliary"]}}
-        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:

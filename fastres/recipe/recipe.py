@@ -4,16 +4,16 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from fastres.recipe import methods
 from fastres.recipe.augmentation import AugmentConfig, MixConfig
 from fastres.recipe.data import DataConfig
 from fastres.recipe.fields import Table
-from fastres.recipe.networks import ModelConfig, SpeednetConfig
-from fastres.recipe.optimizers import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
+from fastres.recipe.networks import NETWORKS, ModelConfig, NetworkConfig
+from fastres.recipe.optimizers import OPTIMIZERS, OptimizerConfig, SgdConfig
 from fastres.recipe.running import EvalConfig, RecordConfig, TrainConfig
-from fastres.recipe.schedules import ConstantConfig, CosineConfig, KnotsConfig, LinearConfig, OneCycleConfig, StepConfig
+from fastres.recipe.schedules import SCHEDULES, CosineConfig, KnotsConfig, ScheduleConfig
 from fastres.recipe.sweeps import SweepConfig
 
 
@@ -22,29 +22,19 @@ class Recipe(Table):
 
     data: DataConfig = DataConfig()
     """Images and split."""
-    model: Annotated[ModelConfig | SpeednetConfig, Field(discriminator="name")] = ModelConfig()
+    model: Annotated[NetworkConfig, NETWORKS] = ModelConfig()
     """Network."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of training images."""
     mix: MixConfig = MixConfig()
     """Mixing of images within a batch."""
-    optimizer: Annotated[SgdConfig | AdamConfig | AdamWConfig | MuonConfig, Field(discriminator="name")] = SgdConfig()
+    optimizer: Annotated[OptimizerConfig, OPTIMIZERS] = SgdConfig()
     """Optimizer."""
-    schedule: Annotated[
-        ConstantConfig | LinearConfig | CosineConfig | OneCycleConfig | StepConfig | KnotsConfig,
-        Field(discriminator="name"),
-    ] = CosineConfig()
+    schedule: Annotated[ScheduleConfig, SCHEDULES] = CosineConfig()
     """Learning-rate schedule."""
     train: TrainConfig = TrainConfig()
     """The run."""
-    method: Annotated[
-        methods.SupervisedConfig
-        | methods.DistillConfig
-        | methods.PseudoLabelConfig
-        | methods.DinoConfig
-        | methods.EmpSslConfig,
-        Field(discriminator="name"),
-    ] = methods.SupervisedConfig()
+    method: Annotated[methods.MethodConfig, methods.METHODS] = methods.SupervisedConfig()
     """Training method: labels alone, or what is learnt from besides them."""
     transfer: methods.TransferConfig | None = None
     """Weights to start from; by default drawn ones."""
@@ -54,16 +44,6 @@ class Recipe(Table):
     """Records."""
     sweep: SweepConfig | None = None
     """Many runs instead of one, for `fastres sweep`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_kinds(cls, values: Any) -> Any:
-        """A table that does not say its kind is of the default kind."""
-        if not isinstance(values, dict):
-            return values
-        kinds = {"model": "resnet", "optimizer": "sgd", "schedule": "cosine", "method": "supervised"}
-        given = {table: values[table] for table in kinds if isinstance(values.get(table), dict)}
-        return {**values, **{table: {"name": kinds[table], **content} for table, content in given.items()}}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

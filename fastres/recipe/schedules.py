@@ -1,27 +1,36 @@
 """Schedules of the learning rate."""
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fastres.recipe.fields import NotNegative, Rate, Table
+from fastres.recipe.kinds import Kinds
+
+SCHEDULES = Kinds(default="cosine")
 
 
-class _Schedule(Table):
+class ScheduleConfig(Table):
+    """Any schedule."""
+
+    if TYPE_CHECKING:
+        name: str
     per: Literal["step", "epoch"] = "step"
     """Whether the learning rate moves at every step or once an epoch."""
     warmup_epochs: NotNegative = 0.0
     """Epochs, fractions allowed, over which the rate rises linearly from nearly 0; the rest follows after them."""
 
 
-class ConstantConfig(_Schedule):
+@SCHEDULES.register
+class ConstantConfig(ScheduleConfig):
     """The same rate throughout."""
 
     name: Literal["constant"] = "constant"
     """The kind of schedule."""
 
 
-class LinearConfig(_Schedule):
+@SCHEDULES.register
+class LinearConfig(ScheduleConfig):
     """A straight line from 1 to `final`."""
 
     name: Literal["linear"] = "linear"
@@ -30,7 +39,8 @@ class LinearConfig(_Schedule):
     """Factor of the learning rate at the end."""
 
 
-class CosineConfig(_Schedule):
+@SCHEDULES.register
+class CosineConfig(ScheduleConfig):
     """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, without restarts)."""
 
     name: Literal["cosine"] = "cosine"
@@ -39,7 +49,8 @@ class CosineConfig(_Schedule):
     """Factor of the learning rate at the end."""
 
 
-class OneCycleConfig(_Schedule):
+@SCHEDULES.register
+class OneCycleConfig(ScheduleConfig):
     """Up and down again in half cosines (Smith, Topin 2018): torch's OneCycleLR, which ends one step earlier, without
     its momentum cycle."""
 
@@ -59,7 +70,8 @@ class OneCycleConfig(_Schedule):
         return self
 
 
-class StepConfig(_Schedule):
+@SCHEDULES.register
+class StepConfig(ScheduleConfig):
     """The rate is multiplied by `gamma` at each milestone."""
 
     name: Literal["step"] = "step"
@@ -76,7 +88,8 @@ class StepConfig(_Schedule):
         return self
 
 
-class KnotsConfig(_Schedule):
+@SCHEDULES.register
+class KnotsConfig(ScheduleConfig):
     """Straight lines through given points."""
 
     name: Literal["knots"] = "knots"

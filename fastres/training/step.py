@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from fastres.engine.compile import Compiled
 from fastres.engine.precision import autocast
-from fastres.optim import Lookahead, build_optimizer, factor, fading, renormalise, restart, total_steps
-from fastres.recipe import MuonConfig, Recipe
+from fastres.optim import Lookahead, build_optimizer, factor, fading, rule_of, total_steps
+from fastres.recipe import Recipe
 from fastres.training.methods.base import Method
 from fastres.training.methods.registry import method_of
 from fastres.training.methods.transfer import frozen_norms, rate_factors
@@ -40,7 +40,7 @@ class StepVariant(NamedTuple):
     frozen: bool
     """Rates that had to fade to 0 have: what they belong to needs no gradients any more."""
     renormalises: bool
-    """Muon's filters are brought back to their norms."""
+    """Weights are brought back to their norms, as Muon's filters are."""
     exchanges: bool
     """Lookahead's slow weights move."""
 
@@ -72,12 +72,12 @@ class Step:
         self._targets = targets  # fp32 [labels, classes], where labels stand for probabilities
         self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
+        self.rule = rule_of(recipe.optimizer)
         self.optimizer = build_optimizer(
             recipe.optimizer, network, rate_factors(self.method.backbone(network), recipe.transfer)
         )
         self.ema = self.method.average(network, recipe, self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
-        self.renormalise_every = recipe.optimizer.renormalise_every if isinstance(recipe.optimizer, MuonConfig) else 0
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._first_scale = self.scaler.state_dict()
@@ -117,7 +117,7 @@ class Step:
         fades = [group["fades_after"] for group in self.optimizer.param_groups if group["fades_after"]]
         return StepVariant(
             frozen=bool(fades) and all(fading(step, self.steps_per_epoch, epochs) == 0 for epochs in fades),
-            renormalises=bool(self.renormalise_every) and (step + 1) % self.renormalise_every == 0,
+            renormalises=bool(every := self.rule.renormalise_every) and (step + 1) % every == 0,
             exchanges=self.lookahead is not None and self.lookahead.due(step),
         )
 
@@ -125,7 +125,7 @@ class Step:
     def identical_steps(self) -> bool:
         """Whether steps that follow each other are alike, nearly all of them: none that comes every so often is
         different, and none draws from a generator that is seeded by its number."""
-        periodic = self.renormalise_every > 1 or self.lookahead is not None
+        periodic = self.rule.renormalise_every > 1 or self.lookahead is not None
         return not periodic and not self.recipe.model.dropout
 
     def keep_hyperparameters_on_device(self) -> None:
@@ -206,7 +206,7 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if variant.renormalises:
-            renormalise(self.optimizer)
+            self.rule.renormalise(self.optimizer)
         if variant.exchanges and self.lookahead is not None:
             self.lookahead.exchange(self.network, averaging_weights[-1])
         if self.ema is not None:
@@ -267,7 +267,7 @@ class Step:
             if average is not None:
                 average.network.load_state_dict(self.network.state_dict())
         self.optimizer.zero_grad(set_to_none=True)
-        restart(self.optimizer)  # after the weights: Muon looks at them
+        self.rule.restart(self.optimizer)  # after the weights: Muon looks at them
         self.scaler.load_state_dict(self._first_scale)
 
     def state(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from update_options import batch, recipe, step_for
 
 from fastres.optim import Muon, build_optimizer
-from fastres.optim.groups import ChainedOptimizer
 from fastres.optim.muon import COEFFICIENTS, newton_schulz, orthogonalise
+from fastres.optim.rules import ChainedOptimizer
 from fastres.recipe import MuonConfig as Options
 
 SHAPES = [(4, 3, 3, 3), (8, 4, 3, 3), (8, 4, 3, 3), (8, 4, 1, 1), (16, 2, 1, 1), (2, 30, 1, 1), (5, 7)]

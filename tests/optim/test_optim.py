@@ -10,7 +10,7 @@ from torch import nn
 from update_options import batch, recipe, step_for
 
 from fastres.optim import Ema, Lookahead, build_optimizer, factor, fading, total_steps
-from fastres.optim.groups import group_names, parameter_groups
+from fastres.optim.groups import group_names, group_rates, parameter_groups
 from fastres.recipe import (
     AdamConfig,
     AdamWConfig,
@@ -105,11 +105,11 @@ def test_a_last_epoch_that_stops_in_its_middle() -> None:
 def test_groups_keep_norms_and_biases_from_decaying() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     options = SgdConfig(weight_decay=0.1, decay_norm_and_bias=False)
-    decaying, resting = parameter_groups(group_names(network), options)
+    decaying, resting = parameter_groups(group_names(network), options, group_rates(network, options))
     assert [parameter.ndim for parameter in decaying["params"]] == [4, 2]
     assert [parameter.ndim for parameter in resting["params"]] == [1, 1, 1, 1]
     assert (decaying["weight_decay"], resting["weight_decay"]) == (0.1, 0.0)
-    [everything] = parameter_groups(group_names(network), SgdConfig())
+    [everything] = parameter_groups(group_names(network), SgdConfig(), {})
     assert len(everything["params"]) == 6
 
 

@@ -9,18 +9,8 @@ from torch import Tensor, nn
 from update_options import AVERAGES, EPOCHS, OPTIMIZERS, SCHEDULES, STEPS_PER_EPOCH, batch, recipe, step_for
 
 from fastres.optim import total_steps
-from fastres.recipe import (
-    AdamConfig,
-    AdamWConfig,
-    ConstantConfig,
-    CosineConfig,
-    KnotsConfig,
-    LinearConfig,
-    MuonConfig,
-    OneCycleConfig,
-    SgdConfig,
-    StepConfig,
-)
+from fastres.optim.rules import RULES
+from fastres.recipe import optimizers, schedules
 
 STEPS = total_steps(EPOCHS, STEPS_PER_EPOCH)
 ALONE = [
@@ -41,13 +31,10 @@ def bits(network: nn.Module) -> Tensor:
 
 
 def test_every_kind_is_in_the_registry() -> None:
-    assert {table["name"] for table in OPTIMIZERS.values()} == {
-        kind.model_fields["name"].default for kind in (SgdConfig, AdamConfig, AdamWConfig, MuonConfig)
-    }
-    assert set(SCHEDULES) == {
-        kind.model_fields["name"].default
-        for kind in (ConstantConfig, LinearConfig, CosineConfig, OneCycleConfig, StepConfig, KnotsConfig)
-    }
+    tables = optimizers.OPTIMIZERS.under(optimizers.OptimizerConfig)
+    assert {table["name"] for table in OPTIMIZERS.values()} == set(tables)
+    assert set(RULES) == set(tables.values())
+    assert set(SCHEDULES) == set(schedules.SCHEDULES.under(schedules.ScheduleConfig))
 
 
 @pytest.mark.parametrize(("optimizer", "schedule", "average"), ALONE, ids=str)
