@@ -14,7 +14,8 @@ from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
 from fastres.layers.convolution import Conv2d
 from fastres.layers.patterns import is_plain
-from fastres.models.network import Network, configure_norms, start_as_identity
+from fastres.models.network import FAMILIES, Network, configure_norms, start_as_identity
+from fastres.recipe import ModelConfig
 
 
 class BasicBlock(nn.Module):
@@ -54,6 +55,7 @@ class BasicBlock(nn.Module):
         return dual(self.bn2, norm, y, convolution(skip), self.bn2.activation, fork=fork)
 
 
+@FAMILIES.register(ModelConfig)
 class ResNet(Network):
     """Stem, stages of basic blocks, average pool, linear classifier.
 

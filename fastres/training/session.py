@@ -98,7 +98,7 @@ def check_statistics(network_layers: list[Layer], recipe: Recipe, images: int) -
     """Raise UserError where a batch would give BN a single value a channel, which has no variance: now, not at the end
     of the first epoch. `images` are those of an epoch."""
     options = recipe.train
-    smallest = min(layer.output[-1] for layer in network_layers if layer.kind == "BN")
+    smallest = min((layer.output[-1] for layer in network_layers if layer.kind == "BN"), default=0)
     rest = 0 if options.drop_last else images % options.batch_size
     if smallest == 1 and 1 in (options.batch_size, rest):
         raise UserError(
