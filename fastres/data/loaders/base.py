@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastres.data.order import epoch_rows
+from fastres.data.store.decoded import Dataset
+from fastres.utils.registry import Registry
 
 Rows = NDArray[np.int64]
 
@@ -46,7 +48,19 @@ class Loader(ABC):
         device: where batches arrive.
 
     A loader is a context manager. `close`, or leaving an iterator early, ends its threads and processes.
+
+    A subclass that recipes can name takes, before these arguments, the pixels of the part as `open_pixels` gives them.
     """
+
+    package: ClassVar[str | None] = None
+    """What has to be installed for it besides."""
+    reads_encoded: ClassVar[bool] = True
+    """Whether it reads JPEG and PNG files too."""
+
+    @classmethod
+    def open_pixels(cls, dataset: Dataset, device: torch.device | str, *, quiet: bool) -> dict[str, Any]:
+        """Pixels of each part, by its name, as this loader reads them; loaders of one part share them."""
+        return {name: part.images for name, part in dataset.parts.items()}
 
     def __init__(
         self,
@@ -130,6 +144,10 @@ class Loader(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+LOADERS: Registry[str, type[Loader]] = Registry("loader")
+"""By the name that recipes use."""
 
 
 class ReadingLoader(Loader):

@@ -8,6 +8,7 @@
 | `torch` | the arrays | the files |
 """
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,26 +18,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastres.data.loaders.base import Loader
-from fastres.data.loaders.resident import ResidentLoader, on_device
+from fastres.data.loaders.base import LOADERS, Loader
 from fastres.data.store.decoded import Dataset, Part
 from fastres.errors import UserError
+from fastres.recipe.data import LOADER_NAMES
 from fastres.utils.machine import usable_memory
 
-KINDS = ("resident", "ffcv", "dali", "torch")
+KINDS = tuple(name for name in LOADER_NAMES if name != "auto")
 MEMORY_SHARE = 0.5
 """The part of the device's free memory, or of the machine's, that a resident set may take: the network, its
 activations and other processes need the rest."""
-_MODULES = {"ffcv": "ffcv", "dali": "nvidia.dali"}
 
 
 class Choice(NamedTuple):
     """A loader, by name."""
 
     name: str
-    """One of KINDS."""
+    """One of LOADER_NAMES, not "auto"."""
     reason: str
     """For people: one clause."""
+
+
+def loader_of(kind: str) -> type[Loader]:
+    """The loader that is registered as `kind`, by the module of that name in this package unless one is already. Raises
+    LookupError where none is."""
+    module = f"{__package__}.{kind}"
+    if kind not in LOADERS and importlib.util.find_spec(module) is not None:
+        importlib.import_module(module)
+    return LOADERS[kind]
 
 
 def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = "cpu") -> Choice:
@@ -46,12 +55,12 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
     they are installed, else torch. Raises UserError for a loader that cannot read this store.
     """
     decoded, device = is_decoded(dataset), torch.device(device)
-    if wanted == "resident" and not decoded:
-        raise UserError(
-            "data.loader = 'resident' reads decoded images, and data.store is 'encoded': set data.store to 'decoded', "
-            "or data.loader to 'auto'"
-        )
     if wanted != "auto":
+        if not decoded and not loader_of(wanted).reads_encoded:
+            raise UserError(
+                f"data.loader = '{wanted}' reads decoded images, and data.store is 'encoded': set data.store to "
+                "'decoded', or data.loader to 'auto'"
+            )
         return Choice(wanted, "as the recipe says")
     if decoded:
         size, memory = decoded_bytes(dataset), memory_bytes(device)
@@ -64,7 +73,7 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
     else:
         because = "the images are encoded"
     missing: list[str] = []
-    for kind in _MODULES:
+    for kind in (name for name in KINDS if loader_of(name).package is not None):
         if installed(kind):
             return Choice(kind, because + _without(missing))
         missing.append(kind)
@@ -81,22 +90,19 @@ def _without(missing: Sequence[str]) -> str:
 def installed(kind: str) -> bool:
     """Whether the package that the loader `kind` needs is installed."""
     with suppress(ImportError, ValueError):  # for want of a parent package, or where a test hides it
-        return kind not in _MODULES or importlib.util.find_spec(_MODULES[kind]) is not None
+        package = loader_of(kind).package
+        return package is None or importlib.util.find_spec(package) is not None
     return False
 
 
 def is_decoded(dataset: Dataset) -> bool:
     """Whether the images are arrays of pixels, rather than JPEG or PNG files."""
-    return all(isinstance(part.images, np.ndarray) for part in _parts(dataset))
+    return all(isinstance(part.images, np.ndarray) for part in dataset.parts.values())
 
 
 def decoded_bytes(dataset: Dataset) -> int:
     """Bytes of the pixels of all labelled images, decoded."""
-    return sum(int(np.prod(part.images.shape)) for part in _parts(dataset))
-
-
-def _parts(dataset: Dataset) -> list[Part]:
-    return [part for part in (dataset.train, dataset.test) if part is not None]
+    return sum(int(np.prod(part.images.shape)) for part in dataset.parts.values())
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -113,31 +119,14 @@ def open_pixels(
 
     For "ffcv" the beton is prepared if there is none. Raises UserError where a package is missing.
     """
-    parts = {name: part for name in ("train", "test") if (part := getattr(dataset, name)) is not None}
-    if kind == "resident":
-        return {name: on_device(part.images, device) for name, part in parts.items()}
-    if kind == "ffcv":
-        from fastres.data.store import beton
-
-        return dict(beton.prepare(dataset, quiet=quiet).parts)
-    return {name: part.images for name, part in parts.items()}
+    return loader_of(kind).open_pixels(dataset, device, quiet=quiet)
 
 
-def build(kind: str, pixels: Any, *arguments: Any, workers: int | None = None, **options: Any) -> Loader:
-    """The loader `kind` over `pixels`, which `open_pixels` gave; the other arguments are those of `Loader`."""
-    if kind == "resident":
-        return ResidentLoader(pixels, *arguments, **options)
-    if kind == "ffcv":
-        from fastres.data.loaders.ffcv import FfcvLoader
-
-        return FfcvLoader(pixels, *arguments, workers=workers, **options)
-    if kind == "dali":
-        from fastres.data.loaders.dali import DaliLoader
-
-        return DaliLoader(pixels, *arguments, workers=workers, **options)
-    from fastres.data.loaders.torch import TorchLoader
-
-    return TorchLoader(pixels, *arguments, workers=workers, **options)
+def build(kind: str, pixels: Any, *arguments: Any, **options: Any) -> Loader:
+    """The loader `kind` over `pixels`, which `open_pixels` gave; the other arguments are those of `Loader`, and
+    `workers`, threads or processes that read ahead."""
+    make: Any = loader_of(kind)
+    return make(pixels, *arguments, **options)
 
 
 def make_loader(
@@ -159,7 +148,7 @@ def make_loader(
 
     Args:
         dataset: as `fastres.data.open_dataset` gives it.
-        loader: "resident", "ffcv", "dali", "torch", or "auto"; see `choose`. All deliver the same batches.
+        loader: one of KINDS, or "auto"; see `choose`. All deliver the same batches.
         subset: int64 [N], which images, in their order; all by default.
         seed: shuffles each epoch by (seed, epoch); by default nothing is shuffled.
         workers: threads or processes that read ahead; by default one a core.
@@ -168,8 +157,8 @@ def make_loader(
     The other arguments are those of `Loader`. Raises UserError for a part that is not there or has no labels, for a
     loader that is not installed or cannot read the store, ValueError for arguments that no data set could have.
     """
-    if loader not in ("auto", *KINDS):
-        raise ValueError(f"loader is {loader!r}: choose 'auto' or one of {', '.join(KINDS)}")
+    if loader not in LOADER_NAMES:
+        raise ValueError(f"loader is {loader!r}: choose one of {', '.join(LOADER_NAMES)}")
     if part not in ("train", "test"):
         raise ValueError(f"part is {part!r}: choose 'train' or 'test'")
     split: Part | None = getattr(dataset, part)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fastres.data.loaders.base import ReadingLoader, Rows
+from fastres.data.loaders.base import LOADERS, ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.store.encoded import load_decoders
 from fastres.errors import UserError
@@ -62,6 +62,7 @@ def import_dali() -> ModuleType:
     return dali
 
 
+@LOADERS.register("dali")
 class DaliLoader(ReadingLoader):
     """Batches that pass through a DALI pipeline, in the order of order.py.
 
@@ -72,6 +73,8 @@ class DaliLoader(ReadingLoader):
     A pipeline takes 3 ms to build on a CPU, and more on a GPU, where decoders are set up: one that has come to the end
     of its epoch serves the next. One whose iterator was left early is taken apart, with what it had under way.
     """
+
+    package = "nvidia.dali"
 
     def __init__(self, pixels: Any, *arguments: Any, **options: Any) -> None:
         super().__init__(pixels, *arguments, **options)

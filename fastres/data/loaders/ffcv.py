@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastres.data.compat.ffcv import changing, import_ffcv, replaced, turbojpeg
-from fastres.data.loaders.base import ReadingLoader, Rows
+from fastres.data.loaders.base import LOADERS, ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.store import ffcv_decode
-from fastres.data.store.beton import Beton
+from fastres.data.store.beton import Beton, prepare
+from fastres.data.store.decoded import Dataset
 from fastres.errors import UserError
 from fastres.utils.prefetch import prefetch
 
@@ -165,12 +166,20 @@ def _remedy(beton: Beton) -> str:
     return f"delete {beton.path.parent} and make it anew by {beton.command}"
 
 
+@LOADERS.register("ffcv")
 class FfcvLoader(ReadingLoader):
     """Batches of a beton, `pixels`; the other arguments are `ReadingLoader`'s.
 
     `workers` threads read, at least one, at most twice as many batches ahead. Loaders of one `Beton` share its file.
     Raises UserError without FFCV.
     """
+
+    package = "ffcv"
+
+    @classmethod
+    def open_pixels(cls, dataset: Dataset, device: torch.device | str, *, quiet: bool) -> dict[str, Any]:
+        """The betons of the parts, prepared if there are none."""
+        return dict(prepare(dataset, quiet=quiet).parts)
 
     def __init__(self, pixels: Beton, *arguments: Any, **options: Any) -> None:
         super().__init__(pixels, *arguments, **options)

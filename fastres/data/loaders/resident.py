@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastres.data.loaders.base import Batch, Loader, Rows
+from fastres.data.loaders.base import LOADERS, Batch, Loader, Rows
+from fastres.data.store.decoded import Dataset
 
 
 def on_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
@@ -20,6 +21,7 @@ def on_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
         return torch.from_numpy(images).to(device)
 
 
+@LOADERS.register("resident")
 class ResidentLoader(Loader):
     """Batches of a store that fits into memory: no pixel moves before the augmentation reads it.
 
@@ -27,8 +29,21 @@ class ResidentLoader(Loader):
     arguments are those of `Loader`.
     """
 
+    reads_encoded = False
+
+    @classmethod
+    def open_pixels(cls, dataset: Dataset, device: torch.device | str, *, quiet: bool) -> dict[str, Any]:
+        return {name: on_device(part.images, device) for name, part in dataset.parts.items()}
+
     def __init__(
-        self, source: Tensor, labels: NDArray[np.int64], subset: Rows, batch_size: int, **options: Any
+        self,
+        source: Tensor,
+        labels: NDArray[np.int64],
+        subset: Rows,
+        batch_size: int,
+        *,
+        workers: int | None = None,  # there is nothing to read ahead
+        **options: Any,
     ) -> None:
         super().__init__(labels, subset, batch_size, **{**options, "device": source.device})
         self.source = source

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import worker
 from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
-from fastres.data.loaders.base import ReadingLoader, Rows
+from fastres.data.loaders.base import LOADERS, ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
 from fastres.data.loaders.resident import on_device
 from fastres.data.store.encoded import EncodedImages, load_decoders
@@ -43,6 +43,7 @@ _FIXES = {  # by exit code
 }
 
 
+@LOADERS.register("torch")
 class TorchLoader(ReadingLoader):
     """Batches read by a `DataLoader`: `workers` processes, or with 0 this one.
 

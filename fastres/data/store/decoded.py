@@ -67,6 +67,11 @@ class Dataset:
     manifest: Manifest
 
     @property
+    def parts(self) -> dict[str, Part]:
+        """The training and the test images, where there are any, by name."""
+        return {name: part for name, part in (("train", self.train), ("test", self.test)) if part is not None}
+
+    @property
     def encoded(self) -> bool:
         """Whether the images are still in their files."""
         return self.manifest.store == "encoded"
