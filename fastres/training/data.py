@@ -18,6 +18,7 @@ from fastres.data import Dataset, info, open_dataset
 from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.data.loaders.choose import Choice
 from fastres.data.order import split
+from fastres.data.sources.named import SETS
 from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
@@ -212,7 +213,7 @@ def shape_of(data: DataConfig) -> tuple[int, int, bool]:
     A source that was never prepared, and is none of the named ones, is taken to have ten classes.
     """
     facts = info(data.source, store=data.store, image_size=data.image_size, root=data.root)
-    named = {"shapes10": 10, "cifar10": 10, "cifar100": 100}.get(data.source)
+    named = SETS[data.source].classes if data.source in SETS else None
     classes = len(facts["classes"]) if facts["prepared"] else named
     return classes or 10, facts["image_size"], classes is not None
 

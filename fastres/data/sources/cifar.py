@@ -10,12 +10,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from fastres.data.sources.named import SETS, NamedSet
 from fastres.data.store.decoded import Writer
 from fastres.data.untrusted import archives, unpickle
 from fastres.errors import UserError, disk_errors_are_the_users
@@ -129,14 +131,14 @@ def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
         if path.exists():
             return path
     official = _official(kind)
-    partial = downloads / f".{kind.archive}.part"
+    unfinished = downloads / f".{kind.archive}.part"
     if not quiet:
         say(f"downloading {official.url} to {downloads}")
     with disk_errors_are_the_users(downloads):
         downloads.mkdir(parents=True, exist_ok=True)
         try:
-            _download(official.url, partial, official.tgz_md5, quiet)
-            partial.replace(downloads / kind.archive)
+            _download(official.url, unfinished, official.tgz_md5, quiet)
+            unfinished.replace(downloads / kind.archive)
         except RuntimeError as error:  # torchvision's word for a wrong md5
             raise UserError(
                 f"what {official.url} sent has a wrong md5: try again, {_ways_out(kind, downloads)}"
@@ -148,7 +150,7 @@ def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
                 f"cannot download {kind.name} ({getattr(error, 'reason', error)}): {_ways_out(kind, downloads)}"
             ) from error
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
     return downloads / kind.archive
 
 
@@ -268,3 +270,12 @@ def _ids(values: Any, count: int, where: str) -> np.ndarray:
             texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
             return np.array([encodable(text) for text in texts])
     raise UserError(f"{where}: 'ids' must be {count} whole numbers or short texts, one an image")
+
+
+def _fetch(kind: Kind, downloads: Path, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    path = find_or_download(kind, downloads, quiet=quiet)
+    check_md5(path, kind)
+    return build_from_cifar(path, kind, writer, quiet=quiet)
+
+
+SETS.update({name: NamedSet(kind.classes, 50_000, 10_000, partial(_fetch, kind)) for name, kind in KINDS.items()})

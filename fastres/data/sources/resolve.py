@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from fastres.data.sources import cifar, shapes10
+from fastres.data.sources import cifar
 from fastres.data.sources.images import build_encoded, build_from_images
+from fastres.data.sources.named import SETS
 from fastres.data.store.decoded import FORMAT, Writer
 from fastres.data.untrusted import archives
 from fastres.errors import UserError
 from fastres.recipe.data import NAMED
-from fastres.utils.progress import progress
 
 Store = Literal["decoded", "encoded"]
 DEFAULT_SIZE = 32
@@ -62,8 +62,8 @@ def resolve(
             raise UserError(f"{text} has no image files to leave where they are: use the decoded store")
         if size != DEFAULT_SIZE:
             raise UserError(f"{text} has images of 32 pixels, not {size}: leave data.image_size out")
-        identity, name = f"{text} {shapes10.VERSION if text == 'shapes10' else ''}", text
-        build = _draw if text == "shapes10" else partial(_fetch, cifar.KINDS[text], base / "downloads")
+        identity, name = f"{text} {SETS[text].version}", text
+        build = partial(SETS[text].build, base / "downloads")
     else:
         path = _existing(text)
         identity, name = _identity(path), path.name
@@ -122,23 +122,6 @@ def _identity(path: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     return json.dumps(facts)
-
-
-def _draw(writer: Writer, quiet: bool) -> tuple[str, ...]:
-    counts = {"train": shapes10.TRAIN, "test": shapes10.TEST}
-    with progress("drawing shapes10", sum(counts.values()), quiet=quiet) as advance:
-        for part, count in counts.items():
-            images, labels = shapes10.draw(count, part=part, progress=advance)
-            with writer.images(part, count, shapes10.SIDE) as file:
-                file.write(0, images)
-            writer.array(f"{part}_labels", labels)
-    return shapes10.CLASSES
-
-
-def _fetch(kind: cifar.Kind, downloads: Path, writer: Writer, quiet: bool) -> tuple[str, ...]:
-    path = cifar.find_or_download(kind, downloads, quiet=quiet)
-    cifar.check_md5(path, kind)
-    return cifar.build_from_cifar(path, kind, writer, quiet=quiet)
 
 
 def _is_archive(path: Path) -> bool:

@@ -13,8 +13,13 @@ key, so that neither the number of threads nor the number of images changes any 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+
+from fastres.data.sources.named import SETS, NamedSet
+from fastres.data.store.decoded import Writer
+from fastres.utils.progress import progress
 
 CLASSES = ("disc", "ring", "square", "triangle", "plus", "star", "crescent", "heart", "arrow", "hourglass")
 SIDE = 32
@@ -232,3 +237,17 @@ _DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
     "arrow": _arrow,
     "hourglass": _hourglass,
 }
+
+
+def _build(_: Path, writer: Writer, quiet: bool) -> tuple[str, ...]:
+    counts = {"train": TRAIN, "test": TEST}
+    with progress("drawing shapes10", sum(counts.values()), quiet=quiet) as advance:
+        for part, count in counts.items():
+            images, labels = draw(count, part=part, progress=advance)
+            with writer.images(part, count, SIDE) as file:
+                file.write(0, images)
+            writer.array(f"{part}_labels", labels)
+    return CLASSES
+
+
+SETS["shapes10"] = NamedSet(len(CLASSES), TRAIN, TEST, _build, str(VERSION))

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastres.data import info
 from fastres.data.order import split
-from fastres.data.sources import shapes10
+from fastres.data.sources.named import SETS
 from fastres.data.sources.resolve import is_cifar10
 from fastres.errors import UserError
 from fastres.experiments.reproduce.claims import BEST, choose
@@ -22,7 +22,6 @@ from fastres.recipe.portable import self_contained
 UNLABELLED = "unlabelled.pkl"
 """The test images without their labels, in the form of the challenge's file: what pseudo-labels are made for."""
 
-_NAMED = {"shapes10": (shapes10.TRAIN, shapes10.TEST), "cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000)}
 _APART = ("train.seed", "data.source", "data.train_images", "data.test_images")
 
 
@@ -179,9 +178,9 @@ def _counts(data: Any) -> tuple[int, int, int, int, bool]:
             if "classes" not in parts.get(part, {}):
                 raise UserError(f"{data.source} has no {part} images with labels: the claims need both parts")
         return parts["train"]["images"], parts["test"]["images"], len(facts["classes"]), size, True
-    if data.source in _NAMED:
-        return *_NAMED[data.source], 100 if data.source == "cifar100" else 10, size, True
-    return *_NAMED["cifar10"], 10, size, False
+    known = data.source in SETS
+    named = SETS[data.source if known else "cifar10"]
+    return named.train, named.test, named.classes, size, known
 
 
 def _for_run(recipe: Recipe, seed: int, out: Path, *, record: bool) -> Recipe:
