@@ -7,12 +7,13 @@ from typing import Any
 from torch import nn
 
 from fastres.models.network import GroupRate, Network
-from fastres.recipe.optimizers import ElementwiseConfig
+from fastres.recipe.optimizers import ElementwiseConfig, OptimizerConfig
 
 Group = dict[str, Any]
 Parameters = list[tuple[nn.Parameter, str]]
 """Trainable parameters, each with the group of `Network.groups` that it belongs to."""
-NONE: Mapping[nn.Parameter, float] = MappingProxyType({})
+Factors = Mapping[nn.Parameter, float]
+NONE: Factors = MappingProxyType({})
 """No parameter has a rate of its own."""
 
 
@@ -37,10 +38,7 @@ def group_rates(network: nn.Module, options: ElementwiseConfig) -> dict[str, Gro
 
 
 def parameter_groups(
-    parameters: Parameters,
-    options: ElementwiseConfig,
-    rates: Mapping[str, GroupRate],
-    lr_factors: Mapping[nn.Parameter, float] = NONE,
+    parameters: Parameters, options: OptimizerConfig, rates: Mapping[str, GroupRate], lr_factors: Factors = NONE
 ) -> list[Group]:
     """Parameters of one rate and one decay together, as few groups as possible: each is one launch on a GPU.
 
@@ -51,9 +49,10 @@ def parameter_groups(
     for parameter, role in parameters:
         factor, fades = rates.get(role, GroupRate())
         rate = options.lr * factor * lr_factors.get(parameter, 1.0)
-        decays = options.decay_norm_and_bias or parameter.ndim > 1
+        # Muon's table has no decay_norm_and_bias, Adam's no decouple_decay.
+        decays = parameter.ndim > 1 or getattr(options, "decay_norm_and_bias", True)
         decay = options.weight_decay if decays else 0.0
-        if getattr(options, "decouple_decay", False):  # Adam has no such key
+        if getattr(options, "decouple_decay", False):
             decay /= rate
         new = {"params": [], "lr": rate, "initial_lr": rate, "weight_decay": decay, "fades_after": fades}
         groups.setdefault((rate, decay, fades), new)["params"].append(parameter)

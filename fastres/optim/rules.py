@@ -5,14 +5,14 @@ makes it, and its work. `tests/update_options.py` has the list from which the te
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from fastres.layers.convolution import HAS_AMX
-from fastres.optim.groups import NONE, Group, Parameters, group_names, group_rates, parameter_groups
+from fastres.optim.groups import NONE, Factors, Group, Parameters, group_names, group_rates, parameter_groups
 from fastres.optim.muon import Muon
 from fastres.recipe import AdamConfig, AdamWConfig, MuonConfig, SgdConfig
 from fastres.recipe.optimizers import ElementwiseConfig, OptimizerConfig
@@ -32,9 +32,7 @@ class UpdateRule(ABC, Generic[Config]):
         self.config = config
 
     @abstractmethod
-    def build(
-        self, network: nn.Module, parameters: Parameters, lr_factors: Mapping[nn.Parameter, float]
-    ) -> torch.optim.Optimizer:
+    def build(self, network: nn.Module, parameters: Parameters, lr_factors: Factors) -> Optimizer:
         """The optimizer of `parameters`, which are some of `network`'s; `lr_factors` multiplies their rates."""
 
     @abstractmethod
@@ -45,10 +43,10 @@ class UpdateRule(ABC, Generic[Config]):
         """The precision of a step's products of matrices on `device`; None where it has none."""
         return None
 
-    def renormalise(self, optimizer: torch.optim.Optimizer) -> None:
+    def renormalise(self, optimizer: Optimizer) -> None:
         """Bring weights back to their initial norms, where the rule does so."""
 
-    def restart(self, optimizer: torch.optim.Optimizer) -> None:
+    def restart(self, optimizer: Optimizer) -> None:
         """Make `optimizer` what a new one is for the weights as they are now. Its tensors stay where they are, filled
         with zeros: a momentum of 0 does in the next step what none at all does in the first."""
         for state in optimizer.state.values():
@@ -66,9 +64,7 @@ def rule_of(options: OptimizerConfig) -> UpdateRule[Any]:
     return RULES[type(options)](options)
 
 
-def build_optimizer(
-    options: OptimizerConfig, network: nn.Module, lr_factors: Mapping[nn.Parameter, float] = NONE
-) -> torch.optim.Optimizer:
+def build_optimizer(options: OptimizerConfig, network: nn.Module, lr_factors: Factors = NONE) -> Optimizer:
     """The optimizer for all trainable parameters of `network`, whose rates `lr_factors` multiplies; of torch's, the
     fused implementations: one pass over memory.
 
@@ -81,9 +77,7 @@ def build_optimizer(
 class ElementwiseRule(UpdateRule[Elementwise]):
     """A rule that treats every value alike, by an optimizer of torch."""
 
-    def build(
-        self, network: nn.Module, parameters: Parameters, lr_factors: Mapping[nn.Parameter, float]
-    ) -> torch.optim.Optimizer:
+    def build(self, network: nn.Module, parameters: Parameters, lr_factors: Factors) -> Optimizer:
         rates = group_rates(network, self.config)
         return self.optimizer(parameter_groups(parameters, self.config, rates, lr_factors))
 
@@ -93,7 +87,7 @@ class ElementwiseRule(UpdateRule[Elementwise]):
         return operations * count, 4 * values * count
 
     @abstractmethod
-    def optimizer(self, groups: list[Group]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[Group]) -> Optimizer:
         """Torch's optimizer of `groups`, each of which has its rate and its decay."""
 
     @abstractmethod
@@ -103,7 +97,9 @@ class ElementwiseRule(UpdateRule[Elementwise]):
 
 @RULES.register(SgdConfig)
 class SgdRule(ElementwiseRule[SgdConfig]):
-    def optimizer(self, groups: list[Group]) -> torch.optim.Optimizer:
+    """SGD with momentum."""
+
+    def optimizer(self, groups: list[Group]) -> Optimizer:
         options = self.config
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, fused=True)
 
@@ -115,9 +111,11 @@ class SgdRule(ElementwiseRule[SgdConfig]):
 
 @RULES.register(AdamConfig)
 class AdamRule(ElementwiseRule[AdamConfig | AdamWConfig]):
+    """Adam."""
+
     kind: type[torch.optim.Adam] = torch.optim.Adam
 
-    def optimizer(self, groups: list[Group]) -> torch.optim.Optimizer:
+    def optimizer(self, groups: list[Group]) -> Optimizer:
         beta1, beta2 = self.config.betas
         return self.kind(groups, lr=self.config.lr, betas=(beta1, beta2), eps=self.config.eps, fused=True)
 
@@ -129,6 +127,8 @@ class AdamRule(ElementwiseRule[AdamConfig | AdamWConfig]):
 
 @RULES.register(AdamWConfig)
 class AdamWRule(AdamRule):
+    """Adam with decoupled weight decay."""
+
     kind = torch.optim.AdamW
 
 
@@ -140,27 +140,13 @@ class MuonRule(UpdateRule[MuonConfig]):
         super().__init__(config)
         self.auxiliary, self.renormalise_every = rule_of(config.auxiliary), config.renormalise_every
 
-    def build(
-        self, network: nn.Module, parameters: Parameters, lr_factors: Mapping[nn.Parameter, float]
-    ) -> torch.optim.Optimizer:
+    def build(self, network: nn.Module, parameters: Parameters, lr_factors: Factors) -> Optimizer:
         options, (filters, others) = self.config, _divided(parameters)
-        both: list[torch.optim.Optimizer] = []
+        both: list[Optimizer] = []
         if filters:
-            groups: dict[float, Group] = {}
-            for weight, _ in filters:
-                rate = options.lr * lr_factors.get(weight, 1.0)
-                decay = options.weight_decay / rate if options.decouple_decay else options.weight_decay
-                group = {"params": [], "lr": rate, "initial_lr": rate, "weight_decay": decay, "fades_after": 0.0}
-                groups.setdefault(rate, group)["params"].append(weight)
-            both.append(
-                Muon(
-                    list(groups.values()),
-                    lr=options.lr,
-                    momentum=options.momentum,
-                    nesterov=options.nesterov,
-                    newton_schulz_steps=options.newton_schulz_steps,
-                )
-            )
+            groups = parameter_groups(filters, options, {}, lr_factors)
+            steps = options.newton_schulz_steps
+            both.append(Muon(groups, options.lr, options.momentum, options.nesterov, newton_schulz_steps=steps))
         if others:
             both.append(self.auxiliary.build(network, others, lr_factors))
         return both[0] if len(both) == 1 else ChainedOptimizer(*both)
@@ -176,12 +162,12 @@ class MuonRule(UpdateRule[MuonConfig]):
     def products(self, device: torch.device) -> str | None:
         return "bf16" if device.type == "cuda" or HAS_AMX else "fp32"
 
-    def renormalise(self, optimizer: torch.optim.Optimizer) -> None:
+    def renormalise(self, optimizer: Optimizer) -> None:
         for part in _parts(optimizer):
             if isinstance(part, Muon):
                 part.renormalise()
 
-    def restart(self, optimizer: torch.optim.Optimizer) -> None:
+    def restart(self, optimizer: Optimizer) -> None:
         for part in _parts(optimizer):
             if isinstance(part, Muon):
                 part.restart()
@@ -189,10 +175,10 @@ class MuonRule(UpdateRule[MuonConfig]):
                 self.auxiliary.restart(part)
 
 
-class ChainedOptimizer(torch.optim.Optimizer):
+class ChainedOptimizer(Optimizer):
     """Optimizers of disjoint parameters as one, such as Muon and its auxiliary: `param_groups` are those of all."""
 
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+    def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
@@ -219,5 +205,5 @@ def _divided(parameters: Parameters) -> tuple[Parameters, Parameters]:
     return filters, [(parameter, role) for parameter, role in parameters if role != "filters"]
 
 
-def _parts(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
+def _parts(optimizer: Optimizer) -> tuple[Optimizer, ...]:
     return optimizer.optimizers if isinstance(optimizer, ChainedOptimizer) else (optimizer,)

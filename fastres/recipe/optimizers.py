@@ -17,6 +17,7 @@ class OptimizerConfig(Table):
     if TYPE_CHECKING:
         name: str
         lr: float
+        weight_decay: float
 
 
 class _Rates(Table):

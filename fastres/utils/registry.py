@@ -1,11 +1,10 @@
 """Registries: what is known under a key, to which any module adds its own."""
 
 from collections.abc import Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
-Registered = TypeVar("Registered")
 
 
 class Registry(dict[Key, Value]):
@@ -15,11 +14,11 @@ class Registry(dict[Key, Value]):
         super().__init__()
         self.what = what
 
-    def register(self, *keys: Key) -> Callable[[Registered], Registered]:
-        """A decorator that keeps what it decorates under each of `keys`."""
+    def register(self, key: Key) -> Callable[[Any], Any]:
+        """A decorator that keeps what it decorates under `key`."""
 
-        def keep(value: Registered) -> Registered:
-            self.update(dict.fromkeys(keys, value))  # type: ignore[arg-type]
+        def keep(value: Any) -> Any:
+            self[key] = value
             return value
 
         return keep
