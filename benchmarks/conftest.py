@@ -54,5 +54,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--save-results")
     if path is not None and FIGURES:
-        machine = facts_to_publish()
+        machine = facts_to_publish().to_json()
         write_json(path, {"machine": machine, "figures": FIGURES})

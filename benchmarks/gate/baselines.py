@@ -49,7 +49,7 @@ def main(folder: Path = FOLDER) -> Path:
             seconds = statistics.median(tree.turn(part) for _ in range(20))
             rates[part] = tree.parts[part]["images"] / seconds
         ratio = gate.against_rival(tree, paper_configuration(recipe, tree.parts["step"]["images"]).run)
-    machine = facts_to_publish()
+    machine = facts_to_publish().to_json()
     path = folder / f"{machine_class()}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"images_per_second": rates, "plain_pytorch_over_ours": ratio, "machine": machine})

@@ -96,7 +96,7 @@ def main() -> None:
     recipe = Recipe.load(gate.RECIPE, [*gate.SETTINGS, *asked.settings])
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.gate_power", *sys.argv[1:]]),
-        "machine": facts_to_publish(),
+        "machine": facts_to_publish().to_json(),
         "limit": gate.Rule().limit,
         "cases": [],
     }

@@ -3,7 +3,7 @@
     python -m benchmarks.published.readme            # writes them (make figures)
     python -m benchmarks.published.readme --check    # changes nothing; status 1 and a list where they disagree
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, and is one of tables.py.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, and is one of tables.md.
 """
 
 import argparse
@@ -11,23 +11,24 @@ import re
 import sys
 
 from benchmarks.published.results import RESULTS, ROOT, Results
-from benchmarks.published.tables import TABLES, pictures
+from benchmarks.published.tables import TABLE, pictures, tables
 from fastres.errors import UserError
 from fastres.utils.files import write_bytes, write_text
 
 DOCUMENTS = ("README.md", "benchmarks/README.md")
-_TABLE = re.compile(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def render(document: str, text: str, results: Results) -> str:
     """`text` of `document` with its tables as `results` have them. Raises UserError for a table that nobody makes."""
 
-    def table(match: re.Match[str]) -> str:
-        if match[1] not in TABLES:
-            raise UserError(f"{document} asks for a table '{match[1]}', which tables.py does not have")
-        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]](results)}\n<!-- end -->"
+    known = tables(results)
 
-    return _TABLE.sub(table, text)
+    def table(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise UserError(f"{document} asks for a table '{match[1]}', which tables.md does not have")
+        return f"<!-- table: {match[1]} -->\n{known[match[1]]}\n<!-- end -->"
+
+    return TABLE.sub(table, text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,17 +6,19 @@ operations a second. Both ceilings are measured in the same run, before and afte
 machine may meet one of the two; operations and bytes are counted (counts.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch._functorch.config
 
 from fastres.bench import norms, roofline_page
 from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matrix_rate, memory_rates
+from fastres.bench.schema import MatrixRate, Point, Roofline
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
 from fastres.engine.compile import missing_compiler
@@ -28,6 +30,7 @@ from fastres.runs import directory
 from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
 
+Measured = TypeVar("Measured")
 ROOM = 1.1
 """Factor above its roof up to which a point is not reported: ceilings and points drift apart by some percent on a
 machine that others use as well, and no product of square matrices is quite the fastest there is."""
@@ -63,7 +66,7 @@ class RooflineResult:
     """Results of the measurement."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: Roofline
     """Contents of roofline.json."""
 
 
@@ -84,13 +87,12 @@ def roofline(
     recipe = _load(path, settings)
     folder = directory.new_folder(out, "roofline")
     try:
-        facts = measure_step(recipe, where, scale or scale_for(where))
-        about = {"recipe": "the defaults" if path is None else path.name, "set": list(settings)}
-        facts = {**about, **facts}
+        measured = measure_step(recipe, where, scale or scale_for(where))
+        facts = measured.updated(recipe="the defaults" if path is None else path.name, set=[*settings])
         roofline_page.write(folder, facts)
     except BaseException:
-        for name in (roofline_page.RESULTS, roofline_page.MARKDOWN, roofline_page.FIGURE):
-            (folder / name).unlink(missing_ok=True)
+        for path in folder.glob("roofline.*"):
+            path.unlink()
         with suppress(OSError):
             folder.rmdir()
         raise
@@ -112,8 +114,8 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
     return recipe
 
 
-def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> dict[str, Any]:
-    """Contents of roofline.json except the recipe's name: operations and bytes a second, bytes, seconds."""
+def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline:
+    """Contents of roofline.json except the recipe's name."""
     prepare_process(recipe, device)
     torch.manual_seed(0)
     classes, side, _ = shape_of(recipe.data)
@@ -128,26 +130,29 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> dict[str
     }
     timings = _time(parts, sets, device, scale.effort)
     after, products_after = _ceilings(precisions, device, scale)
-    memory, products = _better(before, after), _better(products_before, products_after)
-    rates = {name: product["operations_per_second"] for name, product in products.items()}
+    memory = better(before, after, float)
+    products = better(products_before, products_after, attrgetter("operations_per_second"))
+    best = max(memory.values())
     points = [
-        {**point(part, timings[part.name], max(memory.values()), rates[part.products]), "sets": sets[part.name]}
+        point(part, timings[part.name], best, products[part.products].operations_per_second, sets[part.name])
         for part in parts
     ]
-    return {
-        "batch_size": recipe.train.batch_size,
-        "precision": recipe.train.precision,
-        "machine": machine(device),
-        "memory": memory,
-        "products": products,
-        "points": points,
-        "above": above(points),
-    }
+    return Roofline(
+        recipe="",
+        set=[],
+        batch_size=recipe.train.batch_size,
+        precision=recipe.train.precision,
+        machine=machine(device),
+        memory=memory,
+        products=products,
+        points=points,
+        above=above(points),
+    )
 
 
 def _ceilings(
     precisions: Sequence[str], device: torch.device, scale: Scale
-) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, float], dict[str, MatrixRate]]:
     """Rates of the memory's passes, and the best product of each precision."""
     with side_stream(device):
         memory = memory_rates(scale.copied_bytes, device, scale.effort)
@@ -155,12 +160,10 @@ def _ceilings(
     return memory, products
 
 
-def _better(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The higher rate of each: what a machine does once, it can do."""
-
-    def rate(measured: Any) -> float:
-        return measured["operations_per_second"] if isinstance(measured, dict) else measured
-
+def better(
+    one: dict[str, Measured], other: dict[str, Measured], rate: Callable[[Measured], float]
+) -> dict[str, Measured]:
+    """Each of the two with the higher rate: what a machine does once, it can do."""
     return {name: max(one[name], other[name], key=rate) for name in one}
 
 
@@ -184,26 +187,25 @@ def _time(parts: Sequence[Part], sets: dict[str, int], device: torch.device, eff
     return timings
 
 
-def point(part: Part, timing: Timing, memory: float, products: float) -> dict[str, Any]:
-    """A part's place in the figure: `intensity` in operations a byte, `roof` the most that its ceilings allow, and its
-    `share` of that."""
-    low, high = timing.quartiles
+def point(part: Part, timing: Timing, memory: float, products: float, sets: int = 1) -> Point:
+    """A part's place in the figure."""
     intensity, rate = part.operations / part.bytes, part.operations / timing.seconds
     roof = attainable(intensity, memory, products)
-    return {
-        "name": part.name,
-        "kind": part.kind,
-        "operations": part.operations,
-        "bytes": part.bytes,
-        "seconds": timing.seconds,
-        "quartiles_seconds": [low, high],
-        "method": timing.method,
-        "intensity": intensity,
-        "operations_per_second": rate,
-        "products": part.products,
-        "roof": roof,
-        "share": rate / roof,
-    }
+    return Point(
+        name=part.name,
+        kind=part.kind,
+        operations=part.operations,
+        bytes=part.bytes,
+        seconds=timing.seconds,
+        quartiles_seconds=timing.quartiles,
+        method=timing.method,
+        intensity=intensity,
+        operations_per_second=rate,
+        products=part.products,
+        roof=roof,
+        share=rate / roof,
+        sets=sets,
+    )
 
 
 def attainable(intensity: float, memory: float, products: float) -> float:
@@ -211,7 +213,7 @@ def attainable(intensity: float, memory: float, products: float) -> float:
     return min(products, intensity * memory)
 
 
-def above(points: Sequence[dict[str, Any]]) -> list[str]:
+def above(points: Sequence[Point]) -> list[str]:
     """Names of the points that lie above their roofs by more than ROOM: what cannot be, unless operations or bytes are
     counted wrong or a cache kept what was counted as coming from memory."""
-    return [each["name"] for each in points if each["share"] > ROOM]
+    return [each.name for each in points if each.share > ROOM]

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from fastres.report.document import Part, Picture, Table, Text, markdown
+from fastres.bench.schema import Point, Roofline
+from fastres.report import document
+from fastres.report.document import Note, Part, Picture, Table
 from fastres.report.labels import Label, write_beside
 from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, png, single
-from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.format import plural
 
-RESULTS, MARKDOWN, FIGURE = "roofline.json", "roofline.md", "roofline.png"
+RESULTS, MARKDOWN = "roofline.json", "roofline.md"
 _STYLES = {
     "augmentation": (GREEN, "D"),
     "convolutions": (BLUE, "o"),
@@ -23,121 +24,98 @@ _STYLES = {
     "optimizer": (SKY, "^"),
     "whole step": (BLACK, "*"),
 }
+_CAPTION = (
+    "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
+    "Numbers are the table's; forward passes are filled, backward passes hollow. No point can lie above the lines."
+)
+_NOTES = (
+    "Operations and bytes are counted, not measured, and are least values: two operations for each multiply-add, every "
+    "input read once and every output written once. Pooling, the loss, averages of the weights, and colours and "
+    "interpolation of the augmentation are left out. The step's bytes are the sum of its parts'.",
+    "All parts take turns, each through sets of buffers whose traffic is three times the cache. Convolutions are the "
+    "library's own, one after the other; the step may do some as matrix products. The roof of the memory is the best "
+    "of three passes (copy, update in place, read) over tensors that miss every cache; that of arithmetic the best "
+    "product of square matrices in the precision in which a part does its arithmetic. Both are measured before and "
+    "after the parts, and the better of the two counts.",
+)
 
 
-def write(folder: Path, facts: dict[str, Any]) -> None:
+def write(folder: Path, facts: Roofline) -> None:
     """Write roofline.md, roofline.png and, last, roofline.json into `folder`."""
-    data = picture(facts)
-    write_bytes(folder / FIGURE, data)
-    parts: list[Part] = [
-        *(Text(line) for line in ceilings(facts)),
-        Picture(Path(FIGURE).stem, data, caption()),
-        Table(*table(facts)),
-        *(Text(text, warning=True) for text in warnings(facts)),
-        *(Text(text) for text in notes()),
-    ]
-    write_text(folder / MARKDOWN, markdown("A training step on this machine's roofline", parts, pictures=""))
-    write_json(folder / RESULTS, facts)
+    shown = Picture("roofline", picture(facts), _CAPTION)
+    parts: list[Part] = [*ceilings(facts), shown, table(facts), *map(Note, warnings(facts)), *_NOTES]
+    document.write(folder, [MARKDOWN], "A training step on this machine's roofline", parts, figures="")
+    facts.write(folder / RESULTS)
 
 
-def ceilings(facts: dict[str, Any]) -> list[str]:
+def ceilings(facts: Roofline) -> list[str]:
     """Measured ceilings of the machine, a line each."""
-    passes = ", ".join(f"{name} {_quantity(rate, 'B/s')}" for name, rate in facts["memory"].items())
+    machine = facts.machine
+    passes = ", ".join(f"{name} {_quantity(rate, 'B/s')}" for name, rate in facts.memory.items())
     products = ", ".join(
-        f"{name} {_quantity(product['operations_per_second'], 'FLOP/s')} ({product['side']:,}²)"
-        for name, product in facts["products"].items()
+        f"{name} {_quantity(product.operations_per_second, 'FLOP/s')} ({product.side:,}²)"
+        for name, product in facts.products.items()
     )
-    where = facts["machine"].get("gpu_name") or facts["machine"].get("cpu_model") or facts["machine"]["device"]
-    threads = f", {plural(facts['machine']['threads'], 'thread', 'threads')}"
+    threads = plural(machine.threads or 1, "thread", "threads")
+    where = f"{machine.gpu_name or machine.cpu_model or machine.device}, {threads}"
     return [
-        f"{facts['recipe']}, batch {facts['batch_size']:,}, {facts['precision']}, on {where}{threads}",
+        f"{facts.recipe}, batch {facts.batch_size:,}, {facts.precision}, on {where}",
         f"memory: {passes}",
         f"matrix products: {products}",
     ]
 
 
-def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table; numbers are those of the figure."""
+def table(facts: Roofline) -> Table:
+    """Numbers are those of the figure."""
     header = ["", "Part", "Time", "Operations", "Bytes", "Operations/byte", "Operations/s", "Its roof", "Share"]
-    memory = max(facts["memory"].values())
+    memory = max(facts.memory.values())
     lines = []
-    for number, point in enumerate(facts["points"], 1):
-        bound = "memory" if point["intensity"] * memory <= point["roof"] * (1 + 1e-9) else point["products"]
-        lines.append(
-            [
-                str(number),
-                point["name"],
-                _quantity(point["seconds"], "s"),
-                _quantity(point["operations"], "FLOP"),
-                _quantity(point["bytes"], "B"),
-                f"{point['intensity']:.3g}",
-                _quantity(point["operations_per_second"], "FLOP/s"),
-                f"{_quantity(point['roof'], 'FLOP/s')} ({bound})",
-                f"{point['share']:.0%}",
-            ]
-        )
-    return header, lines
+    for number, point in enumerate(facts.points, 1):
+        bound = "memory" if point.intensity * memory <= point.roof * (1 + 1e-9) else point.products
+        counted = [_quantity(point.seconds, "s"), _quantity(point.operations, "FLOP"), _quantity(point.bytes, "B")]
+        rates = [f"{point.intensity:.3g}", _quantity(point.operations_per_second, "FLOP/s")]
+        roof = [f"{_quantity(point.roof, 'FLOP/s')} ({bound})", f"{point.share:.0%}"]
+        lines.append([str(number), point.name, *counted, *rates, *roof])
+    return Table(header, lines, words=2)
 
 
-def warnings(facts: dict[str, Any]) -> list[str]:
+def warnings(facts: Roofline) -> list[str]:
     """Points that cannot be where they are."""
     texts = []
-    for point in (point for point in facts["points"] if point["name"] in facts["above"]):
+    for point in (point for point in facts.points if point.name in facts.above):
         text = (
-            f"{point['name']} lies above its roof, at {point['share']:.0%} of it: its operations or bytes are counted "
+            f"{point.name} lies above its roof, at {point.share:.0%} of it: its operations or bytes are counted "
             "wrong, a cache kept what was counted as coming from memory, or the machine had other work when its roof "
             "was measured."
         )
-        if point["kind"] == "whole step":
+        if point.kind == "whole step":
             text += " The step's bytes are those of its parts, as if none found in a cache what another had left."
         texts.append(text)
     return texts
 
 
-def notes() -> list[str]:
-    """Notes on how the numbers were measured."""
-    return [
-        "Operations and bytes are counted, not measured, and are least values: two operations for each multiply-add, "
-        "every input read once and every output written once. Pooling, the loss, averages of the weights, and colours "
-        "and interpolation of the augmentation are left out. The step's bytes are the sum of its parts'.",
-        "All parts take turns, each through sets of buffers whose traffic is three times the cache. Convolutions are "
-        "the library's own, one after the other; the step may do some as matrix products. The roof of the memory is "
-        "the best of three passes (copy, update in place, read) over tensors that miss every cache; that of arithmetic "
-        "the best product of square matrices in the precision in which a part does its arithmetic. Both are measured "
-        "before and after the parts, and the better of the two counts.",
-    ]
-
-
-def caption() -> str:
-    """Caption of the figure."""
-    return (
-        "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
-        "Numbers are the table's; forward passes are filled, backward passes hollow. No point can lie above the lines."
-    )
-
-
-def picture(facts: dict[str, Any]) -> bytes:
+def picture(facts: Roofline) -> bytes:
     """The figure, a PNG."""
     return png(figure(facts))
 
 
-def figure(facts: dict[str, Any]) -> Figure:
+def figure(facts: Roofline) -> Figure:
     """The roofs with their measured figures, and the points with their numbers."""
-    points = facts["points"]
+    points = facts.points
     rows = -(-len(points) // 2)
     drawn, axes = single(4.2 + 0.19 * rows)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    memory = max(facts["memory"].values())
-    products = {name: product["operations_per_second"] for name, product in facts["products"].items()}
-    intensities = [point["intensity"] for point in points] + [rate / memory for rate in products.values()]
-    rates = [point["operations_per_second"] for point in points] + [*products.values()]
+    memory = max(facts.memory.values())
+    products = {name: product.operations_per_second for name, product in facts.products.items()}
+    intensities = [point.intensity for point in points] + [rate / memory for rate in products.values()]
+    rates = [point.operations_per_second for point in points] + [*products.values()]
     axes.set_xlim(min(intensities) / 2.5, max(intensities) * 2.5)
     axes.set_ylim(min(rates) / 2.5, max(rates) * 2.5)
     handles = []
     for number, point in enumerate(points, 1):
-        x, y = point["intensity"], point["operations_per_second"]
-        handles += axes.plot(x, y, label=f"{number}  {point['name']}", **_style(point))
+        x, y = point.intensity, point.operations_per_second
+        handles += axes.plot(x, y, label=f"{number}  {point.name}", **_style(point))
     axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
     axes.set_ylabel("operations/s", fontsize=TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
@@ -149,20 +127,20 @@ def figure(facts: dict[str, Any]) -> Figure:
     return drawn
 
 
-def _style(point: dict[str, Any]) -> dict[str, Any]:
-    colour, marker = _STYLES[point["kind"]]
-    hollow = point["name"].endswith("backward")
-    size = 15 if point["kind"] == "whole step" else 7
+def _style(point: Point) -> dict[str, Any]:
+    colour, marker = _STYLES[point.kind]
+    hollow = point.name.endswith("backward")
+    size = 15 if point.kind == "whole step" else 7
     # White edges tell filled ones apart where they lie on each other.
     face, edge = ("white", colour) if hollow else (colour, "white")
     style = {"linestyle": "", "marker": marker, "markersize": size, "zorder": 3, "color": colour}
     return {**style, "markeredgewidth": 1.5 if hollow else 0.8, "markerfacecolor": face, "markeredgecolor": edge}
 
 
-def _label(number: int, point: dict[str, Any]) -> Label:
-    colour, _ = _STYLES[point["kind"]]
-    text = "whole step" if point["kind"] == "whole step" else str(number)
-    return Label(point["intensity"], point["operations_per_second"], text, colour)
+def _label(number: int, point: Point) -> Label:
+    colour, _ = _STYLES[point.kind]
+    text = "whole step" if point.kind == "whole step" else str(number)
+    return Label(point.intensity, point.operations_per_second, text, colour)
 
 
 def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annotation]:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastres.bench import norms
 from fastres.bench.counts import Convolution, layers_of, norm_operations, total, update_work
+from fastres.bench.schema import Kind
 from fastres.bench.timing import Call
 from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
@@ -29,8 +30,7 @@ class Part:
     """Something that a step does."""
 
     name: str
-    kind: str
-    """`augmentation`, `convolutions`, `BN and activation`, `optimizer` or `whole step`."""
+    kind: Kind
     operations: int
     bytes: int
     products: str

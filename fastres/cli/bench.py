@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fastres.cli.options import Device, Json, Overrides, continued
-from fastres.cli.printing import print_json, print_table
+from fastres.cli.printing import print_json
 from fastres.utils.terminal import printable
 
 app = typer.Typer(no_args_is_help=True, help="Measure recipes against each other, and a step against the machine.")
@@ -28,9 +28,9 @@ def pareto(
 
     result = train_all(recipes, seeds=runs, settings=set_, out=out, device=device, quiet=quiet)
     if as_json:
-        print_json({"out": str(result.folder), **result.facts})
+        print_json({"out": str(result.folder), **result.facts.to_json()})
         return
-    print_table(*page.table(result.facts), left=1)
+    print(page.table(result.facts).plain())
     for warning in page.warnings(result.facts):
         print(f"\n{printable(warning)}")
     print()
@@ -53,12 +53,12 @@ def roofline(
 
     result = measure(recipe, settings=set_, out=out, device=device)
     if as_json:
-        print_json({"out": str(result.folder), **result.facts})
+        print_json({"out": str(result.folder), **result.facts.to_json()})
         return
     for line in roofline_page.ceilings(result.facts):
         print(line)
     print()
-    print_table(*roofline_page.table(result.facts), left=1)
+    print(roofline_page.table(result.facts).plain())
     for warning in roofline_page.warnings(result.facts):
         print(f"\n{printable(warning)}")
     print()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fastres.cli.options import Device, Json, RunFolder, Source
-from fastres.cli.printing import print_json, print_table
+from fastres.cli.printing import print_json
 from fastres.utils.terminal import printable
 
 
@@ -53,7 +53,7 @@ def evaluate(
     _print_measures(classes, measured.class_accuracy, measured.confusion)
     if corruptions is not None:
         print()
-        print_table(*corrupted.rows(corruptions), left=1)
+        print(corrupted.table(corruptions).plain())
         print(corrupted.describe(corruptions))
 
 
@@ -92,7 +92,7 @@ def compare(
     comparison = read_all(runs)
     folder = page.write_page(comparison, out)
     if as_json:
-        print_json({"out": str(folder), **facts(comparison)})
+        print_json({"out": str(folder), **facts(comparison).to_json()})
         return
     page.render(comparison)
     print()
@@ -101,6 +101,8 @@ def compare(
 
 def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], confusion: list[list[int]]) -> None:
     """Accuracy of each class, and the class it is most often taken for."""
+    from fastres.report.document import Table
+
     rows = []
     for label, name in enumerate(classes):
         others = [(count, predicted) for predicted, count in enumerate(confusion[label]) if predicted != label]
@@ -108,4 +110,4 @@ def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], conf
         fraction = accuracy[label]
         taken = f"{classes[predicted]} ({count})" if count else "-"
         rows.append([name, "no images" if fraction is None else f"{fraction:.2%}", f"{sum(confusion[label]):,}", taken])
-    print_table(["class", "accuracy", "images", "most often taken for"], rows, left=1)
+    print(Table(["class", "accuracy", "images", "most often taken for"], rows).plain())

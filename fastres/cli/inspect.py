@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fastres.cli.options import Json, Overrides, RecipeFile, Root
-from fastres.cli.printing import print_json, print_table
+from fastres.cli.printing import print_json
 
 
 def show(
@@ -22,6 +22,7 @@ def show(
 
     from fastres.models import build, count_parameters, layers
     from fastres.recipe import Recipe
+    from fastres.report.document import Table
     from fastres.training.data import shape_of
 
     loaded = Recipe.load(recipe, set_)
@@ -36,8 +37,8 @@ def show(
         return
     classes, size, known = shape_of(loaded.data)
     network = build(loaded.model, classes, size)
-    table = layers(network, size)
-    parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in table)
+    network_layers = layers(network, size)
+    parameters, products = count_parameters(network), sum(layer.multiply_adds for layer in network_layers)
     points = []
     if loaded.sweep is not None and loaded.sweep.search is None:
         from fastres.experiments.sweep.plan import load
@@ -48,7 +49,7 @@ def show(
             {
                 "recipe": loaded.model_dump(exclude_none=True),
                 "recipe_hash": loaded.hash(),
-                "layers": [asdict(layer) for layer in table],
+                "layers": [asdict(layer) for layer in network_layers],
                 "parameters": parameters,
                 "multiply_adds": products,
                 **({"points": {point.name: point.settings for point in points}} if points else {}),
@@ -58,10 +59,10 @@ def show(
     print(loaded.to_toml())
     rows = [
         [layer.name, layer.kind, "×".join(map(str, layer.output)), f"{layer.parameters:,}", f"{layer.multiply_adds:,}"]
-        for layer in table
+        for layer in network_layers
     ]
     total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
-    print_table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], left=3)
+    print(Table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], words=3).plain())
     work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
     print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
     if not known:
@@ -72,7 +73,7 @@ def show(
         keys = results.labels([*points[0].settings])
         print(f"\n{len(points)} points, for `fastres sweep`; the layers above are those of the recipe without a point")
         cells = [[point.name, *(results.shown(point.settings[key]) for key in keys)] for point in points]
-        print_table(["point", *keys.values()], cells, left=1)
+        print(Table(["point", *keys.values()], cells).plain())
 
 
 def doctor(root: Root = None, as_json: Json = False) -> None:

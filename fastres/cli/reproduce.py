@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fastres.cli.options import Device, Json, Overrides
-from fastres.cli.printing import print_json, print_table
+from fastres.cli.printing import print_json
 
 
 def reproduce(
@@ -47,22 +47,22 @@ def reproduce(
 
         plan = make(claims or [], **options)
         if as_json:
-            print_json(listing.facts(plan))
+            print_json(listing.facts(plan).to_json())
             return
-        print_table(*listing.claims(plan), left=3)
+        print(listing.claims(plan).plain())
         print()
-        print_table(*listing.runs(plan), left=1)
+        print(listing.runs(plan).plain())
         print(f"\n{listing.total(plan)}")
         return
     from fastres.experiments.reproduce.page import counts
     from fastres.experiments.reproduce.run import reproduce as measure_all
+    from fastres.report.document import Table
 
     result = measure_all(claims or [], **options, device=device, workers=workers, quiet=quiet)
     if as_json:
-        print_json({"out": str(result.folder), **result.facts})
+        print_json({"out": str(result.folder), **result.facts.to_json()})
         return
-    columns = ("name", "figure", "measured", "seeds", "verdict")
-    lines = [[str(row[key]) for key in columns] for row in result.facts["claims"]]
-    print_table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, left=3)
-    print(f"\n{counts(result.findings)}")
+    lines = [[row.name, row.figure, row.measured, str(row.seeds), row.verdict] for row in result.facts.claims]
+    print(Table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, words=3).plain())
+    print(f"\n{counts(result.facts)}")
     print(f"page {result.folder / 'report.html'}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fastres.cli.options import Device, Json, Overrides, RecipeFile, continued
-from fastres.cli.printing import print_json, print_table
+from fastres.cli.printing import print_json
 from fastres.engine.memory import StartupTimer
 from fastres.errors import UserError
 
@@ -103,10 +103,10 @@ def sweep(
     if as_json:
         print_json({"out": str(result.folder), **result.summary.to_json()})
         return
-    print_table(*table(result.summary), left=1)
+    print(table(result.summary).plain())
     if result.summary.means:
         print()
-        print_table(*means_table(result.summary), left=0)
+        print(means_table(result.summary).plain())
     for note in notes(result.summary):
         print(f"\n{note}")
     print(f"\nsweep folder {result.folder}")

@@ -14,6 +14,7 @@ from fastres.evaluation.corruptions.values import Pixels
 from fastres.evaluation.metrics import Measures, measure
 from fastres.evaluation.predict import test_set
 from fastres.evaluation.trained import TrainedModel
+from fastres.report.document import Table
 from fastres.runs.schema import Corruptions
 from fastres.utils.files import check_writable, write_bytes
 from fastres.utils.progress import progress, say
@@ -143,15 +144,15 @@ def _why_not_written(folder: Path, kinds: Sequence[str], severities: Sequence[in
     return f"{path} stays as it is: it has kinds or severities that were not asked for now" if more else None
 
 
-def rows(summary: Corruptions) -> tuple[list[str], list[list[str]]]:
-    """The summary as a table in percent: header and rows."""
+def table(summary: Corruptions) -> Table:
+    """The summary in percent."""
     header = ["shift", *(f"severity {severity}" for severity in summary.severities), "mean"]
     lines = [
         [kind, *(f"{accuracy:.2%}" for accuracy in accuracies), f"{summary.mean_by_kind[kind]:.2%}"]
         for kind, accuracies in summary.accuracy.items()
     ]
     means = [f"{accuracy:.2%}" for accuracy in summary.mean_by_severity]
-    return header, [*lines, ["mean", *means, f"{summary.mean_corruption_accuracy:.2%}"]]
+    return Table(header, [*lines, ["mean", *means, f"{summary.mean_corruption_accuracy:.2%}"]])
 
 
 def describe(summary: Corruptions) -> str:

@@ -1,9 +1,9 @@
 """Accuracy against what it costs: a panel for training speed and one for time, with the Pareto front."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fastres.report import style
 from fastres.report.labels import Label, write_beside
+from fastres.utils.json_files import Amount, Count, Entry, Share
 from fastres.utils.statistics import Sample
 
 # Okabe and Ito's palette without its yellow, which is too light for lines on white.
@@ -21,16 +22,16 @@ COSTS = {"images_per_second": "training speed (images/s)", "seconds": "time of t
 """The costs that accuracy is drawn against, each with the label of its axis."""
 
 
-class Record(NamedTuple):
+class Record(Entry):
     """One published result on CIFAR-10's original pixels."""
 
     name: str
-    accuracy: float
-    """Mean test accuracy, as a share."""
-    seconds: float
+    accuracy: Share
+    """Mean test accuracy."""
+    seconds: Amount
     """Of one run."""
     device: str
-    runs: int | None
+    runs: Count | None
     """Number of runs in the mean; None where it was not published."""
     source: str
     """URL of the publication."""
@@ -46,8 +47,8 @@ class Mark:
     """In the legend."""
     style_index: int
     """Index among all marks, also those of other figures: decides colour and marker."""
-    runs: Sequence[Mapping[str, Any]]
-    """`test_accuracy` (a share), `seconds` and `images_per_second` of each seed; None where it is not known."""
+    runs: Sequence[Entry]
+    """With `test_accuracy`, `seconds` and `images_per_second` of each seed; None where it is not known."""
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds; None where no run has it."""

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from matplotlib.figure import Figure
 
 from fastres.recipe import Recipe
 from fastres.report import run_figures
-from fastres.report.html import details, document, picture, table
+from fastres.report.document import Details, Heading, Note, Part, Picture, Table, Tiles, write
 from fastres.report.style import LEAKY, png
 from fastres.runs.environment import Environment
 from fastres.runs.schema import Epoch, Summary
-from fastres.utils.files import write_bytes
-from fastres.utils.format import plural, wall_time
+from fastres.utils.format import DASH, number, plural, wall_time
 from fastres.utils.statistics import wilson
+
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,30 @@ def write_report(
     `rows` are those of metrics.jsonl. Raises UserError where the run directory cannot be written.
     """
     leak = summary.split == "report"
-    pictures = []
-    for name, figure, caption in _figures(rows, summary, report_data, leak=leak):
-        data = png(figure)
-        write_bytes(run / "figures" / f"{name}.png", data)
-        pictures.append(picture(name, data, caption))
     what = f"A {recipe.model.name} for {plural(len(report_data.classes), 'class', 'classes')} of {summary.source}."
-    body = [
-        f"<h1>{escape(str(summary.name))}</h1>",
-        f'<p class="soft">{escape(what)}</p>',
+    total = plural(len(report_data.test_labels), "test image", "test images")
+    machine = json.dumps(environment.to_json(), indent=2, ensure_ascii=False)
+    parts: list[Part] = [
+        Note(what, "soft"),
         _headline(summary, report_data),
-        *_notes(summary, leak=leak),
-        "<h2>How it was made</h2>",
+        f"The interval (Wilson, {total}) covers the choice of the test images only. Another seed gives another network "
+        "and another accuracy, by an amount that one run cannot show.",
+        *map(Note, _warnings(summary, leak=leak)),
+        Heading("How it was made"),
+        "The resolved recipe lies beside this page, and is printed below; this trains it again: fastres train "
+        "recipe.toml",
         _made(summary, environment, report_data),
-        "<h2>Figures</h2>",
-        *pictures,
-        "<h2>Accuracy by class</h2>",
+        Heading("Figures"),
+        *(Picture(name, png(figure), text) for name, figure, text in _figures(rows, summary, report_data, leak=leak)),
+        Heading("Accuracy by class"),
         _by_class(report_data),
-        "<h2>Details</h2>",
-        details("Every epoch", _epochs(rows, leak=leak)),
-        details("Recipe, resolved", f"<pre>{escape(recipe.to_toml())}</pre>"),
-        details("Environment", f"<pre>{escape(json.dumps(environment.to_json(), indent=2, ensure_ascii=False))}</pre>"),
+        Heading("Details"),
+        Details("Every epoch", _epochs(rows, leak=leak)),
+        Details("Recipe, resolved", recipe.to_toml()),
+        Details("Environment", machine),
     ]
-    path = run / "report.html"
-    write_bytes(path, document(str(summary.name), body))
-    return path
+    write(run, [PAGE], str(summary.name), parts)
+    return run / PAGE
 
 
 def _figures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: bool) -> list[tuple[str, Figure, str]]:
@@ -153,59 +152,50 @@ def _predicted(shown: ReportData) -> np.ndarray:
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _headline(summary: Summary, shown: ReportData) -> str:
+def _headline(summary: Summary, shown: ReportData) -> Tiles:
     total = len(shown.test_labels)
     accuracy, multiply_adds = summary.test_accuracy or 0.0, summary.multiply_adds or 0
     low, high = wilson(round(accuracy * total), total)
-    speed = summary.images_per_second
     cold, warm = summary.cold_seconds, summary.warm_seconds  # a run of an older version has no warm figure
     first = f"first step after {wall_time(cold if warm is None else warm)}"
     if warm is not None and cold is not None:
         first += f", after {wall_time(cold)} in the run that compiled it"
     stall = summary.input_stall  # a run of an older version has none
     waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary.loader} loader"
-    tiles = [
-        ("Test accuracy", f"{accuracy:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
-        (
-            "Parameters",
-            f"{summary.parameters:,}",
-            f"trainable; {multiply_adds / 1e6:,.1f} M multiply-adds an image",
-        ),
-        ("Training speed", "–" if speed is None else f"{speed:,.0f}", f"images a second, first step left out{waiting}"),
-        ("Whole run", wall_time(summary.seconds), first),
-    ]
-    cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in tiles)
-    return (
-        f'<dl class="tiles">{cells}</dl>\n'
-        f"<p>The interval (Wilson, {plural(total, 'test image', 'test images')}) covers the choice of the test images "
-        "only. Another seed gives another network and another accuracy, by an amount that one run cannot show.</p>"
+    speed, size = number(summary.images_per_second, ",.0f"), f"{multiply_adds / 1e6:,.1f} M multiply-adds an image"
+    return Tiles(
+        [
+            ("Test accuracy", f"{accuracy:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
+            ("Parameters", f"{summary.parameters:,}", f"trainable; {size}"),
+            ("Training speed", speed, f"images a second, first step left out{waiting}"),
+            ("Whole run", wall_time(summary.seconds), first),
+        ]
     )
 
 
-def _notes(summary: Summary, *, leak: bool) -> list[str]:
-    notes = []
+def _warnings(summary: Summary, *, leak: bool) -> list[str]:
+    texts = []
     if leak:
-        notes.append(
-            '<strong>Leaky validation.</strong> With <code>data.split = "report"</code> most validation images are '
-            "trained on. Their loss and accuracy say nothing about new images; weights chosen by them are chosen by "
-            'training data. <code>data.split = "holdout"</code> is the honest split.'
+        texts.append(
+            'Leaky validation. With data.split = "report" most validation images are trained on. Their loss and '
+            "accuracy say nothing about new images; weights chosen by them are chosen by training data. "
+            'data.split = "holdout" is the honest split.'
         )
-    best = summary.best
-    if best and best.metric.startswith("test_"):
-        notes.append(
-            "<strong>Chosen on the test images.</strong> The tested weights are those of the epoch with the best "
-            f"{escape(best.metric.replace('_', ' '))}, so the test accuracy above is optimistic."
+    if summary.best and summary.best.metric.startswith("test_"):
+        texts.append(
+            "Chosen on the test images. The tested weights are those of the epoch with the best "
+            f"{summary.best.metric.replace('_', ' ')}, so the test accuracy above is optimistic."
         )
     if summary.stopped != "completed":
-        notes.append(f"Stopped after {_epochs_of(summary)}: {escape(str(summary.stopped))}.")
-    return [f'<p class="warning">{note}</p>' for note in notes]
+        texts.append(f"Stopped after {_epochs_of(summary)}: {summary.stopped}.")
+    return texts
 
 
 def _epochs_of(summary: Summary) -> str:
     return plural(summary.epochs or 0, "epoch", "epochs")
 
 
-def _made(summary: Summary, environment: Environment, shown: ReportData) -> str:
+def _made(summary: Summary, environment: Environment, shown: ReportData) -> Table:
     version = str(environment.fastres)
     if environment.commit:
         version += f", commit {environment.commit[:12]}" + (" with changes" if environment.dirty else "")
@@ -221,24 +211,19 @@ def _made(summary: Summary, environment: Environment, shown: ReportData) -> str:
         + f", {len(shown.test_labels):,} to test on",
         "Length": f"{_epochs_of(summary)}, {plural(summary.steps or 0, 'step', 'steps')}",
         "Weights tested": weights,
-        "Test loss": "–" if summary.test_loss is None else f"{summary.test_loss:.4f} nats an image",
-        "Calibration error": "–" if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
+        "Test loss": DASH if summary.test_loss is None else f"{summary.test_loss:.4f} nats an image",
+        "Calibration error": DASH if calibration is None else f"{calibration:.2%} (expected, of the probability given)",
         "Precision": str(summary.precision),
         "Compiled": compiled,
         "Device": str(summary.device or "unknown"),
-        "Peak memory": "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+        "Peak memory": DASH if memory is None else f"{memory / 2**20:,.0f} MiB",
         "Software": f"fastres {version}; torch {environment.torch}; Python {environment.python}",
         "Recipe hash": str(summary.recipe_hash),
     }
-    lines = "".join(f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-    return (
-        "<p>The resolved recipe lies beside this page, and is printed below; this trains it again:</p>\n"
-        "<pre>fastres train recipe.toml</pre>\n"
-        f'<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>'
-    )
+    return Table([], [*facts.items()], words=2)
 
 
-def _by_class(shown: ReportData) -> str:
+def _by_class(shown: ReportData) -> Table:
     predicted = _predicted(shown)
     lines = []
     for label, name in enumerate(shown.classes):
@@ -247,15 +232,14 @@ def _by_class(shown: ReportData) -> str:
         low, high = wilson(correct, len(answers))
         counts = np.bincount(answers[answers != label], minlength=len(shown.classes))
         rival = int(counts.argmax())
-        taken = f"{shown.classes[rival]} ({counts[rival]:,})" if counts[rival] else "–"
-        accuracy = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else ["–", "–"]
+        taken = f"{shown.classes[rival]} ({counts[rival]:,})" if counts[rival] else DASH
+        accuracy = [f"{correct / len(answers):.1%}", f"{low:.1%} to {high:.1%}"] if len(answers) else [DASH, DASH]
         lines.append([name, str(label), f"{len(answers):,}", f"{correct:,}", *accuracy, taken])
-    return table(
-        ["Class", "Label", "Test images", "Correct", "Accuracy", "95% interval", "Most often taken for"], lines
-    )
+    header = ["Class", "Label", "Test images", "Correct", "Accuracy", "95% interval", "Most often taken for"]
+    return Table(header, lines)
 
 
-def _epochs(rows: list[Epoch], *, leak: bool) -> str:
+def _epochs(rows: list[Epoch], *, leak: bool) -> Table:
     """The rows of metrics.jsonl; a column for each field that any of them has."""
     val = LEAKY if leak else "validation"
     columns = {
@@ -273,5 +257,5 @@ def _epochs(rows: list[Epoch], *, leak: bool) -> str:
         "input_stall": ("Waiting for data", ".1%"),
     }
     used = {key: column for key, column in columns.items() if any(key in row.model_fields_set for row in rows)}
-    lines = [["–" if row[key] is None else format(row[key], form) for key, (_, form) in used.items()] for row in rows]
-    return table([name for name, _ in used.values()], lines)
+    lines = [[number(row[key], form) for key, (_, form) in used.items()] for row in rows]
+    return Table([name for name, _ in used.values()], lines)

@@ -8,8 +8,6 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from fastres._version import __version__
 from fastres.utils.json_files import Count, Entry, File
 from fastres.utils.machine import installed_version, nvidia_gpus, run_quietly, variables
@@ -152,10 +150,10 @@ def environment(device: str | None = None) -> Environment:
     packages = ("torch", "torchvision", "triton", "numba", "numpy")
     facts = facts.updated(**{package: installed_version(package) for package in packages})
     for part in (_cpu(), _torch(), *([] if device is None else [Environment(device=device)])):
-        facts = facts.updated(**{key: part[key] for key in part.model_fields_set})
+        facts = facts.updated(**part.given())
     return facts
 
 
-def facts_to_publish() -> dict[str, JsonValue]:
+def facts_to_publish() -> Environment:
     """`environment()` for a file that is made to be shown: without `variables`, which hold paths of this machine."""
-    return {key: value for key, value in environment().to_json().items() if key not in ("variables", "version")}
+    return Environment(**{key: value for key, value in environment().given().items() if key != "variables"})

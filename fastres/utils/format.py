@@ -1,4 +1,12 @@
-"""Counts and durations as people read them."""
+"""Numbers, counts and durations as people read them."""
+
+DASH = "–"
+"""In the place of what is not known."""
+
+
+def number(value: float | None, form: str) -> str:
+    """`value` in the format `form`, a dash for None."""
+    return DASH if value is None else format(value, form)
 
 
 def plural(count: float, one: str, many: str) -> str:
@@ -9,7 +17,7 @@ def plural(count: float, one: str, many: str) -> str:
 def wall_time(value: float | None) -> str:
     """Seconds as text, above ten minutes in hours and minutes; a dash for None."""
     if value is None:
-        return "–"
+        return DASH
     if value < 600:
         return f"{value:.1f} s"
     hours, rest = divmod(round(value / 60), 60)

@@ -54,9 +54,13 @@ class Entry(BaseModel):
         """The fields that were given, in their order."""
         return self.model_dump(mode="json", exclude_unset=True)
 
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, as they are."""
+        return {key: self[key] for key in self.model_fields_set}
+
     def updated(self, **fields: Any) -> Self:
         """The object with other values of `fields`, checked."""
-        return type(self).model_validate({**{key: self[key] for key in self.model_fields_set}, **fields})
+        return type(self).model_validate(self.given() | fields)
 
     @classmethod
     def parse(cls, data: bytes | str, path: Path, fix: str = DAMAGED) -> Self:

@@ -1,6 +1,7 @@
 """The roofline: attainable rates, points that cannot be, the parts of a step, the figure."""
 
 import itertools
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 
 from fastres.bench import norms, roofline, roofline_page
 from fastres.bench.ceilings import last_level_cache, memory_rates
-from fastres.bench.roofline import TINY, above, attainable, measure_step, point
+from fastres.bench.roofline import TINY, above, attainable, better, measure_step, point
+from fastres.bench.schema import Kind, Machine, MatrixRate, Point, Roofline
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, Timing
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.report.document import markdown_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,13 +33,18 @@ def recipe(**tables: Any) -> Recipe:
     return Recipe.model_validate(TABLES | tables)
 
 
-def part(operations: int, moved: int, kind: str = "convolutions") -> Part:
+def part(operations: int, moved: int, kind: Kind = "convolutions") -> Part:
     return Part("a part", kind, operations, moved, "fp32", lambda: lambda: None)
 
 
-def placed(operations: int, moved: int, seconds: float) -> dict[str, Any]:
+def placed(operations: int, moved: int, seconds: float) -> Point:
     """A point on a machine of 10 bytes and 100 operations a second."""
     return point(part(operations, moved), Timing([seconds] * 3, "wall"), 10.0, 100.0)
+
+
+def product(rate: float) -> MatrixRate:
+    about: dict[str, Any] = {"what": "matrix product", "precision": "fp32", "side": 2048, "microseconds": 1.0}
+    return MatrixRate(**about, quartiles_microseconds=(1.0, 1.0), operations_per_second=rate, method="wall")
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -49,11 +55,11 @@ def test_the_roof_by_hand() -> None:
     assert [attainable(intensity, 10, 100) for intensity in (0.5, 9, 10, 50)] == [5, 90, 100, 100]
 
 
-@given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6), st.floats(1e3, 1e12), st.floats(1e3, 1e12), st.floats(1e-9, 1e3))
+@given(st.integers(1, 10**9), st.integers(1, 10**9), st.floats(1e3, 1e12), st.floats(1e3, 1e12), st.floats(1e-9, 1e3))
 def test_a_point_lies_above_its_roof_when_it_beats_either_ceiling(
-    operations: float, moved: float, memory: float, products: float, seconds: float
+    operations: int, moved: int, memory: float, products: float, seconds: float
 ) -> None:
-    found = point(part(operations, moved), Timing([seconds] * 3, "wall"), memory, products)  # type: ignore[arg-type]
+    found = point(part(operations, moved), Timing([seconds] * 3, "wall"), memory, products)
     # The definition without intensities: no faster than its bytes through the memory, nor than its operations.
     least = max(moved / memory, operations / products)
     # A few roundings of 1e-16 each.
@@ -65,7 +71,7 @@ def test_points_that_cannot_be_are_named() -> None:
     slow, tight, counted_twice = placed(100, 10, 2.0), placed(100, 10, 0.95), placed(200, 10, 1.0)
     assert (slow["roof"], slow["operations_per_second"], slow["share"]) == (100.0, 50.0, 0.5)
     assert above([slow, tight]) == [], "5% is what ceilings drift by"
-    assert above([{**slow, "name": "slow"}, {**counted_twice, "name": "twice"}]) == ["twice"]
+    assert above([slow.updated(name="slow"), counted_twice.updated(name="twice")]) == ["twice"]
     bytes_twice = placed(10, 20, 1.0)  # 10 operations and 20 bytes in a second, of 10 bytes that can be
     assert bytes_twice["share"] == 2.0 and above([bytes_twice])
 
@@ -80,9 +86,9 @@ def test_memory_is_measured_by_what_crosses_the_bus() -> None:
 
 
 def test_the_better_of_two_measurements_of_a_ceiling_counts() -> None:
-    assert roofline._better({"copy": 2.0, "read": 5.0}, {"copy": 3.0, "read": 4.0}) == {"copy": 3.0, "read": 5.0}
-    slow, fast = ({"operations_per_second": rate, "side": side} for rate, side in ((1.0, 512), (2.0, 1024)))
-    assert roofline._better({"fp32": fast}, {"fp32": slow}) == {"fp32": fast}
+    assert better({"copy": 2.0, "read": 5.0}, {"copy": 3.0, "read": 4.0}, float) == {"copy": 3.0, "read": 5.0}
+    rate = attrgetter("operations_per_second")
+    assert better({"fp32": product(2e9)}, {"fp32": product(1e9)}, rate) == {"fp32": product(2e9)}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +163,7 @@ def test_a_compiled_norm_is_the_norm() -> None:
 
 
 @pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
+def facts() -> Roofline:
     """Made-up figures of a machine of 20 GB/s and 1 TFLOP/s."""
     memory, products = {"copy": 14e9, "update": 20e9, "read": 19e9}, {"bf16": 1e12, "fp32": 2e11}
     made = [
@@ -169,31 +175,28 @@ def facts() -> dict[str, Any]:
         ("whole step", "whole step", 1.2e10, 1e8, 0.04, "bf16"),
     ]
     points = [
-        {
-            **point(
-                Part(name, kind, round(operations), round(moved), precision, lambda: lambda: None),
-                Timing([seconds] * 3, "wall"),
-                20e9,
-                products[precision],
-            ),
-            "sets": 1,
-        }
+        point(
+            Part(name, kind, round(operations), round(moved), precision, lambda: lambda: None),  # type: ignore[arg-type]
+            Timing([seconds] * 3, "wall"),
+            20e9,
+            products[precision],
+        )
         for name, kind, operations, moved, seconds, precision in made
     ]
-    return {
-        "recipe": "made_up.toml",
-        "set": [],
-        "batch_size": 20,
-        "precision": "bf16",
-        "machine": {"device": "x", "cpu_model": "a processor", "gpu_name": None, "threads": 2},
-        "memory": memory,
-        "products": {name: {"operations_per_second": rate, "side": 2048} for name, rate in products.items()},
-        "points": points,
-        "above": above(points),
-    }
+    return Roofline(
+        recipe="made_up.toml",
+        set=[],
+        batch_size=20,
+        precision="bf16",
+        machine=Machine(device="x", cpu_model="a processor", gpu_name=None, threads=2, cache_bytes=1 << 25),
+        memory=memory,
+        products={name: product(rate) for name, rate in products.items()},
+        points=points,
+        above=above(points),
+    )
 
 
-def test_the_table_and_the_warning(facts: dict[str, Any], tmp_path: Path) -> None:
+def test_the_table_and_the_warning(facts: Roofline, tmp_path: Path) -> None:
     roofline_page.write(tmp_path, facts)
     text = (tmp_path / "roofline.md").read_text()
     assert "made_up.toml, batch 20, bf16, on a processor, 2 threads" in text
@@ -204,11 +207,11 @@ def test_the_table_and_the_warning(facts: dict[str, Any], tmp_path: Path) -> Non
     )
     assert f"{row} 40% |" in text
     assert "**optimizer lies above its roof, at 250% of it" in text and text.count("lies above its roof") == 1
-    assert markdown_table(*roofline_page.table(facts)) in text
+    assert roofline_page.table(facts).markdown() in text
     assert (tmp_path / "roofline.png").read_bytes() == roofline_page.picture(facts), "the same facts, the same bytes"
 
 
-def test_the_figure_has_every_point_and_roof(facts: dict[str, Any]) -> None:
+def test_the_figure_has_every_point_and_roof(facts: Roofline) -> None:
     axes = roofline_page.figure(facts).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     lines = [line.get_xydata().tolist() for line in axes.get_lines()]

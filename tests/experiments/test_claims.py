@@ -32,7 +32,7 @@ from fastres.experiments.reproduce.verdicts import (
     mean_and_sd,
 )
 from fastres.recipe import Recipe
-from fastres.report.document import Heading, Picture, Table, Text, Verbatim, html, markdown
+from fastres.report.document import Details, Heading, Link, Note, Picture, Table, Tiles, html, markdown
 from fastres.report.style import png
 from fastres.runs.schema import Epoch
 from fastres.utils.statistics import quantile
@@ -308,15 +308,20 @@ def test_both_pages_say_the_same_and_escape_what_they_are_given() -> None:
     odd = "<b>|a\nb"
     picture = png(leak([Epoch(epoch=1, train_loss=2.0, val_loss=1.0)], [Epoch(epoch=1, val_loss=3.0)]))
     parts = [
-        Text(odd, warning=True),
-        Heading("Part"),
-        Table(["A", "B"], [[odd, "two"]]),
+        Note(odd),
+        odd,
+        Heading(odd),
+        Tiles([(odd, odd, odd)]),
+        Table([odd, "B"], [[odd, Link(odd, "a folder/")]]),
         Picture("leak", picture, odd),
-        Verbatim("Command", odd),
+        Details(odd, odd),
+        Details("Table", Table(["A", "B"], [[odd, "two"]])),
     ]
-    shown = Page(html("Title", parts).decode())
-    assert "b" not in [tag for tag, _ in shown.tags]
-    assert "".join(shown.text).count(odd) == 4
+    text = html(odd, parts)
+    shown = Page(text)
+    assert "<b>" not in text and {tag for tag, _ in shown.tags}.isdisjoint({"b", "script", "link"})
+    assert "".join(shown.text).count(odd) == 15
+    assert ("a", {"href": "a%20folder/"}) in shown.tags
     assert len(shown.images()) == 1
     written = markdown("Title", parts)
     assert written.startswith("# Title\n") and "| <b>\\|a b | two |" in written and "(figures/leak.png)" in written

@@ -20,6 +20,7 @@ from fastres.experiments.compare import figures
 from fastres.experiments.compare import page as compare_page
 from fastres.experiments.compare.compare import Comparison, compare, differences, facts, flatten, ranges
 from fastres.recipe import Recipe
+from fastres.report import document
 from fastres.report.pareto import pareto_front
 from fastres.report.style import png
 from fastres.utils.statistics import wilson
@@ -430,14 +431,14 @@ def test_times_far_apart_are_on_a_logarithmic_axis(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = compare([make_run(tmp_path / "a"), make_run(tmp_path / "b")])
-    write = compare_page.write_bytes
+    write = document.write_bytes
 
     def full(path: Path, data: bytes) -> None:
         if path.suffix == ".html":
             raise UserError("the disk is full")
         write(path, data)
 
-    monkeypatch.setattr(compare_page, "write_bytes", full)
+    monkeypatch.setattr(document, "write_bytes", full)
     with pytest.raises(UserError, match="the disk is full"):
         compare_page.write_page(comparison, tmp_path / "out")
     assert not (tmp_path / "out").exists()

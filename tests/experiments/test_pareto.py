@@ -11,8 +11,10 @@ from fastres.errors import UserError
 from fastres.experiments.pareto import page
 from fastres.experiments.pareto.published import CLASSES, RECORDS
 from fastres.experiments.pareto.run import pixels_of, plan
+from fastres.experiments.pareto.schema import Means, Pareto, RecipeFacts, RunFacts
 from fastres.recipe import Recipe
 from fastres.report import pareto
+from fastres.runs.schema import Environment
 
 TINY = """
 [data]
@@ -110,42 +112,41 @@ def test_a_copy_of_cifar10_is_known_by_its_classes_and_counts(monkeypatch: pytes
 # ---------------------------------------------------------------------------------------------------- what is shown
 
 
-def run_of(name: str, seed: int, accuracy: float, seconds: float, speed: float, **changes: Any) -> dict[str, Any]:
+def run_of(name: str, seed: int, accuracy: float, seconds: float, speed: float) -> RunFacts:
     run: dict[str, Any] = {"run": f"{name},seed={seed}", "seed": seed, "state": "complete", "error": None}
     run |= {"test_accuracy": accuracy, "test_images": 10_000, "parameters": 1_000_000, "seconds": seconds}
     run |= {"images_per_second": speed, "cold_seconds": 30.0, "warm_seconds": 4.0, "device": "a processor"}
-    return run | changes
+    return RunFacts.model_validate(run)
 
 
-def entry_of(name: str, runs: list[dict[str, Any]], front: list[str]) -> dict[str, Any]:
-    done = [run for run in runs if run["state"] == "complete"]
-    keys = ("test_accuracy", "images_per_second", "seconds", "cold_seconds", "warm_seconds")
-    mean = {key: sum(run[key] for run in done) / len(done) if done else None for key in keys}
-    spread = 0.02 if len(done) > 1 else None
-    parameters = 1_000_000 if done else None
-    about = {"name": name, "chosen_on_test": False, "runs": runs, "parameters": parameters}
-    return {**about, "mean": mean, "sd_test_accuracy": spread, "front": front}
+def entry_of(name: str, runs: list[RunFacts], front: list[str]) -> RecipeFacts:
+    done = [run for run in runs if run.state == "complete"]
+    return RecipeFacts(
+        name=name,
+        chosen_on_test=False,
+        runs=runs,
+        parameters=1_000_000 if done else None,
+        mean=Means(**{key: sum(run[key] for run in done) / len(done) if done else None for key in Means.model_fields}),
+        sd_test_accuracy=0.02 if len(done) > 1 else None,
+        front=front,
+    )
 
 
-def facts(pixels: str | None = "copy") -> dict[str, Any]:
-    lost = {"state": "diverged", "error": "the loss is not finite at step 3", "device": None}
-    nothing = dict.fromkeys(["test_accuracy", "seconds", "images_per_second", "parameters"])
+def facts(pixels: str | None = "copy", **changes: Any) -> Pareto:
+    def lost(name: str, seed: int) -> RunFacts:
+        error = "the loss is not finite at step 3"
+        return RunFacts(run=f"{name},seed={seed}", seed=seed, state="diverged", error=error, test_images=10_000)
+
     entries = [
         entry_of("quick", [run_of("quick", 0, 0.7, 100, 1500)], ["seconds", "images_per_second"]),
         entry_of("good", [run_of("good", seed, 0.9 + 0.04 * seed, 700, 500) for seed in (0, 1)], ["seconds"]),
-        entry_of("poor", [run_of("poor", 0, 0.6, 900, 400), run_of("poor", 1, 0, 0, 0, **lost) | nothing], []),
-        entry_of("lost", [run_of("lost", 0, 0, 0, 0, **lost) | nothing], []),
+        entry_of("poor", [run_of("poor", 0, 0.6, 900, 400), lost("poor", 1)], []),
+        entry_of("lost", [lost("lost", 0)], []),
     ]
-    return {
-        "command": "fastres bench pareto …",
-        "entries": entries,
-        "source": "cifar10-jpeg.tar.xz",
-        "test_images": 10_000,
-        "pixels": pixels,
-        "records": [record._asdict() for record in RECORDS] if pixels else [],
-        "devices": ["a processor"],
-        "environment": {},
-    }
+    about: dict[str, Any] = {"recipes": [], "runs": 2, "set": [], "command": "fastres bench pareto …"}
+    about |= {"entries": entries, "source": "cifar10-jpeg.tar.xz", "test_images": 10_000, "pixels": pixels}
+    about |= {"records": [*RECORDS] if pixels else [], "devices": ["a processor"], "environment": Environment()}
+    return Pareto(**about | changes)
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -166,22 +167,20 @@ def test_the_warnings_are_those_that_apply() -> None:
     assert "lossy copy" not in "".join(page.warnings(facts("original")))
     assert "published" not in "".join(page.warnings(facts(None))) + page.caption(facts(None))
     few = "Tested on 100 of the 10,000 test images"
-    assert few in "".join(page.warnings(facts() | {"test_images": 100}))
-    assert few not in "".join(page.warnings(facts(None) | {"test_images": 100}))
-    several = facts(None) | {"devices": ["one", "other"]}
+    assert few in "".join(page.warnings(facts(test_images=100)))
+    assert few not in "".join(page.warnings(facts(None, test_images=100)))
+    several = facts(None, devices=["one", "other"])
     assert "different devices (one, other)" in "".join(page.warnings(several))
 
 
 def test_nothing_is_drawn_where_nothing_was_finished(tmp_path: Path) -> None:
-    alone = facts()
-    alone["entries"] = alone["entries"][-1:]
-    page.write(tmp_path, alone)
+    page.write(tmp_path, facts(entries=facts().entries[-1:]))
     assert not (tmp_path / "pareto.png").exists() and "pareto.png" not in (tmp_path / "pareto.md").read_text()
 
 
 def test_records_are_on_the_panel_of_times_with_letters() -> None:
     told = facts()
-    marks = [page.mark_of(entry, place) for place, entry in enumerate(told["entries"][:3])]
+    marks = [page.mark_of(entry, place) for place, entry in enumerate(told.entries[:3])]
     figure = pareto.pareto(marks, RECORDS)
     FigureCanvasAgg(figure).draw()
     speed, time = figure.axes

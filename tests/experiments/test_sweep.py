@@ -14,7 +14,7 @@ from fastres.errors import UserError
 from fastres.experiments.sweep import page as sweep_page
 from fastres.experiments.sweep import results
 from fastres.experiments.sweep.plan import load
-from fastres.experiments.sweep.results import markdown, read_point, shown, summarise, table
+from fastres.experiments.sweep.results import means_table, notes, read_point, shown, summarise, table
 from fastres.recipe import Recipe
 from fastres.runs.schema import METRICS, SUMMARY, Best, Epoch, Point, Summary, Sweep
 from fastres.utils.json_files import write_lines
@@ -212,22 +212,21 @@ def test_means_over_seeds() -> None:
     assert means[1]["sd"] == pytest.approx(0.1)
     assert (means[1]["interval_low"], means[1]["interval_high"]) == Sample.of([0.5, 0.6, 0.7]).interval()
     assert means[2]["mean"] is None and means[2]["interval_low"] is None
-    assert "| 0.2 | 3 (1 diverged) | 85.00% |" in markdown(summarise(rows, "test_accuracy", source="x"), "t")
+    assert "| 0.2 | 3 (1 diverged) | 85.00% |" in means_table(summarise(rows, "test_accuracy", source="x")).markdown()
 
 
 def test_the_table_has_what_differs(write: Any) -> None:
     rows = [row("a|b", 0.5, **{"optimizer.name": "sgd", "optimizer.lr": 0.1}), row("c", None)]
     rows[1] = rows[1].updated(settings={"optimizer.name": "adam", "optimizer.lr": None})
     summary = summarise(rows, "test_accuracy", source="x")
-    header, lines = table(summary)
-    assert header == ["point", "optimizer.name", "lr", "test accuracy", "parameters", "images/s", "seconds"]
-    assert lines == [
+    shown_table = table(summary)
+    assert shown_table.header == ["point", "optimizer.name", "lr", "test accuracy", "parameters", "images/s", "seconds"]
+    assert shown_table.lines == [
         ["a|b", "sgd", "0.1", "50.00%", "–", "–", "1,234.6"],
         ["c", "adam", "–", "diverged", "–", "–", "–"],
     ]
-    text = markdown(summary, "title")
-    assert "| a\\|b | sgd | 0.1 | 50.00% | – | – | 1,234.6 |" in text
-    assert "first by its test images, so its result is optimistic" in text
+    assert "| a\\|b | sgd | 0.1 | 50.00% | – | – | 1,234.6 |" in shown_table.markdown()
+    assert "first by its test images, so its result is optimistic" in "".join(notes(summary))
 
 
 @pytest.mark.parametrize(
@@ -332,10 +331,14 @@ def test_names_of_points_are_an_axis(tmp_path: Path, write: Any) -> None:
         )
     ).recipe
     rows = [row(f"a,seed={seed}", 0.5, **{"train.seed": seed}).updated(point="a") for seed in (0, 1)]
-    sweep_page.write_results(tmp_path, summarise(rows, "test_accuracy", source="<b>"), recipe)
+    summary = summarise(rows, "test_accuracy", source="<b>")
+    sweep_page.write_results(tmp_path, summary, recipe)
     page = (tmp_path / "sweep.html").read_text()
     assert "data:image/png;base64," in page and "&lt;b&gt;" in page and "<b>" not in page
     assert "Means over seeds" in page and "optimizer.lr" in page
+    written = (tmp_path / "sweep.md").read_text()
+    assert table(summary).markdown() in written and means_table(summary).markdown() in written
+    assert all(note in written for note in notes(summary))
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert Sweep.read(tmp_path / results.SWEEP).points == rows
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
-from fastres.report.pareto import front, placed
+from fastres.experiments.compare.schema import Compared, ComparedRun, Group, TestedOn
+from fastres.report.pareto import COSTS, front, placed
 from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
 
@@ -166,53 +167,51 @@ def _tested_on(run: Run, runs: Iterable[Run]) -> tuple[str, int | None]:
     return data.source, known[0] if known else data.test_images
 
 
-def facts(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as one JSON object: shares, seconds, images a second; runs are referred to by their numbers."""
+def facts(comparison: Comparison) -> Compared:
+    """The comparison as one JSON object."""
     set_of = {run.number: index for index, data_set in enumerate(comparison.data_sets) for run in data_set.runs}
-    return {
-        "runs": [
-            {
-                "number": run.number,
-                "name": run.name,
-                "run": str(run.path),
-                "finished": run.finished,
-                "status": run.status,
-                "differences": {key: values[index] for key, values in comparison.differences.items()},
-                "interval": run.interval,
-                "epochs": run.epochs_done,
-                "epochs_planned": run.recipe.train.epochs,
-                **run.summary.model_dump(include=_MEASURED),
-                "device": run.device,
-                "data_set": set_of[run.number],
-            }
-            for index, run in enumerate(comparison.runs)
-        ],
-        "groups": [_group_facts(setting) for setting in comparison.groups],
-        "comparable": len(comparison.data_sets) == 1,
-        "data_sets": [
-            {
-                "source": data_set.source,
-                "test_images": data_set.test_images,
-                "runs": [run.number for run in data_set.runs],
-                "pareto_front": {
-                    key: [[run.number for run in setting.runs] for setting in data_set.front(key)]
-                    for key in ("images_per_second", "seconds")
-                },
-            }
-            for data_set in comparison.data_sets
-        ],
-    }
+    runs = [
+        ComparedRun(
+            number=run.number,
+            name=run.name,
+            run=str(run.path),
+            finished=run.finished,
+            status=run.status,
+            differences={key: values[index] for key, values in comparison.differences.items()},
+            interval=run.interval,
+            epochs=run.epochs_done,
+            epochs_planned=run.recipe.train.epochs,
+            device=run.device,
+            data_set=set_of[run.number],
+            **run.summary.model_dump(include=_MEASURED),
+        )
+        for index, run in enumerate(comparison.runs)
+    ]
+    data_sets = [
+        TestedOn(
+            source=data_set.source,
+            test_images=data_set.test_images,
+            runs=[run.number for run in data_set.runs],
+            pareto_front={
+                key: [[run.number for run in setting.runs] for setting in data_set.front(key)] for key in COSTS
+            },
+        )
+        for data_set in comparison.data_sets
+    ]
+    groups = [_group(setting) for setting in comparison.groups]
+    return Compared(runs=runs, groups=groups, comparable=len(data_sets) == 1, data_sets=data_sets)
 
 
-def _group_facts(setting: Setting) -> dict[str, Any]:
+def _group(setting: Setting) -> Group:
     accuracy = setting.sample("test_accuracy")
-    assert accuracy is not None  # a group's runs have been tested
-    values: dict[str, Any] = {
-        "runs": [run.number for run in setting.runs],
-        "seeds": [run.recipe.train.seed for run in setting.counted],
-        "interval": accuracy.interval(),
-    }
+    values: dict[str, float | None] = {}
     for key in ("test_accuracy", "seconds", "images_per_second"):
         sample = setting.sample(key)
-        values |= {f"mean_{key}": sample and sample.mean, f"sd_{key}": sample and sample.sd}
-    return values
+        mean, sd = (None, None) if sample is None else (sample.mean, sample.sd)
+        values |= {f"mean_{key}": mean, f"sd_{key}": sd}
+    return Group(
+        runs=[run.number for run in setting.runs],
+        seeds=[run.recipe.train.seed for run in setting.counted],
+        interval=None if accuracy is None else accuracy.interval(),
+        **values,
+    )

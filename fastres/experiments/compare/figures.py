@@ -49,12 +49,11 @@ def pareto(data_set: DataSet, settings: list[Setting]) -> Figure:
     """Test accuracy of each setting against training speed and time of the run; see `pareto_figure.pareto`.
 
     `settings` are those of the whole comparison, which decide the colours."""
-    keys = {"test_accuracy", "seconds", "images_per_second"}
-    marks = []
-    for index, setting in enumerate(settings):
-        if setting in data_set.settings:
-            runs = [run.summary.model_dump(include=keys) for run in setting.counted]
-            marks.append(Mark(setting.numbers, _name(setting), index, runs))
+    marks = [
+        Mark(setting.numbers, _name(setting), index, [run.summary for run in setting.counted])
+        for index, setting in enumerate(settings)
+        if setting in data_set.settings
+    ]
     return pareto_figure.pareto(marks)
 
 

@@ -1,128 +1,109 @@
 """Output of `fastres bench pareto` from its facts, those of pareto.json: table, figure and notes."""
 
 from pathlib import Path
-from typing import Any
 
-from fastres.report import pareto
-from fastres.report.document import Part, Picture, Table, Text, Verbatim, markdown
-from fastres.report.pareto import Mark, Record
+from fastres.experiments.pareto.schema import Pareto, RecipeFacts
+from fastres.report import document, pareto
+from fastres.report.document import Details, Note, Part, Picture, Table
+from fastres.report.pareto import Mark
 from fastres.report.style import png, short
-from fastres.utils.files import write_bytes, write_json, write_text
+from fastres.utils.format import DASH, number
 
-RESULTS, MARKDOWN, FIGURE = "pareto.json", "pareto.md", "pareto.png"
+RESULTS, MARKDOWN = "pareto.json", "pareto.md"
 _FRONTS = {"seconds": "time", "images_per_second": "speed"}
-_DASH = "–"
 
 
-def write(folder: Path, facts: dict[str, Any]) -> None:
+def write(folder: Path, facts: Pareto) -> None:
     """Write pareto.md, pareto.png and, last, pareto.json into `folder`."""
-    parts: list[Part] = [Table(*table(facts))]
-    if drawable(facts):
-        data = picture(facts)
-        write_bytes(folder / FIGURE, data)
-        parts.append(Picture(Path(FIGURE).stem, data, caption(facts)))
-    parts += [Text(text, warning=True) for text in warnings(facts)]
-    parts += [Text(text) for text in notes(facts)]
-    parts.append(Verbatim("Command", facts["command"]))
-    write_text(folder / MARKDOWN, markdown("Accuracy against throughput", parts, pictures=""))
-    write_json(folder / RESULTS, facts)
+    parts: list[Part] = [table(facts)]
+    if any(recipe.done for recipe in facts.entries):
+        parts.append(Picture("pareto", picture(facts), caption(facts)))
+    parts += [*map(Note, warnings(facts)), *notes(facts), Details("Command", facts.command)]
+    document.write(folder, [MARKDOWN], "Accuracy against throughput", parts, figures="")
+    facts.write(folder / RESULTS)
 
 
-def table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table: a line a recipe, in the order in which they were given."""
+def table(facts: Pareto) -> Table:
+    """A line a recipe, in the order in which they were given."""
     header = ["Recipe", "Test accuracy, mean ± SD", "Seeds", "Images/s", "Seconds", "First step, cold (s)"]
     header += ["First step, warm (s)", "Parameters", "On the front of"]
     forms = {"images_per_second": ",.0f", "seconds": ",.1f", "cold_seconds": ",.1f", "warm_seconds": ",.1f"}
     lines = []
-    for entry in facts["entries"]:
-        mean, sd = entry["mean"], entry["sd_test_accuracy"]
-        done = [run for run in entry["runs"] if run["state"] == "complete"]
-        lost = len(entry["runs"]) - len(done)
+    for recipe in facts.entries:
+        mean, sd, done = recipe.mean, recipe.sd_test_accuracy, len(recipe.done)
+        lost = len(recipe.runs) - done
         spread = "" if sd is None else f" ± {100 * sd:.2f}"
-        lines.append(
-            [
-                entry["name"],
-                _DASH if mean["test_accuracy"] is None else f"{100 * mean['test_accuracy']:.2f}{spread}%",
-                f"{len(done)}" + (f" ({lost} diverged)" if lost else ""),
-                *(_DASH if mean[key] is None else format(mean[key], form) for key, form in forms.items()),
-                _DASH if entry["parameters"] is None else f"{entry['parameters']:,}",
-                " and ".join(_FRONTS[key] for key in entry["front"]) or _DASH,
-            ]
-        )
-    return header, lines
+        accuracy = DASH if mean.test_accuracy is None else f"{100 * mean.test_accuracy:.2f}{spread}%"
+        cells = [recipe.name, accuracy, f"{done} ({lost} diverged)" if lost else f"{done}"]
+        cells += [*(number(mean[key], form) for key, form in forms.items()), number(recipe.parameters, ",d")]
+        lines.append([*cells, " and ".join(_FRONTS[key] for key in recipe.front) or DASH])
+    return Table(header, lines)
 
 
-def mark_of(entry: dict[str, Any], index: int) -> Mark:
+def mark_of(recipe: RecipeFacts, index: int) -> Mark:
     """A recipe's point in the figure."""
-    done = [run for run in entry["runs"] if run["state"] == "complete"]
-    name = short(entry["name"], 30)
-    return Mark(entry["name"], name if len(done) == 1 else f"{name} ({len(done)} seeds)", index, done)
+    name, done = short(recipe.name, 30), recipe.done
+    return Mark(recipe.name, name if len(done) == 1 else f"{name} ({len(done)} seeds)", index, done)
 
 
-def drawable(facts: dict[str, Any]) -> bool:
-    """Whether any recipe has a result."""
-    return any(run["state"] == "complete" for entry in facts["entries"] for run in entry["runs"])
-
-
-def picture(facts: dict[str, Any]) -> bytes:
+def picture(facts: Pareto) -> bytes:
     """The figure, a PNG."""
-    marks = [mark_of(entry, index) for index, entry in enumerate(facts["entries"])]
-    records = [Record(**record) for record in facts["records"]]
-    return png(pareto.pareto([mark for mark in marks if mark.runs], records))
+    marks = [mark_of(recipe, index) for index, recipe in enumerate(facts.entries)]
+    return png(pareto.pareto([mark for mark in marks if mark.runs], facts.records))
 
 
-def caption(facts: dict[str, Any]) -> str:
+def caption(facts: Pareto) -> str:
     """Caption of the figure."""
-    text = f"Test accuracy on {facts['source']} against training speed and against the time of the whole run. "
+    text = f"Test accuracy on {facts.source} against training speed and against the time of the whole run. "
     text += "Filled points are on the Pareto front, which the dashed line follows; bars are one SD over seeds."
-    if not facts["records"]:
+    if not facts.records:
         return text
     published = []
-    for each in facts["records"]:
-        mean = f", mean of {each['runs']:,}" if each["runs"] else ""
-        result = f"{100 * each['accuracy']:.2f}% in {each['seconds']:g} s ({each['device']}{mean})"
-        published.append(f"[{each['name']}]({each['source']}) {result}")
+    for each in facts.records:
+        mean = f", mean of {each.runs:,}" if each.runs else ""
+        result = f"{100 * each.accuracy:.2f}% in {each.seconds:g} s ({each.device}{mean})"
+        published.append(f"[{each.name}]({each.source}) {result}")
     return f"{text} Stars are published results, which take no part in the front: {', '.join(published)}."
 
 
-def warnings(facts: dict[str, Any]) -> list[str]:
+def warnings(facts: Pareto) -> list[str]:
     """Reasons against a comparison."""
     texts = []
-    if facts["records"]:
-        devices = " or ".join(sorted({each["device"] for each in facts["records"]}))
-        where = " and ".join(facts["devices"]) or "another device"
+    if facts.records:
+        devices = " or ".join(sorted({each.device for each in facts.records}))
+        where = " and ".join(facts.devices) or "another device"
         texts.append(
             f"The published results were measured on other devices ({devices}) than these runs ({where}), by their "
             "authors' own clocks: their seconds are no measure of these recipes."
         )
-        if facts["test_images"] not in (None, 10_000):
+        if facts.test_images not in (None, 10_000):
             texts.append(
-                f"Tested on {facts['test_images']:,} of the 10,000 test images that the published results are about."
+                f"Tested on {facts.test_images:,} of the 10,000 test images that the published results are about."
             )
-    if facts["pixels"] == "copy":
+    if facts.pixels == "copy":
         texts.append(
-            f"The images of {facts['source']} are a lossy copy of CIFAR-10: accuracies on them cannot be compared with "
+            f"The images of {facts.source} are a lossy copy of CIFAR-10: accuracies on them cannot be compared with "
             "those of the published results, which are on the original pixels."
         )
-    if len(facts["devices"]) > 1:
-        texts.append(f"The runs were made on different devices ({', '.join(facts['devices'])}): so were their seconds.")
-    optimistic = [entry["name"] for entry in facts["entries"] if entry["chosen_on_test"]]
+    if len(facts.devices) > 1:
+        texts.append(f"The runs were made on different devices ({', '.join(facts.devices)}): so were their seconds.")
+    optimistic = [entry.name for entry in facts.entries if entry.chosen_on_test]
     if optimistic:
         texts.append(
             f"{', '.join(optimistic)}: the epoch that did best on the test images was kept, which is optimistic."
         )
-    lost = [run for entry in facts["entries"] for run in entry["runs"] if run["state"] != "complete"]
-    texts += [f"{run['run']}: {run['state']}: {run['error']}" for run in lost]
+    lost = [run for entry in facts.entries for run in entry.runs if run.state != "complete"]
+    texts += [f"{run.run}: {run.state}: {run.error}" for run in lost]
     return texts
 
 
-def notes(facts: dict[str, Any]) -> list[str]:
+def notes(facts: Pareto) -> list[str]:
     """Notes on reading the numbers."""
     texts = [
         "Seconds are those of the whole run, tests included; images/s are those of the training steps alone. The first "
         "step is done after so many seconds from the start of a run: cold where the step had to be compiled, warm "
         "where an earlier run had left it compiled."
     ]
-    if all(len(entry["runs"]) == 1 for entry in facts["entries"]):
+    if all(len(entry.runs) == 1 for entry in facts.entries):
         texts.append("Each recipe is one seed; another seed moves an accuracy by an amount that this cannot show.")
     return texts

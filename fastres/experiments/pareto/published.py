@@ -11,11 +11,12 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 _AIRBENCH = "https://github.com/KellerJordan/cifar10-airbench"
-RECORDS = (
-    Record("cifar10-speedrun", 0.94008, 2.015, "A100", 2000, "https://github.com/hiverge/cifar10-speedrun"),
-    Record("airbench94_muon", 0.9401, 2.59, "A100", 200, _AIRBENCH),
-    Record("hlb-CIFAR10", 0.94, 6.3, "A100", 25, "https://github.com/tysam-code/hlb-CIFAR10"),
-    Record("cifar10-fast", 0.941, 26.0, "V100", 50, "https://myrtle.ai/learn/how-to-train-your-resnet/"),
-    Record("airbench96_faster", 0.96, 27.3, "A100", 200, _AIRBENCH),
-    Record("standard ResNet-18", 0.96, 420.0, "A100", None, _AIRBENCH),
+_ROWS = (
+    ("cifar10-speedrun", 0.94008, 2.015, "A100", 2000, "https://github.com/hiverge/cifar10-speedrun"),
+    ("airbench94_muon", 0.9401, 2.59, "A100", 200, _AIRBENCH),
+    ("hlb-CIFAR10", 0.94, 6.3, "A100", 25, "https://github.com/tysam-code/hlb-CIFAR10"),
+    ("cifar10-fast", 0.941, 26.0, "V100", 50, "https://myrtle.ai/learn/how-to-train-your-resnet/"),
+    ("airbench96_faster", 0.96, 27.3, "A100", 200, _AIRBENCH),
+    ("standard ResNet-18", 0.96, 420.0, "A100", None, _AIRBENCH),
 )
+RECORDS = tuple(Record.model_validate(dict(zip(Record.model_fields, row, strict=True))) for row in _ROWS)

@@ -14,29 +14,27 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from fastres.data import info
 from fastres.data.sources.resolve import is_cifar10
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
 from fastres.experiments.pareto import page
-from fastres.experiments.pareto.page import mark_of
 from fastres.experiments.pareto.published import CLASSES, RECORDS
+from fastres.experiments.pareto.schema import Means, Pareto, Plan, RecipeFacts, RunFacts
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.run import check_folder, complete, work_of
 from fastres.recipe import DataConfig, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
-from fastres.report.pareto import COSTS, front
+from fastres.report.pareto import COSTS, Mark, front
 from fastres.runs import directory
 from fastres.runs.environment import facts_to_publish
 from fastres.runs.schema import SUMMARY, Point, Summary
-from fastres.utils.files import write_json
 
 PLAN = "plan.json"
-_MEASURED = ("test_accuracy", "test_images", "parameters", "seconds", "images_per_second")
-_MEANS = ("test_accuracy", "images_per_second", "seconds", "cold_seconds", "warm_seconds")
+_MEASURED = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class ParetoResult:
     """Results of the runs."""
 
     folder: Path
-    facts: dict[str, Any]
+    facts: Pareto
     """Contents of pareto.json."""
 
 
@@ -143,11 +141,11 @@ def pareto(
     with directory.run_lock(folder):
         for point in points:
             check_folder(folder / point.name, point)
-        about = {"recipes": [str(path) for path in paths], "runs": seeds, "set": list(settings)}
-        write_json(folder / PLAN, about)
+        about = Plan(recipes=[*map(str, paths)], runs=seeds, set=[*settings])
+        about.write(folder / PLAN)
         (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
         rows = complete(folder, points, work, device, quiet)
-        facts = {"command": _command(paths, seeds, settings), **about, **_facts(folder, entries, rows)}
+        facts = _facts(folder, entries, rows, about, _command(paths, seeds, settings))
         page.write(folder, facts)
     return ParetoResult(folder, facts)
 
@@ -160,50 +158,50 @@ def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- the numbers
 
 
-def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point]) -> dict[str, Any]:
-    """The facts about the runs in pareto.json: accuracies are shares, times seconds."""
+def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point], about: Plan, command: str) -> Pareto:
     row_of = {row.name: row for row in rows}
-    entry_facts: list[dict[str, Any]] = []
-    for entry in entries:
-        best = entry.points[0].recipe.train.best
-        entry_facts.append(
-            {
-                "name": entry.name,
-                "chosen_on_test": best is not None and best.startswith("test_"),
-                "runs": [_run_facts(folder / point.name, row_of[point.name]) for point in entry.points],
-            }
-        )
-    marks = [mark_of(each, index) for index, each in enumerate(entry_facts)]
+    runs = [[_run(folder / point.name, row_of[point.name]) for point in entry.points] for entry in entries]
+    done = [[run for run in each if run.state == "complete"] for each in runs]
+    marks = [Mark(entry.name, entry.name, 0, each) for entry, each in zip(entries, done, strict=True)]
     fronts = {key: front(marks, key) for key in COSTS}
-    for each, mark in zip(entry_facts, marks, strict=True):
-        samples = {key: mark.sample(key) for key in _MEANS}
+    recipes = []
+    for entry, each, mark in zip(entries, runs, marks, strict=True):
+        best = entry.points[0].recipe.train.best
+        samples = {key: mark.sample(key) for key in Means.model_fields}
         accuracy, parameters = samples["test_accuracy"], mark.sample("parameters")
-        each["parameters"] = None if parameters is None else round(parameters.mean)
-        each["mean"] = {key: None if sample is None else sample.mean for key, sample in samples.items()}
-        each["sd_test_accuracy"] = None if accuracy is None else accuracy.sd
-        each["front"] = [key for key, best in fronts.items() if mark in best]
+        recipe = RecipeFacts(
+            name=entry.name,
+            chosen_on_test=best is not None and best.startswith("test_"),
+            runs=each,
+            parameters=None if parameters is None else round(parameters.mean),
+            mean=Means(**{key: None if sample is None else sample.mean for key, sample in samples.items()}),
+            sd_test_accuracy=None if accuracy is None else accuracy.sd,
+            front=[key for key, marked in fronts.items() if mark in marked],
+        )
+        recipes.append(recipe)
     data = entries[0].points[0].recipe.data
-    counts = {run["test_images"] for each in entry_facts for run in each["runs"]} - {None}
-    pixels = pixels_of(data)
-    return {
-        "entries": entry_facts,
-        "source": data.source if data.source in NAMED else Path(data.source).name,
-        "test_images": max(counts, default=None),
-        "pixels": pixels,
-        "records": [record._asdict() for record in RECORDS] if pixels else [],
-        "devices": sorted({run["device"] for each in entry_facts for run in each["runs"]} - {None}),
-        "environment": facts_to_publish(),
-    }
+    pixels, everything = pixels_of(data), [run for each in runs for run in each]
+    return Pareto(
+        command=command,
+        **about.model_dump(exclude_unset=True),
+        entries=recipes,
+        source=data.source if data.source in NAMED else Path(data.source).name,
+        test_images=max((run.test_images for run in everything if run.test_images is not None), default=None),
+        pixels=pixels,
+        records=[*RECORDS] if pixels else [],
+        devices=sorted({run.device for run in everything if run.device is not None}),
+        environment=facts_to_publish(),
+    )
 
 
-def _run_facts(run: Path, row: Point) -> dict[str, Any]:
+def _run(run: Path, row: Point) -> RunFacts:
     summary = Summary.read_if_there(run / SUMMARY) or Summary()  # a diverged run has none
     starts = {"cold_seconds": summary.cold_seconds, "warm_seconds": summary.warm_seconds, "device": summary.device}
     about = {"run": run.name, "seed": row.settings["train.seed"], "state": row.state, "error": row.error}
-    return {**about, **{key: row[key] for key in _MEASURED}, **starts}
+    return RunFacts.model_validate({**about, **row.model_dump(include=_MEASURED), **starts})
 
 
-def pixels_of(data: DataConfig) -> str | None:
+def pixels_of(data: DataConfig) -> Literal["original", "copy"] | None:
     """`original` for CIFAR-10's own images, `copy` for other files of the whole of them, else None. The source has been
     prepared."""
     if is_cifar10(data.source):

@@ -1,26 +1,22 @@
-"""Output of `fastres reproduce`: `report.md` and `report.html` with the same contents, and `reproduce.json`.
-
-The contents are a list of parts (parts.py), which each form writes in its way.
-"""
+"""Output of `fastres reproduce`: `report.md` and `report.html` with the same contents, and `reproduce.json`."""
 
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fastres.experiments.reproduce.claims import BEST
 from fastres.experiments.reproduce.figures import leak
 from fastres.experiments.reproduce.plan import Job, Plan
 from fastres.experiments.reproduce.results import known_of
+from fastres.experiments.reproduce.schema import ClaimFacts, Reproduced, RunFacts
 from fastres.experiments.reproduce.verdicts import VERDICTS, Finding, Need, interval_of, limits_of, mean_and_sd, shown
-from fastres.report.document import Heading, Part, Picture, Table, Text, Verbatim, html, markdown
-from fastres.report.html import Link
+from fastres.report import document
+from fastres.report.document import Details, Heading, Link, Note, Part, Picture, Table
 from fastres.report.style import png
 from fastres.runs.environment import environment
 from fastres.runs.reader import Run
-from fastres.utils.files import write_bytes, write_json, write_text
-from fastres.utils.format import plural, wall_time
+from fastres.runs.schema import Epoch
+from fastres.utils.format import DASH, number, plural, wall_time
 from fastres.utils.untrusted import read_regular
 
 RESULTS, MARKDOWN, PAGE = "reproduce.json", "report.md", "report.html"
@@ -30,22 +26,24 @@ _PICTURE_BYTES = 32 << 20
 
 def write(
     folder: Path, plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...], device: str, workers: int
-) -> dict[str, Any]:
-    """Write the pages, their figures and reproduce.json, which is returned."""
-    facts = {
-        **_facts(plan, measured, findings),
-        "device": device,
-        "workers": workers,
-        "environment": environment().to_json(),
-    }
-    parts = _parts(plan, measured, findings, facts)
-    for part in parts:
-        if isinstance(part, Picture):
-            write_bytes(folder / "figures" / f"{part.name}.png", part.data)
-    title = "The report's claims, measured"
-    write_text(folder / MARKDOWN, markdown(title, parts))
-    write_bytes(folder / PAGE, html(title, parts))
-    write_json(folder / RESULTS, facts)
+) -> Reproduced:
+    """Write the pages, their figures and reproduce.json, whose contents are returned."""
+    facts = Reproduced(
+        command=command(plan),
+        source=plan.source,
+        scale=plan.scale,
+        seeds=[*plan.seeds],
+        set=[*plan.settings],
+        train_images=plan.train_images,
+        test_images=plan.test_images,
+        claims=[_claim(plan, measured, finding) for finding in findings],
+        runs=[_run(job, measured[job.name]) for job in plan.jobs],
+        device=device,
+        workers=workers,
+        environment=environment(),
+    )
+    document.write(folder, [MARKDOWN, PAGE], "The report's claims, measured", _parts(plan, measured, facts))
+    facts.write(folder / RESULTS)
     return facts
 
 
@@ -56,126 +54,99 @@ def command(plan: Plan) -> str:
     return shlex.join([*command, *(word for text in plan.settings for word in ("--set", text))])
 
 
-def counts(findings: Sequence[Finding]) -> str:
+def counts(facts: Reproduced) -> str:
     """Number of claims with each verdict, in a line."""
-    outcomes = [finding.verdict for finding in findings]
+    outcomes = [claim.verdict for claim in facts.claims]
     return ", ".join(f"{outcomes.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in outcomes)
-
-
-def claims_table(facts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of claims."""
-    header = ["Claim", "Recipe", "Report", "Measured, mean ± SD", "Seeds", "Parameters", "Seconds a run", "Verdict"]
-    keys = ("recipes", "figure", "measured", "seeds", "parameters_shown", "seconds_shown", "verdict")
-    return header, [[f"{row['name']}: {row['says']}", *(str(row[key]) for key in keys)] for row in facts["claims"]]
 
 
 # ---------------------------------------------------------------------------------------------------- the numbers
 
 
-def _facts(plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...]) -> dict[str, Any]:
-    return {
-        "command": command(plan),
-        "source": plan.source,
-        "scale": plan.scale,
-        "seeds": list(plan.seeds),
-        "set": list(plan.settings),
-        "train_images": plan.train_images,
-        "test_images": plan.test_images,
-        "claims": [_claim_facts(plan, measured, finding) for finding in findings],
-        "runs": [_run_facts(job, measured[job.name]) for job in plan.jobs],
-    }
-
-
-def _claim_facts(plan: Plan, measured: dict[str, Run], finding: Finding) -> dict[str, Any]:
+def _claim(plan: Plan, measured: dict[str, Run], finding: Finding) -> ClaimFacts:
     claim, known = finding.claim, known_of(plan, finding.claim, measured)
-    interval = interval_of(finding)
-    parameters = [known[0][index].parameters for index in range(len(claim.needs))]
-    seconds = [
-        [time for line in known if (time := line[index].seconds) is not None] for index in range(len(claim.needs))
-    ]
+    interval, form = interval_of(finding), claim.form
+    recipes = [*zip(*known, strict=True)]  # of each recipe, what is known by seed
+    seconds = [[run.seconds for run in runs if run.seconds is not None] for runs in recipes]
+    means = [sum(times) / len(times) if times else None for times in seconds]
     beside = [f"{one.what} {mean_and_sd([one.measure(line) for line in known], one.form)}" for one in claim.beside]
-    return {
-        "name": claim.name,
-        "subject": claim.subject,
-        "says": claim.says,
-        "figure": claim.figure,
-        "recipes": "; ".join(map(str, claim.needs)),
-        "quantity": claim.quantity,
-        "unit": claim.form,
-        "values": list(finding.values),
-        "measured": mean_and_sd(finding.values, claim.form),
-        "seeds": sum(value is not None for value in finding.values),
-        "interval": interval,
-        "interval_shown": "–" if interval is None else " to ".join(shown(end, claim.form) for end in interval),
-        "limits": limits_of(claim),
-        "beside": "; ".join(beside),
-        "parameters": parameters,
-        "parameters_shown": " / ".join(dict.fromkeys(f"{count:,}" for count in parameters)),
-        "seconds": [sum(times) / len(times) if times else None for times in seconds],
-        "seconds_shown": " / ".join(f"{sum(times) / len(times):,.1f}" for times in seconds if times) or "–",
-        "verdict": finding.verdict,
-        "why": finding.why,
-    }
+    return ClaimFacts(
+        name=claim.name,
+        subject=claim.subject,
+        says=claim.says,
+        figure=claim.figure,
+        recipes="; ".join(map(str, claim.needs)),
+        quantity=claim.quantity,
+        unit=form,
+        values=[*finding.values],
+        measured=mean_and_sd(finding.values, form),
+        seeds=sum(value is not None for value in finding.values),
+        interval=interval,
+        interval_shown=DASH if interval is None else " to ".join(shown(end, form) for end in interval),
+        limits=limits_of(claim),
+        beside="; ".join(beside),
+        parameters=[runs[0].parameters for runs in recipes],
+        parameters_shown=" / ".join(dict.fromkeys(f"{runs[0].parameters:,}" for runs in recipes)),
+        seconds=means,
+        seconds_shown=" / ".join(f"{mean:,.1f}" for mean in means if mean is not None) or DASH,
+        verdict=finding.verdict,
+        why=finding.why,
+    )
 
 
-def _run_facts(job: Job, run: Run) -> dict[str, Any]:
-    last = run.epochs[-1] if run.epochs else None
-    return {
-        "run": job.name,
-        "recipe": str(job.need),
-        "seed": job.seed,
-        "claims": list(job.claims),
-        "finished": run.finished,
-        "epochs": run.recipe.train.epochs,
-        "image_passes": job.passes,
-        "training_loss": last and last.train_loss,
-        "validation_loss": last and last.val_loss,
-        "split": run.recipe.data.split,
-        **run.summary.model_dump(
-            include={"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
-        ),
-        "device": run.device,
-    }
+def _run(job: Job, run: Run) -> RunFacts:
+    last = run.epochs[-1] if run.epochs else Epoch(epoch=0)
+    measures = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
+    return RunFacts(
+        **job.listed().model_dump(),
+        finished=run.finished,
+        training_loss=last.train_loss,
+        validation_loss=last.val_loss,
+        split=run.recipe.data.split,
+        device=run.device,
+        **run.summary.model_dump(include=measures),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
 
 
-def _parts(plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...], facts: dict[str, Any]) -> list[Part]:
-    judged = [
-        [row["name"], row["quantity"], row["interval_shown"], row["limits"], row["beside"] or "–", row["why"]]
-        for row in facts["claims"]
+def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part]:
+    header = ["Claim", "Recipe", "Report", "Measured, mean ± SD", "Seeds", "Parameters", "Seconds a run", "Verdict"]
+    keys = ("recipes", "figure", "measured", "seeds", "parameters_shown", "seconds_shown", "verdict")
+    claims = [[f"{claim.name}: {claim.says}", *(str(claim[key]) for key in keys)] for claim in facts.claims]
+    judged = ["Claim", "What is measured", "95% interval", "Holds within", "Beside it", "Why"]
+    judgements = [
+        [claim.name, claim.quantity, claim.interval_shown, claim.limits, claim.beside or DASH, claim.why]
+        for claim in facts.claims
     ]
     return [
-        Text(f"{plural(len(findings), 'claim', 'claims')}: {counts(findings)}."),
-        *_warnings(plan, measured, facts),
+        f"{plural(len(claims), 'claim', 'claims')}: {counts(facts)}.",
+        *map(Note, _warnings(plan, measured, facts)),
         Heading("Claims"),
-        Table(*claims_table(facts)),
+        Table(header, claims, words=len(header)),
         Heading("How each verdict comes about"),
-        Text(
-            "Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's t) "
-            "lies within the claim's limits, the claim is reproduced; where it lies outside, it is not; where it "
-            "reaches across one, or a single seed gives none, it cannot be told. Claims that compare recipes are "
-            "measured seed by seed. Factors (×) and losses are judged by their logarithms: their mean is geometric, "
-            "their SD relative. What takes no training (parameters, splits) is certain and needs no interval. An "
-            "interval covers seeds, not the choice of the test images; and of twenty intervals, one misses its mean by "
-            "chance."
-        ),
-        Table(["Claim", "What is measured", "95% interval", "Holds within", "Beside it", "Why"], judged),
+        "Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's t) lies "
+        "within the claim's limits, the claim is reproduced; where it lies outside, it is not; where it reaches across "
+        "one, or a single seed gives none, it cannot be told. Claims that compare recipes are measured seed by seed. "
+        "Factors (×) and losses are judged by their logarithms: their mean is geometric, their SD relative. What takes "
+        "no training (parameters, splits) is certain and needs no interval. An interval covers seeds, not the choice "
+        "of the test images; and of twenty intervals, one misses its mean by chance.",
+        Table(judged, judgements, words=len(judged)),
         Heading("What this cannot say"),
-        *(Text(text) for text in _limits(plan, facts)),
+        *_limits(plan),
         Heading("Figures"),
         *_pictures(plan, measured),
         Heading("Runs"),
-        _runs_table(plan, facts),
+        _runs(facts) if facts.runs else "None: these claims take no training.",
         Heading("How it was made"),
-        Text("This measures it again; in the same folder, it picks up what is finished:"),
-        Verbatim("Command", facts["command"]),
-        Verbatim("Environment", json.dumps(facts["environment"], indent=2, ensure_ascii=False)),
+        "This measures it again; in the same folder, it picks up what is finished:",
+        Details("Command", facts.command),
+        Details("Environment", json.dumps(facts.environment.to_json(), indent=2, ensure_ascii=False)),
     ]
 
 
-def _warnings(plan: Plan, measured: dict[str, Run], facts: dict[str, Any]) -> list[Text]:
+def _warnings(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[str]:
     texts = []
     if plan.scale < 1:
         texts.append(
@@ -191,15 +162,15 @@ def _warnings(plan: Plan, measured: dict[str, Run], facts: dict[str, Any]) -> li
         texts.append(f"All recipes were changed by {', '.join(plan.settings)}.")
     if len({run.device for run in measured.values()}) > 1:
         texts.append("The runs were made on different devices: their seconds cannot be compared.")
-    if facts["workers"] > 1:
+    if facts.workers > 1:
         texts.append(
-            f"Up to {facts['workers']} runs shared the device, so that their seconds are longer than alone; those of "
+            f"Up to {facts.workers} runs shared the device, so that their seconds are longer than alone; those of "
             "the claims about time ran alone."
         )
-    return [Text(text, warning=True) for text in texts]
+    return texts
 
 
-def _limits(plan: Plan, facts: dict[str, Any]) -> list[str]:
+def _limits(plan: Plan) -> list[str]:
     texts = [
         "Nobody but the challenge has the labels of its unlabelled set. In its place stand the test images after 15 "
         "kinds of corruption at five severities: they show whether more epochs cost accuracy on other images, not what "
@@ -226,7 +197,7 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
     """The report's four figures, as the run of the best recipe has drawn them, and the leak."""
     best, honest = plan.job(BEST, plan.seeds[0]), plan.job(_HOLDOUT, plan.seeds[0])
     if best is None:
-        return [Text("The report's figures come from the run of its best recipe, which none of these claims needs.")]
+        return ["The report's figures come from the run of its best recipe, which none of these claims needs."]
     run = measured[best.name]
     captions = {
         "samples": "The report's Figure 1: sample images.",
@@ -243,7 +214,7 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
             data = read_regular(path, _PICTURE_BYTES, "it is none that fastres drew; remove the run's folder")
             parts.append(Picture(name, data, caption))
         else:
-            parts.append(Text(f"{caption} It is missing: the run {run.name} has not drawn it."))
+            parts.append(f"{caption} It is missing: the run {run.name} has not drawn it.")
     if honest is not None:
         about = (
             "The leak: the validation loss of the code's split (red, dashed) beside the training loss (blue), and that "
@@ -253,25 +224,18 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
     return parts
 
 
-def _runs_table(plan: Plan, facts: dict[str, Any]) -> Part:
-    if not plan.jobs:
-        return Text("None: these claims take no training.")
-    forms = {
-        "test_accuracy": ".2%",
-        "training_loss": ".4f",
-        "validation_loss": ".4f",
-        "epochs": "g",
-        "image_passes": ",.0f",
-        "images_per_second": ",.0f",
-    }
+def _runs(facts: Reproduced) -> Table:
+    forms = {"test_accuracy": ".2%", "training_loss": ".4f", "validation_loss": ".4f", "epochs": "g"}
+    forms |= {"image_passes": ",.0f", "images_per_second": ",.0f"}
     header = ["Recipe", "Seed", "Test accuracy", "Training loss", "Validation loss", "Epochs", "Images trained on"]
+    header += ["Images/s", "Time", "Run"]
     lines: list[list[str | Link]] = []
-    for row in facts["runs"]:
-        cells = ["–" if row[key] is None else format(row[key], form) for key, form in forms.items()]
-        if not row["finished"]:
+    for run in facts.runs:
+        cells = [number(run[key], form) for key, form in forms.items()]
+        if not run.finished:
             cells[0] = "diverged"
-        if row["split"] == "report":
+        if run.split == "report":
             cells[2] += " (leaky)"
-        link = Link(row["run"], f"runs/{row['run']}/")
-        lines.append([row["recipe"], str(row["seed"]), *cells, wall_time(row["seconds"]), link])
-    return Table([*header, "Images/s", "Time", "Run"], lines)
+        link = Link(run.run, f"runs/{run.run}/")
+        lines.append([run.recipe, str(run.seed), *cells, wall_time(run.seconds), link])
+    return Table(header, lines)

@@ -13,6 +13,7 @@ from fastres.data.sources.resolve import is_cifar10
 from fastres.errors import UserError
 from fastres.experiments.reproduce.claims import BEST, choose
 from fastres.experiments.reproduce.scaling import scaled, trained_images
+from fastres.experiments.reproduce.schema import ListedRun
 from fastres.experiments.reproduce.verdicts import Claim, Measured, Need
 from fastres.experiments.sweep.plan import load
 from fastres.models import build, count_parameters, layers
@@ -45,6 +46,17 @@ class Job:
     """Images that it trains on, each as often as it is met."""
     work: float
     """Multiply-adds of a forward pass of all of these."""
+
+    def listed(self) -> ListedRun:
+        """The run as JSON has it before it is trained."""
+        return ListedRun(
+            run=self.name,
+            recipe=str(self.need),
+            seed=self.seed,
+            epochs=self.recipe.train.epochs,
+            image_passes=self.passes,
+            claims=[*self.claims],
+        )
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from fastres.evaluation.corrupted import evaluate_corrupted
 from fastres.experiments.reproduce import page
 from fastres.experiments.reproduce.plan import UNLABELLED, Job, Plan, make
 from fastres.experiments.reproduce.results import RUNS, corrupted_accuracy_of, find, read_all
-from fastres.experiments.reproduce.verdicts import Finding
+from fastres.experiments.reproduce.schema import Begun, Reproduced
 from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.results import DIVERGED
 from fastres.experiments.sweep.run import check_folder, train_point
 from fastres.runs import directory
 from fastres.runs.reader import read_run
 from fastres.utils import workers as search_workers
-from fastres.utils.files import write_bytes, write_json
+from fastres.utils.files import write_bytes
 from fastres.utils.format import duration
 from fastres.utils.progress import say
 
@@ -45,8 +45,7 @@ class Reproduction:
     """Results of the runs."""
 
     folder: Path
-    findings: tuple[Finding, ...]
-    facts: dict[str, Any]
+    facts: Reproduced
     """Contents of reproduce.json."""
 
 
@@ -81,38 +80,26 @@ def reproduce(
     folder = out if (out / PLAN).is_file() else directory.new_folder(out, "reproduce")
     with directory.run_lock(folder):
         count = workers or (4 if where.type == "cuda" else 1)
-        most = max(count, _check_plan(folder, plan))
-        write_json(folder / PLAN, {**_begun(plan), "workers": most})
+        begun = Begun(source=plan.source, scale=plan.scale, set=[*plan.settings], workers=count)
+        most = max(count, _check_plan(folder, begun))
+        begun.updated(workers=most).write(folder / PLAN)
         (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
         _write_unlabelled(folder, plan, quiet)
         _train_missing(folder, plan, device, count, quiet)
         measured = read_all(folder, plan)
         findings = tuple(find(plan, claim, measured) for claim in plan.claims)
-        return Reproduction(folder, findings, page.write(folder, plan, measured, findings, str(where), most))
+        return Reproduction(folder, page.write(folder, plan, measured, findings, str(where), most))
 
 
-def _begun(plan: Plan) -> dict[str, Any]:
-    return {"source": plan.source, "scale": plan.scale, "set": list(plan.settings)}
-
-
-def _check_plan(folder: Path, plan: Plan) -> int:
+def _check_plan(folder: Path, plan: Begun) -> int:
     """Raise UserError where `folder` was begun with other data, scale or settings; claims and seeds may change. Returns
     how many runs have been side by side there."""
-    if not (folder / PLAN).is_file():
-        return 1
-    try:
-        begun = json.loads((folder / PLAN).read_text())
-        if not isinstance(begun, dict) or type(begun.get("workers")) is not int:
-            raise ValueError("not what was written")
-    except ValueError as error:
-        raise UserError(f"{folder / PLAN} is damaged: give another --out, or remove that folder") from error
-    for key, value in _begun(plan).items():
-        if begun.get(key) != value:
-            raise UserError(
-                f"{folder} was begun with {key} = {json.dumps(begun.get(key))}, not {json.dumps(value)}: "
-                "give another --out"
-            )
-    return int(begun["workers"])
+    begun = Begun.read_if_there(folder / PLAN, "give another --out, or remove that folder") or plan
+    for key in ("source", "scale", "set"):
+        if begun[key] != plan[key]:
+            was, now = (json.dumps(each[key]) for each in (begun, plan))
+            raise UserError(f"{folder} was begun with {key} = {was}, not {now}: give another --out")
+    return begun.workers
 
 
 def _write_unlabelled(folder: Path, plan: Plan, quiet: bool) -> None:

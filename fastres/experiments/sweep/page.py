@@ -1,7 +1,6 @@
 """The page of a sweep, and its figure in parallel coordinates (Inselberg 1985): one axis a key, one line a point."""
 
 from collections.abc import Sequence
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from matplotlib.figure import Figure
 
 from fastres.experiments.sweep import results
 from fastres.recipe import Recipe
-from fastres.report.html import details, document, picture, table
+from fastres.report import document
+from fastres.report.document import Details, Picture
 from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
 from fastres.runs.schema import Point, Sweep
-from fastres.utils.files import write_bytes, write_text
 
 SPACED = 12
 """Up to so many different values of a key stand evenly spaced on its axis; more of them on a scale."""
@@ -27,31 +26,18 @@ _PRUNED, _NO_RESULT = -0.08, -0.15  # heights below the metric's axis, which spa
 
 def write_results(folder: Path, summary: Sweep, recipe: Recipe) -> None:
     """Write figure, page and tables of a sweep, last the file whose presence says that all is done."""
-    rows, metric, title = summary.points, summary.metric, folder.name
+    rows, metric = summary.points, summary.metric
     keys = [*rows[0].settings]
     if rows[0].point and recipe.sweep is not None:  # its name stands for all the keys that a point sets
         keys = [key for key in keys if key in recipe.sweep.grid]
-    data = png(parallel(rows, keys, metric))
-    write_bytes(folder / results.FIGURE, data)
-    count = "1 point" if len(rows) == 1 else f"{len(rows)} points"
-    about = f"{count} of a sweep on {summary.source}."
     caption = (
         f"Each line is a point: its value on the axis of each key that differs, and its {results.metric_name(metric)}, "
         "best at the top. Darker lines are better, the black one is the best point; thin grey ones were pruned, dashed "
         "red ones have no result."
     )
-    body = [
-        f'<p class="soft">{escape(about)}</p>',
-        *(f'<p class="warning">{escape(note)}</p>' for note in results.notes(summary)),
-        picture("parallel_coordinates", data, caption),
-        "<h2>Points</h2>",
-        table(*results.table(summary)),
-    ]
-    if summary.means:
-        body += ["<h2>Means over seeds</h2>", table(*results.means_table(summary))]
-    body += [details("Recipe with its sweep", f"<pre>{escape(recipe.to_toml())}</pre>")]
-    write_bytes(folder / results.PAGE, document(title, [f"<h1>{escape(title)}</h1>", *body]))
-    write_text(folder / results.TABLE, results.markdown(summary, title))
+    figure = Picture(results.FIGURE, png(parallel(rows, keys, metric)), caption)
+    parts = [*results.parts(summary, figure), Details("Recipe with its sweep", recipe.to_toml())]
+    document.write(folder, [results.TABLE, results.PAGE], folder.name, parts, figures="")
     summary.write(folder / results.SWEEP)
 
 

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastres.report.document import markdown_table
+from fastres.report.document import Heading, Note, Part, Picture, Table
 from fastres.runs.schema import METRICS, SUMMARY, Failure, Mean, Point, Summary, Sweep, read_epochs
+from fastres.utils.format import DASH, number, plural
 from fastres.utils.json_files import damaged
 from fastres.utils.statistics import Sample, wilson
 
-SWEEP, TABLE, FIGURE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.png", "sweep.html", "diverged.json"
+SWEEP, TABLE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.html", "diverged.json"
+FIGURE = "sweep"
+"""Its file without the ending."""
 
 SEED = "train.seed"
 PRUNED = "pruned"
@@ -40,10 +43,10 @@ def read_point(run: Path, name: str, point: str, settings: dict[str, Any]) -> Po
     if summary.test_accuracy is None or summary.stopped is None:
         raise damaged(run / SUMMARY, "no test_accuracy or no stopped", fix)
     epochs = read_epochs(run, fix)
-    number = len(epochs) if summary.best is None else summary.best.epoch
-    if not 1 <= number <= len(epochs):
-        raise damaged(run / METRICS, f"it has no epoch {number}", fix)
-    validation = {key: epochs[number - 1][key] for key in ("val_accuracy", "val_loss", "train_loss")}
+    chosen = len(epochs) if summary.best is None else summary.best.epoch
+    if not 1 <= chosen <= len(epochs):
+        raise damaged(run / METRICS, f"it has no epoch {chosen}", fix)
+    validation = {key: epochs[chosen - 1][key] for key in ("val_accuracy", "val_loss", "train_loss")}
     measured = {key: summary[key] for key in Point.model_fields.keys() & Summary.model_fields.keys() - {"name"}}
     about["state"] = "pruned" if summary.stopped == PRUNED else "complete"
     return Point(**about, leaky=summary.split == "report", **measured, **validation)
@@ -94,7 +97,7 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(shown(part) for part in value)
     if value is None:
-        return "–"
+        return DASH
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -102,7 +105,7 @@ def shown(value: Any) -> str:
 
 def measure_shown(value: float | None, metric: str) -> str:
     """A metric's value: an accuracy in percent, a loss with four digits."""
-    return "–" if value is None else f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4f}"
+    return DASH if value is None else f"{value:.2%}" if metric.endswith("accuracy") else f"{value:.4f}"
 
 
 def labels(keys: list[str]) -> dict[str, str]:
@@ -111,8 +114,8 @@ def labels(keys: list[str]) -> dict[str, str]:
     return {key: key if name == "name" or [*short.values()].count(name) > 1 else name for key, name in short.items()}
 
 
-def table(summary: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of all points, best first."""
+def table(summary: Sweep) -> Table:
+    """All points, best first."""
     rows = summary.points
     keys = labels([*rows[0].settings])
     leak = any(row.leaky for row in rows)
@@ -127,24 +130,24 @@ def table(summary: Sweep) -> tuple[list[str], list[list[str]]]:
         if row.state != "complete":
             measures[0] = row.state if row[columns[0]] is None else f"{measures[0]}, {row.state}"
         forms = {"parameters": ",d", "images_per_second": ",.0f", "seconds": ",.1f"}
-        facts = ["–" if row[key] is None else format(row[key], form) for key, form in forms.items()]
+        facts = [number(row[key], form) for key, form in forms.items()]
         lines.append([row.name, *(shown(row.settings[key]) for key in keys), *measures, *facts])
-    return header, lines
+    return Table(header, lines)
 
 
-def means_table(summary: Sweep) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the means over seeds, best first."""
+def means_table(summary: Sweep) -> Table:
+    """The means over seeds, best first."""
     metric = summary.metric
     keys = labels([*summary.means[0].settings])
     header = [*keys.values(), "seeds", f"mean {metric_name(metric)}", "SD", "95% interval of the mean"]
     lines = []
     for group in summary.means:
         low, high = group.interval_low, group.interval_high
-        interval = "–" if low is None else f"{measure_shown(low, metric)} to {measure_shown(high, metric)}"
+        interval = DASH if low is None else f"{measure_shown(low, metric)} to {measure_shown(high, metric)}"
         count = f"{group.points}" + (f" ({group.diverged} diverged)" if group.diverged else "")
         measures = [measure_shown(group.mean, metric), measure_shown(group.sd, metric), interval]
         lines.append([*(shown(group.settings[key]) for key in keys), count, *measures])
-    return header, lines
+    return Table(header, lines)
 
 
 def metric_name(metric: str, *, leak: bool = False) -> str:
@@ -175,6 +178,13 @@ def notes(summary: Sweep) -> list[str]:
     return said
 
 
+def parts(summary: Sweep, figure: Picture) -> list[Part]:
+    """The page of a sweep, but for its recipe."""
+    about = f"{plural(len(summary.points), 'point', 'points')} of a sweep on {summary.source}."
+    means: list[Part] = [Heading("Means over seeds"), means_table(summary)] if summary.means else []
+    return [Note(about, "soft"), *map(Note, notes(summary)), figure, Heading("Points"), table(summary), *means]
+
+
 def _of_a_search(summary: Sweep) -> list[str]:
     best, metric = summary.best, metric_name(summary.metric)
     if best is None:
@@ -186,11 +196,3 @@ def _of_a_search(summary: Sweep) -> list[str]:
         f"of the test sample {low:.2%} to {high:.2%}): no test image had a part in the choice. Its {metric} had, and "
         "is optimistic."
     ]
-
-
-def markdown(summary: Sweep, title: str) -> str:
-    """sweep.md."""
-    parts = [f"# {title}", markdown_table(*table(summary))]
-    if summary.means:
-        parts.append(markdown_table(*means_table(summary)))
-    return "\n\n".join([*parts, *notes(summary)]) + "\n"
