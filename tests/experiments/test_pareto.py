@@ -14,7 +14,7 @@ from fastres.experiments.pareto.run import pixels_of, plan
 from fastres.experiments.pareto.schema import Means, Pareto, RecipeFacts, RunFacts
 from fastres.recipe import Recipe
 from fastres.report import pareto
-from fastres.runs.schema import Environment
+from fastres.runs.environment import Environment
 
 TINY = """
 [data]

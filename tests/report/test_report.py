@@ -24,7 +24,8 @@ from fastres.recipe import Recipe
 from fastres.report import run_figures
 from fastres.report.run_page import ReportData, write_report
 from fastres.report.style import png, short, sure
-from fastres.runs.schema import Best, Environment, Epoch, Summary
+from fastres.runs.environment import Environment
+from fastres.runs.schema import Best, Epoch, Summary
 from fastres.utils.statistics import wilson
 
 NAMES = ["samples", "class_counts", "augmented", "loss", "accuracy", "learning_rate", "confusion", "worst_mistakes"]
