@@ -2,5 +2,6 @@
 
 from fastres.augment.pipeline import Augment, AugmentModule, mix_batch
 from fastres.augment.spec import Mixed
+from fastres.recipe import AugmentConfig, MixConfig
 
-__all__ = ["Augment", "AugmentModule", "Mixed", "mix_batch"]
+__all__ = ["Augment", "AugmentConfig", "AugmentModule", "MixConfig", "Mixed", "mix_batch"]

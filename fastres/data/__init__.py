@@ -19,9 +19,21 @@ from fastres.errors import UserError
 from fastres.utils.untrusted import encodable
 
 if TYPE_CHECKING:
-    from fastres.data.loaders import make_loader
+    from fastres.data.loaders import Batch, Loader, make_loader
 
-__all__ = ["Dataset", "EncodedImages", "Part", "data_root", "info", "make_loader", "open_dataset", "prepare", "verify"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "EncodedImages",
+    "Loader",
+    "Part",
+    "data_root",
+    "info",
+    "make_loader",
+    "open_dataset",
+    "prepare",
+    "verify",
+]
 
 
 def _torchvision() -> ModuleType:
@@ -34,11 +46,11 @@ torchvision_cpu = aliases.module("fastres.data.torchvision_cpu", _torchvision)
 
 
 def __getattr__(name: str) -> Any:
-    """`make_loader`, which brings torch along, only when it is asked for."""
-    if name == "make_loader":
-        from fastres.data.loaders import make_loader
+    """`make_loader` and its classes, which bring torch along, only when they are asked for."""
+    if name in ("Batch", "Loader", "make_loader"):
+        from fastres.data import loaders
 
-        return make_loader
+        return getattr(loaders, name)
     raise AttributeError(f"module 'fastres.data' has no attribute '{name}'")
 
 
