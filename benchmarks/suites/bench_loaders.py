@@ -33,7 +33,7 @@ BATCH, ROUNDS, LARGE = 512, 7, 2_000_000_000
 PIXELS = 32 * 32 * 3
 CORES = len(os.sched_getaffinity(0))
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
-READING = [kind for kind in KINDS if kind != "resident"]
+READING = [kind for kind in KINDS if choose.loader_of(kind).reads_encoded]
 SIMPLE = recipe.AugmentConfig(translate=4, padding="zero")
 FULL = pytest.mark.full
 

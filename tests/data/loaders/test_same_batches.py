@@ -73,7 +73,7 @@ def test_three_epochs_of_four_ranks_from_any_step(kind: str, decoded: Dataset) -
         assert len(np.unique(rows)) == len(rows) == len(subset) // 4 * 4
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.values[0] != "resident"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if choose.loader_of(kind.values[0]).reads_encoded])
 def test_the_encoded_store_gives_the_same_batches(kind: str, decoded: Dataset, encoded: Dataset) -> None:
     with make_loader(encoded, loader=kind, batch_size=32, seed=3) as loader:
         for epoch in range(2):
