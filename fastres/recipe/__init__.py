@@ -5,9 +5,9 @@ A recipe is a TOML file. `extends = "other.toml"` starts from another one (a pat
 cannot work are errors that name the file, the key and, for a misspelling, the nearest key there is. The resolved
 recipe, with every default written out, goes into the run directory and reproduces the run by itself.
 
-Each file of this package holds the tables of one subject; all are imported from here. To add a table: write a `Table`
-with a docstring under each field, and add it to `Recipe`. The schema, `--set`, `fastres show` and the error messages
-follow. loading.py does the parsing and the messages.
+Each file of this package holds the tables of one subject. To add a table: write a `Table` with a docstring under each
+field, and add it to `Recipe`, or register it (kinds.py) where a recipe chooses one of several by `name`. The schema,
+`--set`, `fastres show` and the error messages follow. loading.py does the parsing and the messages.
 """
 
 from typing import Any
