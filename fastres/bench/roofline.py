@@ -191,21 +191,8 @@ def point(part: Part, timing: Timing, memory: float, products: float, sets: int 
     """A part's place in the figure."""
     intensity, rate = part.operations / part.bytes, part.operations / timing.seconds
     roof = attainable(intensity, memory, products)
-    return Point(
-        name=part.name,
-        kind=part.kind,
-        operations=part.operations,
-        bytes=part.bytes,
-        seconds=timing.seconds,
-        quartiles_seconds=timing.quartiles,
-        method=timing.method,
-        intensity=intensity,
-        operations_per_second=rate,
-        products=part.products,
-        roof=roof,
-        share=rate / roof,
-        sets=sets,
-    )
+    place = {"intensity": intensity, "operations_per_second": rate, "roof": roof, "share": rate / roof}
+    return Point.of(part, timing, quartiles_seconds=timing.quartiles, sets=sets, **place)
 
 
 def attainable(intensity: float, memory: float, products: float) -> float:

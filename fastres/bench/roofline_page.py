@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +12,7 @@ from fastres.bench.schema import Point, Roofline
 from fastres.report import document
 from fastres.report.document import Note, Part, Picture, Table
 from fastres.report.labels import Label, write_beside
-from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, png, single
+from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, Look, legend, png, single
 from fastres.utils.format import plural
 
 RESULTS, MARKDOWN = "roofline.json", "roofline.md"
@@ -120,14 +119,14 @@ def figure(facts: Roofline) -> Figure:
     axes.set_ylabel("operations/s", fontsize=TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-    drawn.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False)
+    legend(drawn, handles=handles, fontsize=SMALL, handlelength=2)
     drawn.draw_without_rendering()  # from here on it is known where points and letters lie
     roofs = _roofs(axes, memory, products)
     write_beside(axes, [_label(number, point) for number, point in enumerate(points, 1)], roofs)
     return drawn
 
 
-def _style(point: Point) -> dict[str, Any]:
+def _style(point: Point) -> Look:
     colour, marker = _STYLES[point.kind]
     hollow = point.name.endswith("backward")
     size = 15 if point.kind == "whole step" else 7
@@ -149,11 +148,11 @@ def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annota
     (left, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     highest = max(products.values())
     start = max(left, bottom / memory)
-    style: dict[str, Any] = {"color": GREY, "linewidth": 1.4, "zorder": 2}
+    style: Look = {"color": GREY, "linewidth": 1.4, "zorder": 2}
     axes.plot([start, highest / memory], [start * memory, highest], **style)
     first, last = axes.transData.transform([(start, start * memory), (highest / memory, highest)])
     slope = math.degrees(math.atan2(last[1] - first[1], last[0] - first[0]))
-    text: dict[str, Any] = {"fontsize": SMALL, "color": GREY, "textcoords": "offset points"}
+    text: Look = {"fontsize": SMALL, "color": GREY, "textcoords": "offset points"}
     middle = (start * highest / memory) ** 0.5
     slanted = axes.annotate(
         f"memory {_quantity(memory, 'B/s')}",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: st
     axes.margins(0.14)
 
 
-_STAR: dict[str, Any] = {
+_STAR: style.Look = {
     "marker": "*",
     "markersize": 9,
     "markerfacecolor": "white",
@@ -154,7 +154,7 @@ def _follow(axes: Axes, marks: Sequence[Mark], key: str) -> None:
         line, steps = [(line[0][0], bottom), *line, (high, line[-1][1])], "steps-post"
     else:
         line, steps = [(low, line[0][1]), *line, (line[-1][0], bottom)], "steps-pre"
-    look: dict[str, Any] = {"color": style.GREY, "linewidth": 1.2, "linestyle": (0, (4, 2)), "drawstyle": steps}
+    look: style.Look = {"color": style.GREY, "linewidth": 1.2, "linestyle": (0, (4, 2)), "drawstyle": steps}
     axes.plot(*zip(*line, strict=True), scalex=False, scaley=False, zorder=1, **look)
 
 
@@ -162,19 +162,17 @@ def _legend(figure: Figure, marks: Sequence[Mark], records: Sequence[Record]) ->
     """Say above the figure what each mark stands for, and below it what the letters do."""
     handles: list[Line2D] = []
     for mark in marks:
-        look: dict[str, Any] = {"linestyle": "", "marker": marker(mark.style_index), "markersize": 6}
+        look: style.Look = {"linestyle": "", "marker": marker(mark.style_index), "markersize": 6}
         handles += figure.axes[0].plot([], [], label=mark.name, color=colour(mark.style_index), **look)
-    shared: dict[str, Any] = {"ncols": 2, "fontsize": style.SMALL, "frameon": False}
-    legend = figure.legend(handles=handles, loc="outside upper center", handlelength=3, **shared)
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a folder's name may hold dollar signs
+    style.legend(figure, handles=handles, fontsize=style.SMALL)
     if records:
         stars: list[Line2D] = []
         for letter, each in zip(ascii_lowercase, records, strict=False):
             name = f"{letter}  {each.name}: {100 * each.accuracy:.1f}%, {each.seconds:g} s, {each.device}"
             stars += figure.axes[0].plot([], [], label=name, **_STAR)
         title = "published: measured on other devices, on CIFAR-10’s original pixels"
-        figure.legend(handles=stars, loc="outside lower center", title=title, title_fontsize=style.SMALL, **shared)
+        below: style.Look = {"loc": "outside lower center", "title": title, "title_fontsize": style.SMALL}
+        style.legend(figure, handles=stars, fontsize=style.SMALL, handlelength=2, **below)
 
 
 class Sampled(Protocol):

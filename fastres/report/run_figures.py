@@ -6,7 +6,8 @@ they are shortened, stripped of what does not print, and never read as TeX.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,26 +18,20 @@ from matplotlib.ticker import MaxNLocator
 from fastres.report import style
 from fastres.runs.schema import Best, Corruptions, Epoch, Speedrun, SpeedrunRow
 
-_NO_IMAGE = "There is no training image to show."
+
+def samples(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], after: np.ndarray | None = None
+) -> Figure:
+    """Up to 32 training images, uint8 [n, H, W, 3], under the names of their classes; or up to 16 above themselves
+    `after` augmentation, float32 [n, H, W, 3] in 0 to 1."""
+    images = images[: 32 if after is None else 16]
+    captions = [style.short(classes[label], 16) for label in labels[: len(images)]]
+    return mixed(images, after, captions, min(8, max(4, len(images))))
 
 
-def samples(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """Up to 32 training images, uint8 [n, H, W, 3], under the names of their classes."""
-    images, labels = images[:32], labels[:32]
-    captions = [style.short(classes[label], 16) for label in labels]
-    return style.tiles(images, captions, columns=min(8, max(4, len(images))), empty=_NO_IMAGE)
-
-
-def augmented(images: np.ndarray, after: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figure:
-    """Up to 16 images, uint8 [n, H, W, 3], above themselves after augmentation, float32 [n, H, W, 3] in 0 to 1."""
-    images, after = images[:16], after[:16]
-    captions = [style.short(classes[label], 16) for label in labels[:16]]
-    return style.tiles(images, captions, columns=min(8, max(4, len(images))), empty=_NO_IMAGE, after=after)
-
-
-def mixed(images: np.ndarray, after: np.ndarray, captions: list[str], columns: int) -> Figure:
+def mixed(images: np.ndarray, after: np.ndarray | None, captions: list[str], columns: int) -> Figure:
     """Images, uint8 [n, H, W, 3], above what augmentation and mixing make of them, float32 in 0 to 1: a row a batch."""
-    return style.tiles(images, captions, columns=columns, empty=_NO_IMAGE, after=after)
+    return style.tiles(images, captions, columns=columns, empty="There is no training image to show.", after=after)
 
 
 def class_counts(
@@ -56,7 +51,7 @@ def class_counts(
         at = np.arange(number) + (index - (len(parts) - 1) / 2) * thick
         hatch = "//" if index else None
         # An edge in white keeps hatched bars apart from plain ones without colour.
-        look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
+        look: style.Look = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0, "label": name}
         if named:
             bars = axes.barh(at, counts, thick, **look)
             axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=style.SMALL, padding=3)
@@ -75,18 +70,22 @@ def class_counts(
         axes.set_ylabel("images", fontsize=style.TEXT)
         axes.grid(visible=False, axis="x")
         axes.set_xlim(-1, number)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
+    style.legend(figure)
     return figure
 
 
-def _epochs(axes: Axes, rows: list[Epoch], best: Best | None) -> None:
+def _epochs(figure: Figure, rows: Sequence[Epoch], best: Best | None) -> None:
     """The axis of epochs with a mark at the epoch whose weights were chosen, and the legend."""
+    axes = figure.axes[0]
     style.epoch_axis(axes, max((row.epoch for row in rows), default=1))
     if best:
         label = f"epoch {best.epoch}, the chosen one"
         axes.axvline(best.epoch, color=style.GREY, linewidth=1.2, linestyle=(0, (2, 2)), label=label, zorder=1)
     if axes.get_legend_handles_labels()[1]:
-        axes.figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
+        style.legend(figure)
+
+
+_DASHED: style.Look = {"color": style.RED, "linestyle": (0, (5, 1.5))}
 
 
 def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> Figure:
@@ -95,15 +94,31 @@ def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> 
     `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
     table of the chosen epoch.
     """
+    curves: list[tuple[Sequence[Epoch], str, style.Look]] = [
+        (rows, "train_loss", {"color": style.BLUE, "label": "training"}),
+        (rows, "val_loss", _DASHED | {"label": f"{style.LEAKY}: mostly images trained on" if leak else "validation"}),
+        (rows, "test_loss", {"color": style.BLACK, "linestyle": ":", "marker": "s", "label": "test"}),
+    ]
+    return _losses(curves, best)
+
+
+def honest_loss(code: Sequence[Epoch], honest: Sequence[Epoch]) -> Figure:
+    """Losses of two runs: training (blue) and leaky validation (red) of the one with the code's split, and validation
+    on held-out images (black) of the one without the leak, `honest`."""
+    curves: list[tuple[Sequence[Epoch], str, style.Look]] = [
+        (code, "train_loss", {"color": style.BLUE, "label": "training, the code's split"}),
+        (code, "val_loss", _DASHED | {"label": f"{style.LEAKY}, the code's split"}),
+        (honest, "val_loss", {"color": style.BLACK, "linestyle": "-.", "marker": "s", "label": "validation, held out"}),
+    ]
+    return _losses(curves, None)
+
+
+def _losses(curves: list[tuple[Sequence[Epoch], str, style.Look]], best: Best | None) -> Figure:
+    """The key of each of the rows, from 0."""
     figure, axes = style.single(3.9)
-    name = f"{style.LEAKY}: mostly images trained on" if leak else "validation"
-    train = style.curve(axes, rows, "train_loss", color=style.BLUE, label="training")
-    val = style.curve(axes, rows, "val_loss", color=style.RED, linestyle=(0, (5, 1.5)), label=name)
-    test = style.curve(axes, rows, "test_loss", color=style.BLACK, linestyle=":", marker="s", label="test")
-    highest = max([0.0, *train, *val, *test])
-    axes.set_ylim(0, highest * 1.06 if highest > 0 else 1)
+    style.from_zero(axes, [value for rows, key, look in curves for value in style.curve(axes, rows, key, **look)])
     axes.set_ylabel("cross-entropy loss (nats an image)", fontsize=style.TEXT)
-    _epochs(axes, rows, best)
+    _epochs(figure, [row for rows, _, _ in curves for row in rows], best)
     return figure
 
 
@@ -131,7 +146,7 @@ def accuracy(
     room = max(1.0, 0.06 * (high - low))
     axes.set_ylim(max(0.0, low - room), min(100.5, high + room))
     axes.set_ylabel("accuracy (%)", fontsize=style.TEXT)
-    _epochs(axes, rows, best)
+    _epochs(figure, rows, best)
     return figure
 
 
@@ -139,9 +154,9 @@ def learning_rate(rows: list[Epoch]) -> Figure:
     """Learning rate as each row of metrics.jsonl has it, by epoch."""
     figure, axes = style.single(2.6)
     values = style.curve(axes, rows, "lr", color=style.GREEN)
-    axes.set_ylim(0, float(values.max()) * 1.06 if len(values) and values.max() > 0 else 1)
+    style.from_zero(axes, values)
     axes.set_ylabel("learning rate", fontsize=style.TEXT)
-    _epochs(axes, rows, None)
+    _epochs(figure, rows, None)
     return figure
 
 
@@ -154,38 +169,51 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     number = len(classes)
     counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
     percentages = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    named = number <= 20
+    texts = {}
+    for place in zip(*np.nonzero(counts), strict=True):
+        percent = percentages[place]
+        texts[place] = f"{percent:.0f}" if number > 10 else f"{percent:.1f}\n({counts[place]:,})"
     figure, axes = style.single(5.7)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    norm = PowerNorm(0.5, 0, 100)
-    drawn = axes.imshow(percentages, cmap="Blues", norm=norm, interpolation="nearest")
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 75, 100])
-    bar.set_label("share of the true class (%)", fontsize=style.TEXT)
-    bar.ax.tick_params(labelsize=style.SMALL)
-    if named:
+    scale: style.Look = {"label": "share of the true class (%)", "ticks": [0, 1, 5, 10, 25, 50, 75, 100]}
+    size = style.TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
+    _heatmap(axes, percentages, PowerNorm(0.5, 0, 100), texts if number <= 20 else {}, size, "equal", **scale)
+    if number <= 20:
         names = [style.short(name, 16) for name in classes]
         flat = number > 3 or max(map(len, names)) > 10
-        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if flat else {}
+        look: style.Look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if flat else {}
         size = style.TEXT if number <= 10 else style.SMALL
-        axes.set_xticks(range(number), names, fontsize=size, parse_math=False, **turned)
+        axes.set_xticks(range(number), names, fontsize=size, parse_math=False, **look)
         axes.set_yticks(range(number), names, fontsize=size, parse_math=False)
-        axes.tick_params(length=0)
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            percent = percentages[row, column]
-            text = f"{percent:.1f}" if number <= 10 else f"{percent:.0f}"
-            if number <= 10:
-                text += f"\n({counts[row, column]:,})"
-            colour = "white" if norm(percent) > 0.6 else style.BLACK
-            size = style.TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size, linespacing=1.1)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-    order = "" if named else " (label)"
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+    order = "" if number <= 20 else " (label)"
     axes.set_xlabel(f"predicted class{order}", fontsize=style.TEXT)
     axes.set_ylabel(f"true class{order}", fontsize=style.TEXT)
     return figure
+
+
+def _heatmap(
+    axes: Axes,
+    values: np.ndarray,
+    norm: Normalize,
+    texts: Mapping[tuple[int, int], str],
+    size: float,
+    aspect: Literal["equal", "auto"],
+    **scale: Any,
+) -> None:
+    """`values` as colours, with texts of that size in the cells, and the scale beside them."""
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    drawn = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest", aspect=aspect)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, **scale)
+    bar.ax.yaxis.label.set_fontsize(style.TEXT)
+    bar.ax.tick_params(labelsize=style.SMALL)
+    axes.tick_params(length=0 if texts else 3.5)
+    for (row, column), text in texts.items():
+        colour = "white" if norm(values[row, column]) > 0.6 else style.BLACK
+        look: style.Look = {"ha": "center", "va": "center", "fontsize": size, "linespacing": 1.1}
+        axes.text(column, row, text, color=colour, **look)
 
 
 def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> Figure:
@@ -212,14 +240,14 @@ def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
     figure = Figure(figsize=(style.WIDTH, 4.6), layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     seeds = [row.seed for row in rows]
-    dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
+    dots: style.Look = {"linestyle": "", "marker": "o", "markersize": 4 if len(rows) <= 100 else 2.5}
     mean, target = summary.mean_accuracy, summary.target
     above.plot(seeds, [100 * row.test_accuracy for row in rows], color=style.BLUE, label="a run", **dots)
     above.axhline(100 * mean, color=style.BLACK, linewidth=1.4, zorder=1, label=f"mean, {mean:.2%}")
     if summary.interval_low is not None and summary.interval_high is not None:
         low, high = 100 * summary.interval_low, 100 * summary.interval_high
         above.axhspan(low, high, color=style.SKY, alpha=0.35, linewidth=0, label="95% interval of the mean")
-    dashed: dict[str, Any] = {"color": style.ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
+    dashed: style.Look = {"color": style.ORANGE, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "zorder": 1}
     above.axhline(100 * target, label=f"target, {target:.2%}", **dashed)
     above.set_ylabel("test accuracy (%)", fontsize=style.TEXT)
     below.plot(seeds, [row.seconds for row in rows], color=style.GREEN, **dots)
@@ -230,7 +258,7 @@ def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
     below.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     for axes in (above, below):
         style.dress(axes)
-    figure.legend(loc="outside upper center", ncols=2, fontsize=style.TEXT, frameon=False, handlelength=3)
+    style.legend(figure)
     return figure
 
 
@@ -243,26 +271,16 @@ def corruptions(summary: Corruptions) -> Figure:
     clean, mean = summary.clean_accuracy or 0.0, summary.mean_corruption_accuracy
     accuracies = 100 * np.vstack([table, means])
     figure, axes = style.single(1.3 + 0.29 * len(accuracies))
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
     # From chance or so to clean: the accuracies of one run lie close together.
-    low, high = math.floor(accuracies.min() / 10) * 10, 100 * clean
-    norm = Normalize(low, max(high, accuracies.max(), low + 10))
-    drawn = axes.imshow(accuracies, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8)
-    bar.set_label("test accuracy (%)", fontsize=style.TEXT)
-    bar.ax.tick_params(labelsize=style.SMALL)
-    for row, column in np.ndindex(accuracies.shape):
-        colour = "white" if norm(accuracies[row, column]) > 0.6 else style.BLACK
-        axes.text(
-            column, row, f"{accuracies[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=style.SMALL
-        )
+    low = math.floor(accuracies.min() / 10) * 10
+    norm = Normalize(low, max(100 * clean, accuracies.max(), low + 10))
+    texts = {place: f"{accuracies[place]:.1f}" for place in np.ndindex(accuracies.shape)}
+    _heatmap(axes, accuracies, norm, texts, style.SMALL, "auto", label="test accuracy (%)")
     # White lines set the means apart.
     axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
     axes.axvline(len(severities) - 0.5, color="white", linewidth=4)
     axes.set_yticks(range(len(accuracies)), [*(kind.replace("_", " ") for kind in kinds), "mean"], fontsize=style.TEXT)
     axes.set_xticks(range(len(severities) + 1), [*map(str, severities), "mean"], fontsize=style.TEXT)
-    axes.tick_params(length=0)
     axes.set_xlabel("severity", fontsize=style.TEXT)
     axes.set_title(f"clean {clean:.2%}, shifted {mean:.2%} on average", fontsize=style.TEXT)
     return figure

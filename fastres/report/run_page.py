@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from fastres.recipe import Recipe
 from fastres.report import run_figures
@@ -72,7 +71,7 @@ def write_report(
         "recipe.toml",
         _made(summary, environment, report_data),
         Heading("Figures"),
-        *(Picture(name, png(figure), text) for name, figure, text in _figures(rows, summary, report_data, leak=leak)),
+        *_pictures(rows, summary, report_data, leak=leak),
         Heading("Accuracy by class"),
         _by_class(report_data),
         Heading("Details"),
@@ -84,68 +83,50 @@ def write_report(
     return run / PAGE
 
 
-def _figures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: bool) -> list[tuple[str, Figure, str]]:
-    """(file name, figure, caption) of each figure, in the order of the page."""
-    best, classes, predicted = summary.best, shown.classes, _predicted(shown)
-    leaking = (
-        " The validation images are the first of the training images, while training draws from all of them: most are "
-        "trained on, so this curve is no estimate for new images."
-        if leak
-        else ""
-    )
-    best_note = " The vertical line is the epoch whose weights were tested." if best else ""
-    val = ""
-    if shown.val_labels is not None:
-        val = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
+def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: bool) -> list[Picture]:
+    best, classes, predicted, accuracy = summary.best, shown.classes, _predicted(shown), summary.test_accuracy
     mistakes = int((predicted != shown.test_labels).sum())
-    return [
-        (
-            "samples",
-            run_figures.samples(shown.samples, shown.sample_labels, classes),
-            "Training images as stored, under the names of their classes.",
+    figures = {
+        "samples": run_figures.samples(shown.samples, shown.sample_labels, classes),
+        "class_counts": run_figures.class_counts(shown.train_labels, shown.val_labels, classes, leak=leak),
+        "augmented": run_figures.samples(shown.samples, shown.sample_labels, classes, shown.augmented),
+        "loss": run_figures.loss(rows, best=best, leak=leak),
+        "accuracy": run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=accuracy),
+        "learning_rate": run_figures.learning_rate(rows),
+        "confusion": run_figures.confusion(shown.test_labels, predicted, classes),
+        "worst_mistakes": run_figures.worst_mistakes(
+            shown.test_images, shown.test_labels, shown.test_probabilities, classes
         ),
-        (
-            "class_counts",
-            run_figures.class_counts(shown.train_labels, shown.val_labels, classes, leak=leak),
-            f"Images of each class: {len(shown.train_labels):,} for training (blue)"
-            + ("." if shown.val_labels is None else f", {len(shown.val_labels):,} for validation (red, hatched).")
-            + (" Most of the latter are among the former." if leak else ""),
-        ),
-        (
-            "augmented",
-            run_figures.augmented(shown.samples, shown.augmented, shown.sample_labels, classes),
-            "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
-            "before mixing and normalisation.",
-        ),
-        (
-            "loss",
-            run_figures.loss(rows, best=best, leak=leak),
-            f"Loss by epoch: training (blue), on augmented images while the weights move{val}." + leaking + best_note,
-        ),
-        (
-            "accuracy",
-            run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=summary.test_accuracy),
-            "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
-            + leaking
-            + best_note,
-        ),
-        ("learning_rate", run_figures.learning_rate(rows), "Learning rate at the last step of each epoch."),
-        (
-            "confusion",
-            run_figures.confusion(shown.test_labels, predicted, classes),
-            "Each row is a true class and adds up to 100%: the share of its test images given to each class"
-            + (", with their number in brackets." if len(classes) <= 10 else ".")
-            + " The colour follows the square root, so that rare confusions show.",
-        ),
-        (
-            "worst_mistakes",
-            run_figures.worst_mistakes(shown.test_images, shown.test_labels, shown.test_probabilities, classes),
-            f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
-            "probability: true class → predicted class, probability."
-            if mistakes
-            else "Every test image was given its true class.",
-        ),
+    }
+    chosen = " The vertical line is the epoch whose weights were tested." if best else ""
+    counted, validation, leaking = ".", "", ""
+    if shown.val_labels is not None:
+        counted = f", {len(shown.val_labels):,} for validation (red, hatched)."
+        validation = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
+    if leak:
+        counted += " Most of the latter are among the former."
+        leaking = (
+            " The validation images are the first of the training images, while training draws from all of them: most "
+            "are trained on, so this curve is no estimate for new images."
+        )
+    captions = [
+        "Training images as stored, under the names of their classes.",
+        f"Images of each class: {len(shown.train_labels):,} for training (blue){counted}",
+        "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
+        "before mixing and normalisation.",
+        f"Loss by epoch: training (blue), on augmented images while the weights move{validation}.{leaking}{chosen}",
+        "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
+        f"{leaking}{chosen}",
+        "Learning rate at the last step of each epoch.",
+        "Each row is a true class and adds up to 100%: the share of its test images given to each class"
+        f"{', with their number in brackets' if len(classes) <= 10 else ''}. The colour follows the square root, so "
+        "that rare confusions show.",
+        f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
+        "probability: true class → predicted class, probability."
+        if mistakes
+        else "Every test image was given its true class.",
     ]
+    return [Picture(name, png(figures[name]), caption) for name, caption in zip(figures, captions, strict=True)]
 
 
 def _predicted(shown: ReportData) -> np.ndarray:

@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ BLUE, RED, BLACK, GREY = "#0b5cad", "#d62728", "#111111", "#666666"
 # Beyond the report's pair: Okabe and Ito's palette, made for colour-blind readers.
 SKY, ORANGE, GREEN = "#56b4e9", "#d55e00", "#007a5a"
 LEAKY = "leaky validation"
+Look = dict[str, Any]
+"""Options of matplotlib."""
 
 
 @contextmanager
@@ -71,6 +73,19 @@ def dress(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
+def legend(figure: Figure, **options: Any) -> None:
+    """Above all axes."""
+    common = {"loc": "outside upper center", "ncols": 2, "fontsize": TEXT, "frameon": False, "handlelength": 3}
+    for text in figure.legend(**{**common, **options}).get_texts():
+        text.set_parse_math(False)  # a folder's name may hold dollar signs
+
+
+def from_zero(axes: Axes, values: Iterable[float]) -> None:
+    """Let the axis of `values` start from 0."""
+    highest = max(values, default=0)
+    axes.set_ylim(0, 1.06 * highest if highest > 0 else 1)
+
+
 def tiles(
     images: np.ndarray, captions: list[str], *, columns: int, empty: str, after: np.ndarray | None = None
 ) -> Figure:
@@ -97,7 +112,7 @@ def tiles(
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = (index % columns) * (side + gap) + gap / 2
         top = height - (index // columns) * cell - header
-        text: dict[str, Any] = {"fontsize": size, "parse_math": False, "linespacing": 1.1}
+        text: Look = {"fontsize": size, "parse_math": False, "linespacing": 1.1}
         figure.text((left + side / 2) / WIDTH, (top + 0.03) / height, caption, ha="center", va="bottom", **text)
         for level, shown in enumerate([image] if after is None else [image, after[index]]):
             bottom = top - high - level * (high + 0.03)

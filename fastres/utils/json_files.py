@@ -63,6 +63,13 @@ class Entry(BaseModel):
         return type(self).model_validate(self.given() | fields)
 
     @classmethod
+    def of(cls, *sources: Any, **fields: Any) -> Self:
+        """The object with `fields`, and what the first of `sources` that has an attribute of a field's name has."""
+        for source in sources:
+            fields = {key: getattr(source, key) for key in cls.model_fields if hasattr(source, key)} | fields
+        return cls.model_validate(fields)
+
+    @classmethod
     def parse(cls, data: bytes | str, path: Path, fix: str = DAMAGED) -> Self:
         """The object that `data`, from `path`, holds. Raises UserError, which ends in `fix`, where it is damaged."""
         try:

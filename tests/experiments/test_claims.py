@@ -14,7 +14,6 @@ from fastres.data.order import split
 from fastres.errors import UserError
 from fastres.experiments.reproduce import page, quantities
 from fastres.experiments.reproduce.claims import BEST, CLAIMS, choose
-from fastres.experiments.reproduce.figures import leak
 from fastres.experiments.reproduce.plan import Plan, make
 from fastres.experiments.reproduce.results import find
 from fastres.experiments.reproduce.scaling import STEPS, TESTED, scaled, trained_images
@@ -33,6 +32,7 @@ from fastres.experiments.reproduce.verdicts import (
 )
 from fastres.recipe import Recipe
 from fastres.report.document import Details, Heading, Link, Note, Picture, Table, Tiles, html, markdown
+from fastres.report.run_figures import honest_loss
 from fastres.report.style import png
 from fastres.runs.schema import Epoch
 from fastres.utils.statistics import quantile
@@ -306,7 +306,7 @@ def test_recipes_that_are_missing(tmp_path: Path) -> None:
 
 def test_both_pages_say_the_same_and_escape_what_they_are_given() -> None:
     odd = "<b>|a\nb"
-    picture = png(leak([Epoch(epoch=1, train_loss=2.0, val_loss=1.0)], [Epoch(epoch=1, val_loss=3.0)]))
+    picture = png(honest_loss([Epoch(epoch=1, train_loss=2.0, val_loss=1.0)], [Epoch(epoch=1, val_loss=3.0)]))
     parts = [
         Note(odd),
         odd,

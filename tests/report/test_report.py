@@ -408,7 +408,7 @@ def test_without_a_mistake_the_figure_says_so() -> None:
 
 def test_augmented_images_stand_below_their_originals() -> None:
     shown = report_data(("cat", "dog"), side=4)
-    figure = run_figures.augmented(shown.samples, shown.augmented, shown.sample_labels, shown.classes)
+    figure = run_figures.samples(shown.samples, shown.sample_labels, shown.classes, shown.augmented)
     drawn(figure)
     assert len(figure.axes) == 32  # sixteen pairs
     before, after = figure.axes[:2]

@@ -13,7 +13,6 @@ from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
 
 # Where a run was written and how often it was saved: nothing that its numbers depend on.
-_MEASURED = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
 _APART = ("record.", "data.root", "train.checkpoint_seconds")
 
 
@@ -35,7 +34,7 @@ class Setting:
     @property
     def numbers(self) -> str:
         """Numbers of its runs, as in "1–3, 5"."""
-        return ranges([run.number for run in self.runs])
+        return ranges(numbers(self.runs))
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds of `key` of summary.json; None where no run has it."""
@@ -171,30 +170,22 @@ def facts(comparison: Comparison) -> Compared:
     """The comparison as one JSON object."""
     set_of = {run.number: index for index, data_set in enumerate(comparison.data_sets) for run in data_set.runs}
     runs = [
-        ComparedRun(
-            number=run.number,
-            name=run.name,
+        ComparedRun.of(
+            run,
+            run.summary,
             run=str(run.path),
-            finished=run.finished,
-            status=run.status,
             differences={key: values[index] for key, values in comparison.differences.items()},
-            interval=run.interval,
             epochs=run.epochs_done,
             epochs_planned=run.recipe.train.epochs,
-            device=run.device,
             data_set=set_of[run.number],
-            **run.summary.model_dump(include=_MEASURED),
         )
         for index, run in enumerate(comparison.runs)
     ]
     data_sets = [
-        TestedOn(
-            source=data_set.source,
-            test_images=data_set.test_images,
-            runs=[run.number for run in data_set.runs],
-            pareto_front={
-                key: [[run.number for run in setting.runs] for setting in data_set.front(key)] for key in COSTS
-            },
+        TestedOn.of(
+            data_set,
+            runs=numbers(data_set.runs),
+            pareto_front={key: [numbers(setting.runs) for setting in data_set.front(key)] for key in COSTS},
         )
         for data_set in comparison.data_sets
     ]
@@ -203,15 +194,14 @@ def facts(comparison: Comparison) -> Compared:
 
 
 def _group(setting: Setting) -> Group:
-    accuracy = setting.sample("test_accuracy")
-    values: dict[str, float | None] = {}
-    for key in ("test_accuracy", "seconds", "images_per_second"):
-        sample = setting.sample(key)
-        mean, sd = (None, None) if sample is None else (sample.mean, sample.sd)
-        values |= {f"mean_{key}": mean, f"sd_{key}": sd}
-    return Group(
-        runs=[run.number for run in setting.runs],
-        seeds=[run.recipe.train.seed for run in setting.counted],
-        interval=None if accuracy is None else accuracy.interval(),
-        **values,
-    )
+    samples = {key: setting.sample(key) for key in ("test_accuracy", "seconds", "images_per_second")}
+    means = {f"mean_{key}": sample.mean for key, sample in samples.items() if sample}
+    deviations = {f"sd_{key}": sample.sd for key, sample in samples.items() if sample}
+    interval = samples["test_accuracy"].interval() if samples["test_accuracy"] else None
+    seeds = [run.recipe.train.seed for run in setting.counted]
+    return Group(runs=numbers(setting.runs), seeds=seeds, interval=interval, **means, **deviations)
+
+
+def numbers(runs: Sequence[Run]) -> list[int]:
+    """Those by which runs are referred to."""
+    return [run.number for run in runs]

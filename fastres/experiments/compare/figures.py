@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fastres.experiments.compare.compare import DataSet, Setting
 from fastres.report import pareto as pareto_figure
 from fastres.report.pareto import COLOURS, Mark, colour
-from fastres.report.style import LEAKY, SMALL, TEXT, WIDTH, curve, dress, epoch_axis, short
+from fastres.report.style import LEAKY, SMALL, TEXT, WIDTH, Look, curve, dress, epoch_axis, from_zero, legend, short
 
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MOST = len(COLOURS) * len(_LINES)
@@ -37,7 +37,7 @@ def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Fig
                 seen.append(curve(axes, run.epochs, key, scale=scale, **style))
         values = np.concatenate(seen)
         if key.endswith("loss") and len(values) and 0 <= values.min() < values.max():
-            axes.set_ylim(0, 1.06 * float(values.max()))
+            from_zero(axes, values)
         axes.set_ylabel(label, fontsize=TEXT)
         epoch_axis(axes, max(1, last))
         axes.label_outer()
@@ -73,10 +73,6 @@ def _legend(figure: Figure, settings: list[Setting]) -> None:
         name = _name(setting)
         if setting.runs[0].recipe.data.split == "report":
             name += f" ({LEAKY})"
-        style: dict[str, Any] = {"linestyle": _line(index), "linewidth": 1.8, "color": colour(index)}
+        style: Look = {"linestyle": _line(index), "linewidth": 1.8, "color": colour(index)}
         handles += figure.axes[0].plot([], [], label=name, **style)
-    legend = figure.legend(
-        handles=handles, loc="outside upper center", ncols=2, fontsize=SMALL, frameon=False, handlelength=3
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # a folder's name may hold dollar signs
+    legend(figure, handles=handles, fontsize=SMALL)

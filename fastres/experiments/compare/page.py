@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fastres.experiments.compare import figures
-from fastres.experiments.compare.compare import Comparison, ranges
+from fastres.experiments.compare.compare import Comparison, numbers, ranges
 from fastres.report import document
 from fastres.report.document import Details, Heading, Note, Part, Picture, Table
 from fastres.report.pareto import COSTS
@@ -108,7 +108,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _runs(runs: list[Run]) -> str:
-    return f"{'run' if len(runs) == 1 else 'runs'} {ranges([run.number for run in runs])}"
+    return f"{'run' if len(runs) == 1 else 'runs'} {ranges(numbers(runs))}"
 
 
 def _results(comparison: Comparison) -> dict[str, list[str]]:
@@ -164,7 +164,7 @@ def _groups(comparison: Comparison) -> Table:
         measures = [_spread(accuracy, 100, ".2f", "%"), f"{100 * low:.2f}–{high:.2%}"]
         costs = {"seconds": ",.1f", "images_per_second": ",.0f"}
         measures += [_spread(setting.sample(key), 1, form) for key, form in costs.items()]
-        lines.append([ranges([run.number for run in counted]), str(len(counted)), *measures])
+        lines.append([ranges(numbers(counted)), str(len(counted)), *measures])
     return Table(header, lines)
 
 

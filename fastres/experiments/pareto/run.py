@@ -34,7 +34,6 @@ from fastres.runs.environment import facts_to_publish
 from fastres.runs.schema import SUMMARY, Point, Summary
 
 PLAN = "plan.json"
-_MEASURED = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
 
 
 @dataclass(frozen=True)
@@ -181,9 +180,9 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point], about:
         recipes.append(recipe)
     data = entries[0].points[0].recipe.data
     pixels, everything = pixels_of(data), [run for each in runs for run in each]
-    return Pareto(
+    return Pareto.of(
+        about,
         command=command,
-        **about.model_dump(exclude_unset=True),
         entries=recipes,
         source=data.source if data.source in NAMED else Path(data.source).name,
         test_images=max((run.test_images for run in everything if run.test_images is not None), default=None),
@@ -196,9 +195,7 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point], about:
 
 def _run(run: Path, row: Point) -> RunFacts:
     summary = Summary.read_if_there(run / SUMMARY) or Summary()  # a diverged run has none
-    starts = {"cold_seconds": summary.cold_seconds, "warm_seconds": summary.warm_seconds, "device": summary.device}
-    about = {"run": run.name, "seed": row.settings["train.seed"], "state": row.state, "error": row.error}
-    return RunFacts.model_validate({**about, **row.model_dump(include=_MEASURED), **starts})
+    return RunFacts.of(row, summary, run=run.name, seed=row.settings["train.seed"])
 
 
 def pixels_of(data: DataConfig) -> Literal["original", "copy"] | None:

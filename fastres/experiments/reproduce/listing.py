@@ -31,22 +31,6 @@ def total(plan: Plan) -> str:
 
 def facts(plan: Plan) -> Listed:
     """The same as one JSON object."""
-    claims = [
-        ListedClaim(
-            name=claim.name,
-            subject=claim.subject,
-            says=claim.says,
-            figure=claim.figure,
-            recipes=[*map(str, claim.needs)],
-            trains=claim.trains,
-        )
-        for claim in plan.claims
-    ]
-    return Listed(
-        source=plan.source,
-        scale=plan.scale,
-        seeds=[*plan.seeds],
-        claims=claims,
-        runs=[job.listed() for job in plan.jobs],
-        image_passes=sum(job.passes for job in plan.jobs),
-    )
+    claims = [ListedClaim.of(claim, recipes=[*map(str, claim.needs)]) for claim in plan.claims]
+    runs, passes = [job.listed() for job in plan.jobs], sum(job.passes for job in plan.jobs)
+    return Listed.of(plan, claims=claims, runs=runs, image_passes=passes)

@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 
 from fastres.experiments.reproduce.claims import BEST
-from fastres.experiments.reproduce.figures import leak
 from fastres.experiments.reproduce.plan import Job, Plan
 from fastres.experiments.reproduce.results import known_of
 from fastres.experiments.reproduce.schema import ClaimFacts, Reproduced, RunFacts
 from fastres.experiments.reproduce.verdicts import VERDICTS, Finding, Need, interval_of, limits_of, mean_and_sd, shown
 from fastres.report import document
 from fastres.report.document import Details, Heading, Link, Note, Part, Picture, Table
+from fastres.report.run_figures import honest_loss
 from fastres.report.style import png
 from fastres.runs.environment import environment
 from fastres.runs.reader import Run
@@ -28,14 +28,10 @@ def write(
     folder: Path, plan: Plan, measured: dict[str, Run], findings: tuple[Finding, ...], device: str, workers: int
 ) -> Reproduced:
     """Write the pages, their figures and reproduce.json, whose contents are returned."""
-    facts = Reproduced(
+    facts = Reproduced.of(
+        plan,
         command=command(plan),
-        source=plan.source,
-        scale=plan.scale,
-        seeds=[*plan.seeds],
-        set=[*plan.settings],
-        train_images=plan.train_images,
-        test_images=plan.test_images,
+        set=plan.settings,
         claims=[_claim(plan, measured, finding) for finding in findings],
         runs=[_run(job, measured[job.name]) for job in plan.jobs],
         device=device,
@@ -70,15 +66,11 @@ def _claim(plan: Plan, measured: dict[str, Run], finding: Finding) -> ClaimFacts
     seconds = [[run.seconds for run in runs if run.seconds is not None] for runs in recipes]
     means = [sum(times) / len(times) if times else None for times in seconds]
     beside = [f"{one.what} {mean_and_sd([one.measure(line) for line in known], one.form)}" for one in claim.beside]
-    return ClaimFacts(
-        name=claim.name,
-        subject=claim.subject,
-        says=claim.says,
-        figure=claim.figure,
+    return ClaimFacts.of(
+        claim,
+        finding,
         recipes="; ".join(map(str, claim.needs)),
-        quantity=claim.quantity,
         unit=form,
-        values=[*finding.values],
         measured=mean_and_sd(finding.values, form),
         seeds=sum(value is not None for value in finding.values),
         interval=interval,
@@ -89,23 +81,13 @@ def _claim(plan: Plan, measured: dict[str, Run], finding: Finding) -> ClaimFacts
         parameters_shown=" / ".join(dict.fromkeys(f"{runs[0].parameters:,}" for runs in recipes)),
         seconds=means,
         seconds_shown=" / ".join(f"{mean:,.1f}" for mean in means if mean is not None) or DASH,
-        verdict=finding.verdict,
-        why=finding.why,
     )
 
 
 def _run(job: Job, run: Run) -> RunFacts:
     last = run.epochs[-1] if run.epochs else Epoch(epoch=0)
-    measures = {"test_accuracy", "test_images", "parameters", "seconds", "images_per_second"}
-    return RunFacts(
-        **job.listed().model_dump(),
-        finished=run.finished,
-        training_loss=last.train_loss,
-        validation_loss=last.val_loss,
-        split=run.recipe.data.split,
-        device=run.device,
-        **run.summary.model_dump(include=measures),
-    )
+    losses = {"training_loss": last.train_loss, "validation_loss": last.val_loss}
+    return RunFacts.of(job.listed(), run, run.summary, split=run.recipe.data.split, **losses)
 
 
 # ---------------------------------------------------------------------------------------------------- the parts
@@ -220,7 +202,7 @@ def _pictures(plan: Plan, measured: dict[str, Run]) -> list[Part]:
             "The leak: the validation loss of the code's split (red, dashed) beside the training loss (blue), and that "
             "of a split whose validation images are never trained on (black)."
         )
-        parts.append(Picture("leak", png(leak(run.epochs, measured[honest.name].epochs)), about))
+        parts.append(Picture("leak", png(honest_loss(run.epochs, measured[honest.name].epochs)), about))
     return parts
 
 

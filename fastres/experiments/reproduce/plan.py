@@ -49,14 +49,8 @@ class Job:
 
     def listed(self) -> ListedRun:
         """The run as JSON has it before it is trained."""
-        return ListedRun(
-            run=self.name,
-            recipe=str(self.need),
-            seed=self.seed,
-            epochs=self.recipe.train.epochs,
-            image_passes=self.passes,
-            claims=[*self.claims],
-        )
+        epochs = self.recipe.train.epochs
+        return ListedRun.of(self, run=self.name, recipe=str(self.need), epochs=epochs, image_passes=self.passes)
 
 
 @dataclass(frozen=True)

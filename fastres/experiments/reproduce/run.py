@@ -80,7 +80,7 @@ def reproduce(
     folder = out if (out / PLAN).is_file() else directory.new_folder(out, "reproduce")
     with directory.run_lock(folder):
         count = workers or (4 if where.type == "cuda" else 1)
-        begun = Begun(source=plan.source, scale=plan.scale, set=[*plan.settings], workers=count)
+        begun = Begun.of(plan, set=plan.settings, workers=count)
         most = max(count, _check_plan(folder, begun))
         begun.updated(workers=most).write(folder / PLAN)
         (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done

@@ -17,7 +17,7 @@ class ClaimFacts(Entry):
     recipes: str
     quantity: str
     unit: str
-    values: list[int | float | None]
+    values: tuple[int | float | None, ...]
     """Of each seed."""
     measured: str
     """Mean ± SD."""
@@ -44,7 +44,7 @@ class ListedRun(Entry):
     seed: Count
     epochs: Amount
     image_passes: Amount
-    claims: list[str]
+    claims: tuple[str, ...]
 
 
 class RunFacts(ListedRun):
@@ -70,8 +70,8 @@ class Reproduced(File):
     command: str
     source: str
     scale: Amount
-    seeds: list[Count]
-    set: list[str]
+    seeds: tuple[Count, ...]
+    set: tuple[str, ...]
     train_images: Count
     test_images: Count
     claims: list[ClaimFacts]
@@ -86,7 +86,7 @@ class Begun(File):
 
     source: str
     scale: Amount
-    set: list[str]
+    set: tuple[str, ...]
     workers: Count
     """Most runs that were side by side."""
 
@@ -107,7 +107,7 @@ class Listed(File):
 
     source: str
     scale: Amount
-    seeds: list[Count]
+    seeds: tuple[Count, ...]
     claims: list[ListedClaim]
     runs: list[ListedRun]
     image_passes: Amount

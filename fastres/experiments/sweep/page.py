@@ -15,7 +15,7 @@ from fastres.experiments.sweep import results
 from fastres.recipe import Recipe
 from fastres.report import document
 from fastres.report.document import Details, Picture
-from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, png, short
+from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, Look, png, short
 from fastres.runs.schema import Point, Sweep
 
 SPACED = 12
@@ -72,7 +72,7 @@ def parallel(rows: Sequence[Point], keys: list[str], metric: str) -> Figure:
         ys = [*(heights[index] for heights in places), end]
         x = np.concatenate([at + ease for at in range(last)])
         y = np.concatenate([a + (b - a) * curve for a, b in pairwise(ys)])
-        style: dict[str, Any] = {"color": colours(0.1 + 0.75 * end), "linewidth": 1.6, "alpha": 0.9}
+        style: Look = {"color": colours(0.1 + 0.75 * end), "linewidth": 1.6, "alpha": 0.9}
         if pruned:
             style = {"color": GREY, "linewidth": 1.0, "alpha": 0.6}
         elif value is None:
