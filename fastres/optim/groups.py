@@ -19,10 +19,12 @@ NONE: Factors = MappingProxyType({})
 
 def group_names(network: nn.Module) -> Parameters:
     """The trainable parameters in the network's order, each with the group of `Network.groups` that it belongs to. In
-    other modules `bias` has at most one axis and `filters` are the rest."""
+    other modules `filters` have four axes, `bias` at most one; what has two or three, such as a linear layer's weight,
+    is `matrix`: nobody knows which of them is the classifier."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not isinstance(network, Network):
-        return [(parameter, "filters" if parameter.ndim > 1 else "bias") for parameter in trained]
+        names = {0: "bias", 1: "bias", 4: "filters"}
+        return [(parameter, names.get(parameter.ndim, "matrix")) for parameter in trained]
     role = {id(parameter): name for name, group in network.groups().items() for parameter in group}
     return [(parameter, role[id(parameter)]) for parameter in trained]
 

@@ -5,6 +5,7 @@ makes it, and its work. `tests/update_options.py` has the list from which the te
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -182,10 +183,15 @@ class ChainedOptimizer(Optimizer):
         self.optimizers = optimizers
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """A step of each."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step of each; `closure` computes gradients anew before, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for optimizer in self.optimizers:
             optimizer.step()
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all, in order."""

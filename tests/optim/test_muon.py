@@ -131,3 +131,33 @@ def test_decoupled_decay_is_the_same_at_any_rate() -> None:
 def test_what_has_one_axis_is_refused() -> None:
     with pytest.raises(ValueError, match="matrices and filters"):
         Muon([nn.Parameter(torch.zeros(3))])
+
+
+def test_a_closure_is_called_once_and_its_loss_returned() -> None:
+    """As Lightning's trainers step: all of forward and backward is in the closure."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(Options(), network)
+    assert isinstance(optimizer, ChainedOptimizer)
+    before, calls = [parameter.detach().clone() for parameter in network.parameters()], []
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = network(torch.randn(2, 3, 3, 3)).square().sum()
+        loss.backward()
+        calls.append(loss.item())
+        return calls[-1]
+
+    assert optimizer.step(closure) == calls[0] and len(calls) == 1
+    # The convolution's bias comes before a BN, which takes it away: its gradient is 0 but for rounding.
+    changed = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert all(changed[:1] + changed[3:])
+
+
+def test_muon_takes_convolutions_alone_of_other_peoples_networks() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(Options(), network)
+    assert isinstance(optimizer, ChainedOptimizer)
+    first = optimizer.optimizers[0]
+    assert isinstance(first, Muon)
+    assert [weight.shape for group in first.param_groups for weight in group["params"]] == [(4, 3, 3, 3)]
