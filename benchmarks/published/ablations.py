@@ -22,6 +22,7 @@ from fastres.errors import Interrupted, UserError
 from fastres.experiments.speedrun.results import SUMMARY, read_rows
 from fastres.experiments.speedrun.run import speedrun
 from fastres.recipe import Recipe
+from fastres.report.document import Table
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.statistics import Sample, quantile
 
@@ -105,12 +106,13 @@ def table(rows: list[dict[str, Any]], *, times: bool = True) -> str:
     recipe's."""
     around = reach(rows)
     bounds = "" if around is None else f" (± {100 * around:.2f}, 95%)"
-    lines = [["without", "test accuracy", f"difference, points{bounds}", "time"], ["---"] * 4]
-    lines.append(["(nothing: the recipe)", f"{Sample.of(rows[0]['accuracy']).mean:.2%}", "", "1"])
+    header = ["without", "test accuracy", f"difference, points{bounds}", "time"]
+    lines = [["(nothing: the recipe)", f"{Sample.of(rows[0]['accuracy']).mean:.2%}", "", "1"]]
     for row, difference in zip(rows[1:], differences(rows), strict=True):
         accuracy, spent = Sample.of(row["accuracy"]).mean, min(row["seconds"]) / min(rows[0]["seconds"])
         lines.append([row["without"], f"{accuracy:.2%}", f"{100 * difference:+.2f}", f"{spent:.2f}"])
-    return "".join(f"| {' | '.join(line if times else line[:-1])} |\n" for line in lines)
+    shown = slice(None if times else -1)
+    return Table(header[shown], [line[shown] for line in lines]).markdown() + "\n"
 
 
 def figure(rows: list[dict[str, Any]]) -> bytes:

@@ -111,10 +111,12 @@ def figure(facts: Roofline) -> Figure:
     rates = [point.operations_per_second for point in points] + [*products.values()]
     axes.set_xlim(min(intensities) / 2.5, max(intensities) * 2.5)
     axes.set_ylim(min(rates) / 2.5, max(rates) * 2.5)
-    handles = []
+    handles, labels = [], []
     for number, point in enumerate(points, 1):
         x, y = point.intensity, point.operations_per_second
         handles += axes.plot(x, y, label=f"{number}  {point.name}", **_style(point))
+        text = point.kind if point.kind == "whole step" else str(number)
+        labels.append(Label(x, y, text, _STYLES[point.kind][0]))
     axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
     axes.set_ylabel("operations/s", fontsize=TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
@@ -122,7 +124,7 @@ def figure(facts: Roofline) -> Figure:
     legend(drawn, handles=handles, fontsize=SMALL, handlelength=2)
     drawn.draw_without_rendering()  # from here on it is known where points and letters lie
     roofs = _roofs(axes, memory, products)
-    write_beside(axes, [_label(number, point) for number, point in enumerate(points, 1)], roofs)
+    write_beside(axes, labels, roofs)
     return drawn
 
 
@@ -134,12 +136,6 @@ def _style(point: Point) -> Look:
     face, edge = ("white", colour) if hollow else (colour, "white")
     style = {"linestyle": "", "marker": marker, "markersize": size, "zorder": 3, "color": colour}
     return {**style, "markeredgewidth": 1.5 if hollow else 0.8, "markerfacecolor": face, "markeredgecolor": edge}
-
-
-def _label(number: int, point: Point) -> Label:
-    colour, _ = _STYLES[point.kind]
-    text = "whole step" if point.kind == "whole step" else str(number)
-    return Label(point.intensity, point.operations_per_second, text, colour)
 
 
 def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annotation]:

@@ -19,7 +19,7 @@ from fastres.utils.machine import installed_version, nvidia_gpus, run_quietly
 from fastres.utils.terminal import printable
 
 # Distributions without which some command fails; those that the command line needs to start at all are left out.
-NEEDED = ("torch", "torchvision", "triton", "numba", "numpy", "matplotlib", "pillow", "safetensors")
+NEEDED = ("torch", "torchvision", "triton", "numba", "numpy", "matplotlib", "jinja2", "pillow", "safetensors")
 TORCH = ((2, 11), (2, 14))  # from, and below
 TORCH_FIX = "'torch>=2.11,<2.14' torchvision"
 # Name, distributions any of which is enough, what it is, and the line that installs it.

@@ -85,7 +85,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """A table, or text that is shown as it is; in HTML behind its title."""
+    """A table, or text that is shown as it is; in HTML behind its title, if it has one."""
 
     title: str
     content: Table | str

@@ -85,6 +85,7 @@ def _epochs(figure: Figure, rows: Sequence[Epoch], best: Best | None) -> None:
         style.legend(figure)
 
 
+_Curve = tuple[Sequence[Epoch], str, style.Look]
 _DASHED: style.Look = {"color": style.RED, "linestyle": (0, (5, 1.5))}
 
 
@@ -94,7 +95,7 @@ def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> 
     `leak` says that validation images are trained on; the red curve then carries that name. `best` is the summary's
     table of the chosen epoch.
     """
-    curves: list[tuple[Sequence[Epoch], str, style.Look]] = [
+    curves: list[_Curve] = [
         (rows, "train_loss", {"color": style.BLUE, "label": "training"}),
         (rows, "val_loss", _DASHED | {"label": f"{style.LEAKY}: mostly images trained on" if leak else "validation"}),
         (rows, "test_loss", {"color": style.BLACK, "linestyle": ":", "marker": "s", "label": "test"}),
@@ -105,7 +106,7 @@ def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> 
 def honest_loss(code: Sequence[Epoch], honest: Sequence[Epoch]) -> Figure:
     """Losses of two runs: training (blue) and leaky validation (red) of the one with the code's split, and validation
     on held-out images (black) of the one without the leak, `honest`."""
-    curves: list[tuple[Sequence[Epoch], str, style.Look]] = [
+    curves: list[_Curve] = [
         (code, "train_loss", {"color": style.BLUE, "label": "training, the code's split"}),
         (code, "val_loss", _DASHED | {"label": f"{style.LEAKY}, the code's split"}),
         (honest, "val_loss", {"color": style.BLACK, "linestyle": "-.", "marker": "s", "label": "validation, held out"}),
@@ -113,7 +114,7 @@ def honest_loss(code: Sequence[Epoch], honest: Sequence[Epoch]) -> Figure:
     return _losses(curves, None)
 
 
-def _losses(curves: list[tuple[Sequence[Epoch], str, style.Look]], best: Best | None) -> Figure:
+def _losses(curves: list[_Curve], best: Best | None) -> Figure:
     """The key of each of the rows, from 0."""
     figure, axes = style.single(3.9)
     style.from_zero(axes, [value for rows, key, look in curves for value in style.curve(axes, rows, key, **look)])

@@ -67,8 +67,8 @@ def write_report(
         "and another accuracy, by an amount that one run cannot show.",
         *map(Note, _warnings(summary, leak=leak)),
         Heading("How it was made"),
-        "The resolved recipe lies beside this page, and is printed below; this trains it again: fastres train "
-        "recipe.toml",
+        "The resolved recipe lies beside this page, and is printed below; this trains it again:",
+        Details("", "fastres train recipe.toml"),
         _made(summary, environment, report_data),
         Heading("Figures"),
         *_pictures(rows, summary, report_data, leak=leak),

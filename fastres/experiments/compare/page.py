@@ -34,7 +34,7 @@ def render(comparison: Comparison, console: Console | None = None) -> None:
     columns = _results(comparison)
     known = {title: sorted({*columns[title]} - {DASH}) for title in _SHARED}  # an unfinished run has a dash for some
     same = {title: cells[0] for title, cells in known.items() if len(cells) == 1}
-    _print(console, _table({title: columns[title] for title in columns if title not in (*same, *_LONG)}))
+    _print(console, _table({title: columns[title] for title in columns if title not in (*same, *_LONG)}, 2))
     for title, cell in same.items():
         _print(console, f"{title.lower()} of all: {cell}")
     blocks: list[Table | str] = [_groups(comparison)] if comparison.groups else []
@@ -149,8 +149,8 @@ def _by_value(key: str, values: list[str]) -> list[list[str]]:
     return [["" if index else key, value, ranges(numbers)] for index, (value, numbers) in enumerate(having.items())]
 
 
-def _table(columns: dict[str, list[str]]) -> Table:
-    return Table([*columns], [*zip(*columns.values(), strict=True)], words=2)
+def _table(columns: dict[str, list[str]], words: int) -> Table:
+    return Table([*columns], [*zip(*columns.values(), strict=True)], words)
 
 
 def _groups(comparison: Comparison) -> Table:
@@ -194,6 +194,8 @@ def _parts(comparison: Comparison) -> list[Part]:
     columns = _results(comparison)
     if len(comparison.data_sets) == 1:
         del columns["Data"]  # the line below the title has it
+    numbered = [f"{run} {name}" for run, name in zip(columns["Run"], columns["Name"], strict=True)]
+    results = {"Run": numbered} | {title: cells for title, cells in columns.items() if title not in ("Run", "Name")}
     differing = [[key, *map(_value, values)] for key, values in comparison.differences.items()]
     nothing = "Nothing that changes the numbers of a run."
     paths = Table(["Run", "Folder"], [[str(run.number), str(run.path)] for run in comparison.runs], words=2)
@@ -202,7 +204,7 @@ def _parts(comparison: Comparison) -> list[Part]:
         Note("; ".join(map(str, comparison.data_sets)), "soft"),
         *map(Note, notes(comparison)),
         Heading("Results"),
-        _table(columns),
+        _table(results, words=1),
         "The 95% interval (Wilson) covers the choice of the test images only. Another seed gives another network and "
         "another accuracy: a difference between two single runs may be the seeds’.",
     ]

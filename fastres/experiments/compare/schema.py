@@ -5,8 +5,6 @@ from pydantic import JsonValue
 
 from fastres.utils.json_files import Amount, Count, Entry, File, Share
 
-Costs = dict[str, list[list[Count]]]
-
 
 class ComparedRun(Entry):
     """A run beside others."""
@@ -55,7 +53,7 @@ class TestedOn(Entry):
     source: str
     test_images: Count | None
     runs: list[Count]
-    pareto_front: Costs
+    pareto_front: dict[str, list[list[Count]]]
     """By cost: the runs of each setting on the front, the cheapest first."""
 
 

@@ -18,7 +18,7 @@ def write(folder: Path, facts: Pareto) -> None:
     parts: list[Part] = [table(facts)]
     if any(recipe.done for recipe in facts.entries):
         parts.append(Picture("pareto", picture(facts), caption(facts)))
-    parts += [*map(Note, warnings(facts)), *notes(facts), Details("Command", facts.command)]
+    parts += [*map(Note, warnings(facts)), *notes(facts), Details("", facts.command)]
     document.write(folder, [MARKDOWN], "Accuracy against throughput", parts, figures="")
     facts.write(folder / RESULTS)
 

@@ -123,7 +123,7 @@ def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part
         _runs(facts) if facts.runs else "None: these claims take no training.",
         Heading("How it was made"),
         "This measures it again; in the same folder, it picks up what is finished:",
-        Details("Command", facts.command),
+        Details("", facts.command),
         Details("Environment", json.dumps(facts.environment.to_json(), indent=2, ensure_ascii=False)),
     ]
 
