@@ -87,6 +87,11 @@ class Plan:
     erase_p: np.float32
     """0 where there is no erasing."""
 
+    @property
+    def chances(self) -> dict[str, np.float32]:
+        """The probability of each operation that is drawn, in the order of the fields above, by its name."""
+        return {name.removesuffix("_p"): value for name, value in vars(self).items() if name.endswith("_p")}
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:

@@ -144,16 +144,12 @@ def kernel_policy(
         padding=policy.padding,
         fill=red | green << 8 | blue << 16,
         flip=plan.flip,
-        jitter=_threshold(plan.jitter_p),
         low=plan.factor_low,
         levels=plan.factor_levels,
         hue=plan.hue_reach,
-        autocontrast=_threshold(plan.autocontrast_p),
-        grayscale=_threshold(plan.grayscale_p),
         cutout=plan.cutout,
-        erase=_threshold(plan.erase_p) if plan.erase is not None else 0,
         noise=policy.noise > 0,
-        **_mixing(mix),
+        **_mixing(mix) | {name: _threshold(chance) for name, chance in plan.chances.items()},
     )
 
 

@@ -188,9 +188,7 @@ def _merge(values: Values, layer: Values, origin: str, origins: Origins, at: tup
                 values[key] = value
 
 
-def _explain(
-    recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins, values: dict[str, Any]
-) -> str:
+def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins, values: Values) -> str:
     """The first fault as one line: place, key, what is wrong, what would be right."""
     faults = error.errors(include_url=False)
     fault = faults[0]

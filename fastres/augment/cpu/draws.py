@@ -53,7 +53,7 @@ def pack(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np
         ],
         dtype=np.int64,
     )
-    chances = np.array([plan.jitter_p, plan.autocontrast_p, plan.grayscale_p, plan.erase_p], dtype=np.float32)
+    chances = np.array([*plan.chances.values()], dtype=np.float32)
     nothing = np.zeros((3, LEVELS), dtype=np.float32)
     return numbers, chances, np.concatenate([_stack(plan.crop, nothing), _stack(plan.erase, nothing)])
 

@@ -69,9 +69,7 @@ def augment_batch(
     out = flat.numpy() if augment.dtype == torch.float32 else flat.view(torch.int16).numpy().view(np.uint16)
     work = _Work(augment, size, images.view(-1).numpy(), sources, samples, epoch, mixing, out)
     policy = augment.policy
-    expensive = (
-        policy.random_resized_crop or policy.color_jitter or policy.autocontrast or policy.grayscale or policy.noise
-    )
+    expensive = policy.random_resized_crop or policy.noise or any(augment.plan(size).chances.values())
     per_thread = _PIXELS_PER_THREAD["dear" if expensive else "cheap"]
     parts = max(1, min(torch.get_num_threads(), len(sources) * size[0] * size[1] // per_thread))
     edges = [len(sources) * part // parts for part in range(parts + 1)]

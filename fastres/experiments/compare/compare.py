@@ -8,6 +8,7 @@ from typing import Any
 
 from fastres.errors import UserError
 from fastres.experiments.compare.schema import Compared, ComparedRun, Group, TestedOn
+from fastres.recipe.loading import Values
 from fastres.report.pareto import COSTS, front, placed
 from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
@@ -110,9 +111,9 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(runs, differences(flat), _data_sets(runs, flat))
 
 
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Values, prefix: str = "") -> Values:
     """The values of nested tables by their dotted keys, in order: {"train": {"seed": 0}} becomes {"train.seed": 0}."""
-    flat: dict[str, Any] = {}
+    flat: Values = {}
     for key, value in table.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -122,7 +123,7 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(recipes: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def differences(recipes: Sequence[Values]) -> dict[str, list[Any]]:
     """The keys of flat `recipes` whose values differ, with the value of each recipe, None where one lacks the key: that
     is no other value than None. Keys that change no number of a run are left out."""
     keys = dict.fromkeys(key for recipe in recipes for key in recipe if not key.startswith(_APART))
@@ -143,7 +144,7 @@ def ranges(numbers: Sequence[int]) -> str:
     )
 
 
-def _data_sets(runs: Sequence[Run], recipes: Sequence[dict[str, Any]]) -> tuple[DataSet, ...]:
+def _data_sets(runs: Sequence[Run], recipes: Sequence[Values]) -> tuple[DataSet, ...]:
     """Runs by what they were tested on, and those of one data set by all but the seed."""
     sets: dict[tuple[str, int | None], dict[str, list[Run]]] = {}
     for run, recipe in zip(runs, recipes, strict=True):

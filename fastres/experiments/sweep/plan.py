@@ -14,6 +14,9 @@ from fastres.recipe import Recipe
 from fastres.recipe.loading import Layer, dotted, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 
+Settings = dict[str, Any]
+"""Dotted keys of a recipe and their values, which are of any type that a recipe has."""
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -23,7 +26,7 @@ class SweepPoint:
     """Of the run directory, and in the table."""
     point: str
     """Name of the entry of `sweep.points` that it comes from; empty for a sweep without."""
-    settings: dict[str, Any]
+    settings: Settings
     """Settings that differ between the points: dotted keys, and their values in `recipe` (None where it has none)."""
     recipe: Recipe
     """The whole recipe, without the sweep."""
@@ -79,7 +82,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
 
 
 def _layers(
-    named: list[tuple[str, dict[str, Any]]], grid: dict[str, list[Any]], path: Path, names: set[str]
+    named: list[tuple[str, Settings]], grid: dict[str, list[Any]], path: Path, names: set[str]
 ) -> Iterator[tuple[str, str, Layer]]:
     """Name, point of `named` and layer of each point; `names` are those given so far."""
     names_of = labels([*grid])

@@ -19,7 +19,7 @@ from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.experiments.sweep import results
 from fastres.experiments.sweep.page import write_results
-from fastres.experiments.sweep.plan import SweepPoint, check_overrides, value_at
+from fastres.experiments.sweep.plan import Settings, SweepPoint, check_overrides, value_at
 from fastres.experiments.sweep.run import SweepResult, check_folder, train_point
 from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.models import build
@@ -65,7 +65,7 @@ class SearchPlan:
         assert self.recipe.sweep is not None
         return self.recipe.sweep.by
 
-    def point(self, name: str, values: dict[str, Any]) -> SweepPoint:
+    def point(self, name: str, values: Settings) -> SweepPoint:
         """The trial `name` with values for all parameters. Raises UserError where that is no valid recipe."""
         layer = (f"{self.path}, {name}", nested(values))
         recipe: Recipe = resolve(Recipe, [*self.below, layer], self.path).model_copy(update={"sweep": None})
@@ -248,7 +248,7 @@ def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -
         trial.suggest_float(key, inside.low, inside.high, step=inside.step, log=inside.log)
 
 
-def _values(params: dict[str, Any], search: SearchConfig) -> dict[str, Any]:
+def _values(params: Settings, search: SearchConfig) -> Settings:
     """The parameters of a trial as values of the recipe."""
     return {
         key: params[key] if isinstance(inside, RangeConfig) else json.loads(params[key])
@@ -309,7 +309,7 @@ def _check_plan(folder: Path, recipe: Recipe) -> None:
     """Raise UserError where the search in `folder` was begun with another recipe; more trials are welcome."""
     begun = Recipe.load(folder / PLAN)
 
-    def without_trials(recipe: Recipe) -> dict[str, Any]:
+    def without_trials(recipe: Recipe) -> Settings:
         return recipe.model_dump(exclude={"sweep": {"search": {"trials"}}})
 
     if without_trials(begun) != without_trials(recipe):
