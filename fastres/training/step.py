@@ -270,6 +270,11 @@ class Step:
         self.rule.restart(self.optimizer)  # after the weights: Muon looks at them
         self.scaler.load_state_dict(self._first_scale)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is serialised with the guards of a compiled step, which read no optimizer: Adam's, of a resumed run, could
+        not be loaded again."""
+        return {**vars(self), "optimizer": None}
+
     def state(self) -> dict[str, Any]:
         """The state that an exact resume needs, as tensors and plain values."""
         return {

@@ -14,6 +14,9 @@ from torch import nn
 
 from fastres.engine import compile_cache
 from fastres.engine.compile import Compiled
+from fastres.models import build
+from fastres.recipe import Recipe
+from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "record.report=false"]
@@ -224,3 +227,32 @@ def test_a_second_start_compiles_nothing_and_takes_less_than_five_seconds(home: 
     assert same == weights
     healed, same = start(home, "healed")
     assert (healed["compiled_from_cache"], same) == (True, weights)
+
+
+def test_a_resumed_run_keeps_a_graph_that_loads_again(home: Path) -> None:
+    """AdamW's state, which a resumed run has when it compiles, is no part of what is kept."""
+    recipe = Recipe.model_validate(
+        {
+            "model": {"blocks": [1], "channels": [8], "strides": [4], "stem": "cifar"},
+            "optimizer": {"name": "adamw"},
+            "train": {"precision": "fp32"},
+        }
+    )
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+
+    def step_for(state: dict[str, Any] | None) -> Step:
+        step = Step(build(recipe.model, 10, 8), recipe, 10, torch.device("cpu"))
+        if state is not None:
+            step.load_state(state)
+        return step
+
+    eager = step_for(None)
+    eager.loss_and_correct.active = False
+    eager(0, images, labels)
+    state, found = eager.state(), []
+    for _ in range(2):
+        torch.compiler.reset()
+        step = step_for(state)
+        step(1, images, labels)
+        found.append((step.loss_and_correct.from_cache, step.loss_and_correct.fallback_reason))
+    assert found == [(False, None), (True, None)]
