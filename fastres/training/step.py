@@ -271,7 +271,7 @@ class Step:
         self.scaler.load_state_dict(self._first_scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is serialised with the guards of a compiled step, which read no optimizer: Adam's, of a resumed run, could
+        """What is serialised with the guards of a compiled step, which read no optimizer: of a resumed run, Adam could
         not be loaded again."""
         return {**vars(self), "optimizer": None}
 
