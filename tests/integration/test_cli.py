@@ -238,13 +238,15 @@ def test_a_disk_that_is_full_for_tensorboard_is_one_line(small_disk: Path) -> No
         from pathlib import Path
         from fastres.errors import UserError
         from fastres.runs.recorder import Recorder
+        from fastres.runs.schema import Epoch
         from fastres.utils.terminal import quiet_thread
+        class Wide(Epoch, extra="allow"): pass
         threading.excepthook = quiet_thread
         place = Path(sys.argv[1])
         recorder = Recorder(place, tensorboard=True)
         free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
         (place / "filler").write_bytes(bytes(free - 8192))
-        for attempt in (lambda: recorder.log({"epoch": 1} | {f"m{n}": 0.5 for n in range(200)}), recorder.close):
+        for attempt in (lambda: recorder.log(Wide(epoch=1, **{f"m{n}": 0.5 for n in range(200)})), recorder.close):
             try:
                 attempt()
             except UserError as error:
