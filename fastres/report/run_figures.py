@@ -6,11 +6,10 @@ they are shortened, stripped of what does not print, and never read as TeX.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -85,6 +84,7 @@ def _epochs(figure: Figure, rows: Sequence[Epoch], best: Best | None) -> None:
         style.legend(figure)
 
 
+_Texts = dict[tuple[int, int], str]
 _Curve = tuple[Sequence[Epoch], str, style.Look]
 _DASHED: style.Look = {"color": style.RED, "linestyle": (0, (5, 1.5))}
 
@@ -170,14 +170,14 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     number = len(classes)
     counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
     percentages = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    texts = {}
+    texts: _Texts = {}
     for place in zip(*np.nonzero(counts), strict=True):
         percent = percentages[place]
         texts[place] = f"{percent:.0f}" if number > 10 else f"{percent:.1f}\n({counts[place]:,})"
-    figure, axes = style.single(5.7)
     scale: style.Look = {"label": "share of the true class (%)", "ticks": [0, 1, 5, 10, 25, 50, 75, 100]}
     size = style.TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
-    _heatmap(axes, percentages, PowerNorm(0.5, 0, 100), texts if number <= 20 else {}, size, "equal", **scale)
+    figure = _heatmap(5.7, percentages, PowerNorm(0.5, 0, 100), texts if number <= 20 else {}, size, **scale)
+    axes = figure.axes[0]
     if number <= 20:
         names = [style.short(name, 16) for name in classes]
         flat = number > 3 or max(map(len, names)) > 10
@@ -194,27 +194,20 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     return figure
 
 
-def _heatmap(
-    axes: Axes,
-    values: np.ndarray,
-    norm: Normalize,
-    texts: Mapping[tuple[int, int], str],
-    size: float,
-    aspect: Literal["equal", "auto"],
-    **scale: Any,
-) -> None:
+def _heatmap(height: float, values: np.ndarray, norm: Normalize, texts: _Texts, size: float, **scale: Any) -> Figure:
     """`values` as colours, with texts of that size in the cells, and the scale beside them."""
+    figure, axes = style.single(height)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    drawn = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest", aspect=aspect)
-    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.8, **scale)
+    axes.tick_params(length=0 if texts else 3.5)
+    drawn = axes.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, **scale)
     bar.ax.yaxis.label.set_fontsize(style.TEXT)
     bar.ax.tick_params(labelsize=style.SMALL)
-    axes.tick_params(length=0 if texts else 3.5)
+    look: style.Look = {"ha": "center", "va": "center", "fontsize": size, "linespacing": 1.1}
     for (row, column), text in texts.items():
-        colour = "white" if norm(values[row, column]) > 0.6 else style.BLACK
-        look: style.Look = {"ha": "center", "va": "center", "fontsize": size, "linespacing": 1.1}
-        axes.text(column, row, text, color=colour, **look)
+        axes.text(column, row, text, color="white" if norm(values[row, column]) > 0.6 else style.BLACK, **look)
+    return figure
 
 
 def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> Figure:
@@ -271,12 +264,14 @@ def corruptions(summary: Corruptions) -> Figure:
     means = [*summary.mean_by_severity, summary.mean_corruption_accuracy]
     clean, mean = summary.clean_accuracy or 0.0, summary.mean_corruption_accuracy
     accuracies = 100 * np.vstack([table, means])
-    figure, axes = style.single(1.3 + 0.29 * len(accuracies))
     # From chance or so to clean: the accuracies of one run lie close together.
     low = math.floor(accuracies.min() / 10) * 10
     norm = Normalize(low, max(100 * clean, accuracies.max(), low + 10))
     texts = {place: f"{accuracies[place]:.1f}" for place in np.ndindex(accuracies.shape)}
-    _heatmap(axes, accuracies, norm, texts, style.SMALL, "auto", label="test accuracy (%)")
+    height = 1.3 + 0.29 * len(accuracies)
+    figure = _heatmap(height, accuracies, norm, texts, style.SMALL, label="test accuracy (%)")
+    axes = figure.axes[0]
+    axes.set_aspect("auto")
     # White lines set the means apart.
     axes.axhline(len(kinds) - 0.5, color="white", linewidth=4)
     axes.axvline(len(severities) - 0.5, color="white", linewidth=4)

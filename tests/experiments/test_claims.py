@@ -319,6 +319,7 @@ def test_both_pages_say_the_same_and_escape_what_they_are_given() -> None:
     ]
     text = html(odd, parts)
     shown = Page(text)
+    assert "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in text
     assert "<b>" not in text and {tag for tag, _ in shown.tags}.isdisjoint({"b", "script", "link"})
     assert "".join(shown.text).count(odd) == 15
     assert ("a", {"href": "a%20folder/"}) in shown.tags
