@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.harness.summary import tables
 from benchmarks.harness.versus import FIGURES, Versus
-from fastres.runs.environment import facts_to_publish
 from fastres.utils.files import write_json
+from fastres.utils.machine import facts_to_publish
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,5 +54,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--save-results")
     if path is not None and FIGURES:
-        machine = facts_to_publish().to_json()
+        machine = facts_to_publish()
         write_json(path, {"machine": machine, "figures": FIGURES})

@@ -11,15 +11,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fastres.runs.environment import environment, facts_to_publish
 from fastres.utils.files import write_json
+from fastres.utils.machine import environment_facts, facts_to_publish
 
 FOLDER = Path(__file__).parents[1] / "results" / "baselines"
 
 
 def machine_class() -> str:
     """Facts that must agree for seconds to be comparable: processor, cores, what torch uses of them, torch."""
-    facts = environment()
+    facts = environment_facts()
     words = [facts["cpu_model"], f"{facts['usable_cores']}-cores", facts["torch_isa"], f"torch-{facts['torch']}"]
     return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower().partition("+")[0]).strip("-")
 
@@ -49,7 +49,7 @@ def main(folder: Path = FOLDER) -> Path:
             seconds = statistics.median(tree.turn(part) for _ in range(20))
             rates[part] = tree.parts[part]["images"] / seconds
         ratio = gate.against_rival(tree, paper_configuration(recipe, tree.parts["step"]["images"]).run)
-    machine = facts_to_publish().to_json()
+    machine = facts_to_publish()
     path = folder / f"{machine_class()}.json"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"images_per_second": rates, "plain_pytorch_over_ours": ratio, "machine": machine})

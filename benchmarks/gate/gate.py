@@ -32,13 +32,12 @@ import torch
 
 from fastres.bench.timing import seconds as timed
 from fastres.recipe import Recipe
-from fastres.runs.environment import environment
-from fastres.utils.machine import computes_bf16
+from fastres.utils.machine import computes_bf16, environment_facts
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "report_best.toml"
 SETTINGS = ["data.source=shapes10", "data.train_images=2000", "data.test_images=200", "eval.batch_size=200"]
-if not computes_bf16(environment().isa):  # emulated, a step takes ten times as long, and the gate an hour
+if not computes_bf16(environment_facts()["isa"]):  # emulated, a step takes ten times as long, and the gate an hour
     SETTINGS.append("train.precision=fp32")
 PARTS = ("epoch", "step", "augmentation", "loader", "evaluation")
 PAUSE = 0.01

@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.gate import gate
 from fastres.recipe import Recipe
-from fastres.runs.environment import facts_to_publish
 from fastres.utils.files import write_json
+from fastres.utils.machine import facts_to_publish
 
 PLANTED = "FASTRES_PLANTED_SLOWDOWN"
 SOURCE = f'''
@@ -96,7 +96,7 @@ def main() -> None:
     recipe = Recipe.load(gate.RECIPE, [*gate.SETTINGS, *asked.settings])
     report: dict[str, Any] = {
         "command": " ".join(["python -m benchmarks.gate_power", *sys.argv[1:]]),
-        "machine": facts_to_publish().to_json(),
+        "machine": facts_to_publish(),
         "limit": gate.Rule().limit,
         "cases": [],
     }

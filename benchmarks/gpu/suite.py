@@ -42,7 +42,7 @@ _HANG_SECONDS = 45.0
 @section("machine", seconds=5)
 def machine(suite: Suite) -> None:
     """GPU, driver, versions."""
-    suite.record(ceilings.machine(suite.device).model_dump(exclude_unset=True))
+    suite.record(ceilings.machine(suite.device))
 
 
 @section("ceilings", seconds=15)
@@ -62,7 +62,7 @@ def measure_ceilings(suite: Suite) -> None:
     suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
     for precision in suite.while_time(list(ceilings.PRECISIONS)):
         with side_stream(suite.device):
-            suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort).to_json())
+            suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort))
 
 
 @section("correctness", seconds=20, share=0.3)

@@ -12,7 +12,7 @@ import torch
 from benchmarks.harness.peaks import Peak
 from fastres.bench.timing import Ratio, compare, seconds
 from fastres.recipe import Recipe
-from fastres.runs.environment import environment
+from fastres.utils.machine import environment_facts
 
 FIGURES: dict[str, dict[str, Any]] = {}
 """Records of all benchmarks of this session."""
@@ -117,7 +117,7 @@ def note(request: pytest.FixtureRequest, benchmark: Any, **figures: Any) -> None
 @functools.cache
 def versions() -> dict[str, Any]:
     """Facts besides the recipe that decide a figure."""
-    facts = environment()
+    facts = environment_facts()
     return {key: facts[key] for key in _VERSIONS}
 
 

@@ -4,13 +4,12 @@ import platform
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastres.bench.schema import Machine, MatrixRate, State
 from fastres.bench.timing import GPU, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.runs.environment import facts_to_publish
-from fastres.utils.machine import run_quietly
+from fastres.utils.machine import facts_to_publish, run_quietly
 
 LARGE_BYTES = 2**30
 """A copy of this size misses any cache."""
@@ -27,23 +26,25 @@ def cache_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else _DRY_CACHE_BYTES
 
 
-def machine(device: torch.device) -> Machine:
-    """Name, size and versions of everything that decides a figure."""
-    facts = facts_to_publish().given()
+def machine(device: torch.device) -> dict[str, Any]:
+    """Name, size and versions of everything that decides a figure, ready for JSON."""
+    facts = facts_to_publish()
     if device.type != "cuda":
-        return Machine(**facts, device=platform.processor() or platform.machine(), cache_bytes=last_level_cache())
+        return {**facts, "device": platform.processor() or platform.machine(), "cache_bytes": last_level_cache()}
     gpu = torch.cuda.get_device_properties(device)
     query = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,temperature.gpu,power.draw"
-    state = run_quietly(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"])
-    return Machine(
+    return {
         **facts,
-        device=gpu.name,
-        capability=f"{gpu.major}.{gpu.minor}",
-        multiprocessors=gpu.multi_processor_count,
-        cache_bytes=gpu.L2_cache_size,
-        memory_bytes_gpu=gpu.total_memory,
-        state=State(query=query, values=state),
-    )
+        "device": gpu.name,
+        "capability": f"{gpu.major}.{gpu.minor}",
+        "multiprocessors": gpu.multi_processor_count,
+        "cache_bytes": gpu.L2_cache_size,
+        "memory_bytes_gpu": gpu.total_memory,
+        "state": {
+            "query": query,
+            "values": run_quietly(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
+        },
+    }
 
 
 def last_level_cache() -> int:
@@ -95,15 +96,15 @@ def empty_kernel(device: torch.device, effort: Effort = GPU) -> Timing:
 
 def matrix_rate(
     precision: str, device: torch.device, *, effort: Effort = GPU, sides: Sequence[int] | None = None
-) -> MatrixRate:
+) -> dict[str, Any]:
     """Rate at which square matrices multiply in `precision`, one of PRECISIONS or fp32, at the best of a few `sides`
-    (by default a GPU's, and tiny ones on a CPU).
+    (by default a GPU's, and tiny ones on a CPU); ready for JSON.
 
     `operations_per_second` counts a multiply-add as two. The matrices are random: products of zeros take less power,
     and so less time. Must run within `side_stream`. Raises torch.cuda.OutOfMemoryError where a size does not fit.
     """
     dtype = _TYPES[precision]
-    rates = []
+    best: dict[str, Any] = {"operations_per_second": 0.0}
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
@@ -111,17 +112,18 @@ def matrix_rate(
             left, right, product = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
             call = partial(torch.matmul, left, right, out=product)
             timing = measure({"product": [call]}, device, effort)["product"]
-            low, high = timing.quartiles
-            rate = MatrixRate(
-                what="matrix product",
-                precision=precision,
-                side=side,
-                microseconds=timing.seconds * 1e6,
-                quartiles_microseconds=(low * 1e6, high * 1e6),
-                operations_per_second=2 * side**3 / timing.seconds,
-                method=timing.method,
-            )
-            rates.append(rate)
+            rate = 2 * side**3 / timing.seconds
+            if rate > best["operations_per_second"]:
+                low, high = timing.quartiles
+                best = {
+                    "what": "matrix product",
+                    "precision": precision,
+                    "side": side,
+                    "microseconds": timing.seconds * 1e6,
+                    "quartiles_microseconds": [low * 1e6, high * 1e6],
+                    "operations_per_second": rate,
+                    "method": timing.method,
+                }
     finally:
         torch.set_float32_matmul_precision(before)
-    return max(rates, key=lambda rate: rate.operations_per_second)
+    return best

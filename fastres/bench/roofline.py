@@ -18,7 +18,7 @@ import torch._functorch.config
 
 from fastres.bench import norms, roofline_page
 from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matrix_rate, memory_rates
-from fastres.bench.schema import MatrixRate, Point, Roofline
+from fastres.bench.schema import Machine, MatrixRate, Point, Roofline
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
 from fastres.engine.compile import missing_compiler
@@ -142,7 +142,7 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline
         set=[],
         batch_size=recipe.train.batch_size,
         precision=recipe.train.precision,
-        machine=machine(device),
+        machine=Machine(**machine(device)),
         memory=memory,
         products=products,
         points=points,
@@ -157,7 +157,7 @@ def _ceilings(
     with side_stream(device):
         memory = memory_rates(scale.copied_bytes, device, scale.effort)
         products = {name: matrix_rate(name, device, effort=scale.effort, sides=scale.sides) for name in precisions}
-    return memory, products
+    return memory, {name: MatrixRate(**rate) for name, rate in products.items()}
 
 
 def better(

@@ -37,7 +37,7 @@ class MatrixRate(Entry):
     precision: str
     side: Count
     microseconds: Quantity
-    quartiles_microseconds: tuple[Quantity, Quantity]
+    quartiles_microseconds: list[Quantity]
     operations_per_second: Quantity
     method: str
 

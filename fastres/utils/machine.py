@@ -1,17 +1,31 @@
 """What this machine has. Nothing here fails for what it lacks."""
 
 import importlib.metadata
+import math
 import os
+import platform
+import re
 import subprocess
+import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from fastres._version import __version__
 
 # Environment variables with these beginnings change what torch, Triton, Numba or fastres do. Others are left out: the
 # page is made to be shown, and an environment holds secrets.
 _VARIABLES = (
     *("CUBLAS_", "CUDA_", "CXX", "FASTRES_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "NVIDIA_TF32", "OMP_", "ONEDNN_"),
     *("PYTORCH_", "TORCHINDUCTOR_", "TORCH_", "TRITON_"),
+)
+
+
+# Instruction sets that decide how fast a convolution is, as /proc/cpuinfo names them on x86 and Arm.
+_ISA = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16", "i8mm", "sve", "sve2"),
 )
 
 
@@ -66,6 +80,100 @@ def nvidia_gpus() -> list[dict[str, str]]:
     return [{"name": name.strip(), "driver": driver.strip()} for name, driver in rows]
 
 
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this package runs from, and whether its code differs from it."""
+    root = Path(__file__).resolve().parents[2]
+    git = ["git", "--no-optional-locks", "-C", str(root)]
+    top = run_quietly([*git, "rev-parse", "--show-toplevel"])
+    # A virtual environment may lie inside some other project's checkout: its commit says nothing about fastres.
+    if not top or Path(top).resolve() != root:
+        return None, None
+    changes = run_quietly([*git, "status", "--porcelain", "--", "fastres", "kernels"])
+    return run_quietly([*git, "rev-parse", "--verify", "--quiet", "HEAD"]), None if changes is None else changes != ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    facts = _read("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", facts, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", facts, re.MULTILINE)
+    name = model[1].strip() if model else run_quietly(["sysctl", "-n", "machdep.cpu.brand_string"])
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    quota = re.match(r"(\d+) (\d+)", _read("/sys/fs/cgroup/cpu.max"))
+    if quota:  # a container's limit, which os.cpu_count does not know
+        usable = min(usable, max(1, math.ceil(int(quota[1]) / int(quota[2]))))
+    present = set(flags[1].split()) if flags else set()
+    isa = [name for name in _ISA if name in present]
+    return {"cpu_model": name or platform.machine() or None, "isa": isa, "cores": cores, "usable_cores": usable}
+
+
+def _memory() -> int | None:
+    """Bytes of main memory that this process may use."""
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def _torch() -> dict[str, Any]:
+    """Facts that take importing torch; empty where it cannot be imported."""
+    facts: dict[str, Any] = {}
+    # A GPU whose driver is too old makes torch warn and go on without it. A broken installation fails in any way.
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        import torch
+
+        facts["cuda"] = torch.version.cuda
+        facts["threads"] = torch.get_num_threads()
+        facts["torch_isa"] = torch.backends.cpu.get_cpu_capability()
+        facts["cudnn"] = torch.backends.cudnn.version() if torch.version.cuda else None
+        driver = next((gpu["driver"] for gpu in nvidia_gpus()), None)
+        facts["gpus"] = []
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            capability = f"{gpu.major}.{gpu.minor}"
+            facts["gpus"].append(
+                {"name": gpu.name, "capability": capability, "memory_bytes": gpu.total_memory, "driver": driver}
+            )
+    return facts
+
+
 def variables() -> dict[str, str]:
     """The environment variables that change what torch, its compilers, Numba or fastres do."""
     return {key: os.environ[key] for key in sorted(os.environ) if key.startswith(_VARIABLES)}
+
+
+def environment_facts() -> dict[str, Any]:
+    """The machine and the versions behind a run, as environment.json has them (`runs/environment.py`), without pydantic,
+    which the GPU suite does without. Never raises."""
+    commit, dirty = _commit()
+    facts = _torch()
+    gpus = facts.get("gpus", [])
+    return {
+        "fastres": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        **{package: installed_version(package) for package in ("torch", "torchvision", "triton", "numba", "numpy")},
+        "platform": platform.platform(),
+        **_cpu(),
+        **{key: facts.get(key) for key in ("torch_isa", "threads", "cuda", "cudnn")},
+        "memory_bytes": _memory(),
+        "gpu_name": gpus[0]["name"] if gpus else None,
+        "gpus": gpus,
+        "variables": variables(),
+    }
+
+
+def facts_to_publish() -> dict[str, Any]:
+    """`environment_facts()` for a file that is made to be shown: without `variables`, which hold paths of this machine."""
+    return {key: value for key, value in environment_facts().items() if key != "variables"}

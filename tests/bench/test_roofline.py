@@ -44,7 +44,7 @@ def placed(operations: int, moved: int, seconds: float) -> Point:
 
 def product(rate: float) -> MatrixRate:
     about: dict[str, Any] = {"what": "matrix product", "precision": "fp32", "side": 2048, "microseconds": 1.0}
-    return MatrixRate(**about, quartiles_microseconds=(1.0, 1.0), operations_per_second=rate, method="wall")
+    return MatrixRate(**about, quartiles_microseconds=[1.0, 1.0], operations_per_second=rate, method="wall")
 
 
 # ---------------------------------------------------------------------------------------------------- the model

@@ -19,6 +19,7 @@ from fastres.errors import UserError
 from fastres.experiments.sweep import search, study
 from fastres.recipe import Recipe, SearchConfig
 from fastres.runs import checkpoint
+from fastres.runs.schema import Epoch
 from fastres.training.run import train
 
 SEARCH = """
@@ -133,7 +134,7 @@ def test_an_interrupted_search_goes_on(
 def test_a_trial_that_ended_before_it_was_told_is_picked_up(
     fastres: Any, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, original = tmp_path / "out", search.results.read_row
+    out, original = tmp_path / "out", search.results.read_point
     seen = itertools.count()
 
     def killed(run: Path, *arguments: Any) -> Any:
@@ -142,9 +143,9 @@ def test_a_trial_that_ended_before_it_was_told_is_picked_up(
             raise KeyboardInterrupt
         return row
 
-    monkeypatch.setattr(search.results, "read_row", killed)
+    monkeypatch.setattr(search.results, "read_point", killed)
     assert fastres(*command(searched, out))[0] == 130
-    monkeypatch.setattr(search.results, "read_row", original)
+    monkeypatch.setattr(search.results, "read_point", original)
     before = (out / "trial-0002" / "summary.json").stat().st_mtime_ns
     code, _, err = fastres(*command(searched, out))
     assert code == 0, err
@@ -204,10 +205,10 @@ def test_the_median_prunes(tmp_path: Path) -> None:
         watch.metric, watch.trial, watch.epochs, watch.reported = "val_accuracy", known.ask(), epochs, 0
         return watch
 
-    assert watch(3.0)([{"epoch": 1, "val_accuracy": 0.4}]) == "pruned"
-    assert watch(3.0)([{"epoch": 1, "val_accuracy": 0.6}]) is None
-    assert watch(1.0)([{"epoch": 1, "val_accuracy": 0.4}]) is None
-    assert watch(0.5)([{"epoch": 1, "val_accuracy": 0.4}]) is None
+    assert watch(3.0)([Epoch(epoch=1, val_accuracy=0.4)]) == "pruned"
+    assert watch(3.0)([Epoch(epoch=1, val_accuracy=0.6)]) is None
+    assert watch(1.0)([Epoch(epoch=1, val_accuracy=0.4)]) is None
+    assert watch(0.5)([Epoch(epoch=1, val_accuracy=0.4)]) is None
 
 
 def test_a_pruned_trial_is_a_whole_run(
@@ -228,7 +229,7 @@ def test_a_pruned_trial_is_a_whole_run(
 def test_on_epoch_hears_every_epoch_and_can_stop(tiny: Path, tmp_path: Path) -> None:
     heard: list[list[int]] = []
 
-    def listen(rows: list[dict[str, Any]]) -> str | None:
+    def listen(rows: list[Epoch]) -> str | None:
         heard.append([row["epoch"] for row in rows])
         return "enough" if len(rows) == 2 else None
 
@@ -314,7 +315,7 @@ def test_ctrl_c_stops_all_workers_once(fastres: Any, searched: Path, tmp_path: P
     ("settings", "expected"),
     [
         (["data.split=none"], "add --set data.split=holdout"),
-        (["method.name=pseudo_label", "method.unlabelled=shapes10"], "pseudo_label' several: leave it out"),
+        (["method.name=pseudo_label", "method.unlabelled=shapes10"], "pseudo_label' trains in rounds: leave it out"),
         (["data.split=report"], "never trained on: add --set data.split=holdout"),
         (["train.best=test_loss", "eval.test_every=1"], "chooses by test images: add --set train.best=val_accuracy"),
         (["sweep.metric=test_accuracy"], "a search by test_accuracy would fit the test images"),

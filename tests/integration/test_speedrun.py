@@ -18,6 +18,7 @@ from fastres.experiments.speedrun import run
 from fastres.experiments.speedrun.results import FIGURE, PLAN, ROWS, SUMMARY, describe
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
+from fastres.runs.schema import Speedrun
 from fastres.training.run import train
 
 WHOLE = ["data.split=none"]  # 200 images: six batches of 32 and one of 8
@@ -138,7 +139,7 @@ def test_a_single_run_has_no_spread(fastres: Any, tiny: Path, tmp_path: Path) ->
     assert summary["out"] == str(out)
     for name in ("sd_accuracy", "interval_low", "interval_high", "p_mean_above_target", "sd_seconds"):
         assert summary[name] is None
-    lines = describe(summary).splitlines()
+    lines = describe(Speedrun.read(out / SUMMARY)).splitlines()
     assert lines[0].startswith("1 run, seed 0: mean test accuracy") and "interval" not in lines[0]
 
 

@@ -357,7 +357,7 @@ def test_the_commit_is_that_of_the_own_checkout_only(tmp_path: Path) -> None:
     for name in ("__init__.py", "_version.py", "errors.py", "utils", "runs"):
         copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copy
         copy(PACKAGE / name, package / name)
-    what = "from fastres.runs import environment; print(*environment._commit())"
+    what = "from fastres.utils import machine; print(*machine._commit())"
     path = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
 
     def git(*arguments: str) -> str:

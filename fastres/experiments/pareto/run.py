@@ -30,7 +30,7 @@ from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, Mark, front
 from fastres.runs import directory
-from fastres.runs.environment import facts_to_publish
+from fastres.runs.environment import environment, to_publish
 from fastres.runs.schema import SUMMARY, Point, Summary
 
 PLAN = "plan.json"
@@ -189,7 +189,7 @@ def _facts(folder: Path, entries: Sequence[Entry], rows: Sequence[Point], about:
         pixels=pixels,
         records=[*RECORDS] if pixels else [],
         devices=sorted({run.device for run in everything if run.device is not None}),
-        environment=facts_to_publish(),
+        environment=to_publish(environment()),
     )
 
 
