@@ -42,7 +42,7 @@ def definitions(tree: ast.AST) -> Iterator[tuple[str, int]]:
 @pytest.mark.parametrize("room", ["", *WITHIN])
 def test_no_old_name_is_left(room: str) -> None:
     words = set(WITHIN.get(room, EVERYWHERE))
-    aliases = {"pipeline.py": {"unmixed", "plain"}}  # public methods of before, by aliases.py
+    aliases = {"pipeline.py": {"unmixed", "plain"}, "schema.py": {"share"}}  # public methods of before; a key of a file
     left = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in SOURCES

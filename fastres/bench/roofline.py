@@ -191,8 +191,8 @@ def point(part: Part, timing: Timing, memory: float, products: float, sets: int 
     """A part's place in the figure."""
     intensity, rate = part.operations / part.bytes, part.operations / timing.seconds
     roof = attainable(intensity, memory, products)
-    place = {"intensity": intensity, "operations_per_second": rate, "roof": roof, "share": rate / roof}
-    return Point.of(part, timing, quartiles_seconds=timing.quartiles, sets=sets, **place)
+    position = {"intensity": intensity, "operations_per_second": rate, "roof": roof, "share": rate / roof}
+    return Point.of(part, timing, quartiles_seconds=timing.quartiles, sets=sets, **position)
 
 
 def attainable(intensity: float, memory: float, products: float) -> float:

@@ -75,7 +75,7 @@ def table(facts: Roofline) -> Table:
         rates = [f"{point.intensity:.3g}", _quantity(point.operations_per_second, "FLOP/s")]
         roof = [f"{_quantity(point.roof, 'FLOP/s')} ({bound})", f"{point.share:.0%}"]
         lines.append([str(number), point.name, *counted, *rates, *roof])
-    return Table(header, lines, words=2)
+    return Table(header, lines, text_columns=2)
 
 
 def warnings(facts: Roofline) -> list[str]:

@@ -30,7 +30,7 @@ def pareto(
     if as_json:
         print_json({"out": str(result.folder), **result.facts.to_json()})
         return
-    print(page.table(result.facts).plain())
+    print(page.table(result.facts).for_terminal())
     for warning in page.warnings(result.facts):
         print(f"\n{printable(warning)}")
     print()
@@ -58,7 +58,7 @@ def roofline(
     for line in roofline_page.ceilings(result.facts):
         print(line)
     print()
-    print(roofline_page.table(result.facts).plain())
+    print(roofline_page.table(result.facts).for_terminal())
     for warning in roofline_page.warnings(result.facts):
         print(f"\n{printable(warning)}")
     print()

@@ -53,7 +53,7 @@ def evaluate(
     _print_measures(classes, measured.class_accuracy, measured.confusion)
     if corruptions is not None:
         print()
-        print(corrupted.table(corruptions).plain())
+        print(corrupted.table(corruptions).for_terminal())
         print(corrupted.describe(corruptions))
 
 
@@ -110,4 +110,4 @@ def _print_measures(classes: tuple[str, ...], accuracy: list[float | None], conf
         fraction = accuracy[label]
         taken = f"{classes[predicted]} ({count})" if count else "-"
         rows.append([name, "no images" if fraction is None else f"{fraction:.2%}", f"{sum(confusion[label]):,}", taken])
-    print(Table(["class", "accuracy", "images", "most often taken for"], rows).plain())
+    print(Table(["class", "accuracy", "images", "most often taken for"], rows).for_terminal())

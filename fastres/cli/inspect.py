@@ -62,7 +62,9 @@ def show(
         for layer in network_layers
     ]
     total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
-    print(Table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], words=3).plain())
+    print(
+        Table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], text_columns=3).for_terminal()
+    )
     work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
     print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
     if not known:
@@ -73,7 +75,7 @@ def show(
         keys = results.labels([*points[0].settings])
         print(f"\n{len(points)} points, for `fastres sweep`; the layers above are those of the recipe without a point")
         cells = [[point.name, *(results.shown(point.settings[key]) for key in keys)] for point in points]
-        print(Table(["point", *keys.values()], cells).plain())
+        print(Table(["point", *keys.values()], cells).for_terminal())
 
 
 def doctor(root: Root = None, as_json: Json = False) -> None:

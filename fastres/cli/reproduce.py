@@ -49,9 +49,9 @@ def reproduce(
         if as_json:
             print_json(listing.facts(plan).to_json())
             return
-        print(listing.claims(plan).plain())
+        print(listing.claims(plan).for_terminal())
         print()
-        print(listing.runs(plan).plain())
+        print(listing.runs(plan).for_terminal())
         print(f"\n{listing.total(plan)}")
         return
     from fastres.experiments.reproduce.page import counts
@@ -63,6 +63,6 @@ def reproduce(
         print_json({"out": str(result.folder), **result.facts.to_json()})
         return
     lines = [[row.name, row.figure, row.measured, str(row.seeds), row.verdict] for row in result.facts.claims]
-    print(Table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, words=3).plain())
+    print(Table(["claim", "report", "measured, mean ± SD", "seeds", "verdict"], lines, text_columns=3).for_terminal())
     print(f"\n{counts(result.facts)}")
     print(f"page {result.folder / 'report.html'}")

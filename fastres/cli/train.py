@@ -103,10 +103,10 @@ def sweep(
     if as_json:
         print_json({"out": str(result.folder), **result.summary.to_json()})
         return
-    print(table(result.summary).plain())
+    print(table(result.summary).for_terminal())
     if result.summary.means:
         print()
-        print(means_table(result.summary).plain())
+        print(means_table(result.summary).for_terminal())
     for note in notes(result.summary):
         print(f"\n{note}")
     print(f"\nsweep folder {result.folder}")

@@ -57,8 +57,8 @@ class Table:
 
     header: Sequence[str]
     lines: Sequence[Sequence[str | Link]]
-    words: int = 1
-    """The first columns, which hold words and stand to the left; others hold numbers and stand to the right."""
+    text_columns: int = 1
+    """The first columns, which hold text and stand to the left; others hold numbers and stand to the right."""
 
     def markdown(self) -> str:
         """Without a line break at its end."""
@@ -66,11 +66,11 @@ class Table:
         rows = [header, ["---"] * len(header), *([_cell(cell) for cell in line] for line in self.lines)]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
-    def plain(self) -> str:
+    def for_terminal(self) -> str:
         """For a terminal: columns as wide as their widest cell."""
         rows = [self.header, *([printable(str(cell)) for cell in line] for line in self.lines)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = [f"{{:{'<' if index < self.words else '>'}{width}}}" for index, width in enumerate(widths)]
+        aligned = [f"{{:{'<' if index < self.text_columns else '>'}{width}}}" for index, width in enumerate(widths)]
         return "\n".join("  ".join(aligned).format(*row).rstrip() for row in rows)
 
 

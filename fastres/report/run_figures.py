@@ -171,9 +171,9 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...
     counts = np.bincount(labels * number + predicted, minlength=number * number).reshape(number, number)
     percentages = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     texts: _Texts = {}
-    for place in zip(*np.nonzero(counts), strict=True):
-        percent = percentages[place]
-        texts[place] = f"{percent:.0f}" if number > 10 else f"{percent:.1f}\n({counts[place]:,})"
+    for cell in zip(*np.nonzero(counts), strict=True):
+        percent = percentages[cell]
+        texts[cell] = f"{percent:.0f}" if number > 10 else f"{percent:.1f}\n({counts[cell]:,})"
     scale: style.Look = {"label": "share of the true class (%)", "ticks": [0, 1, 5, 10, 25, 50, 75, 100]}
     size = style.TEXT if number <= 5 else 7.5 if number <= 10 else 6.5
     figure = _heatmap(5.7, percentages, PowerNorm(0.5, 0, 100), texts if number <= 20 else {}, size, **scale)
@@ -267,7 +267,7 @@ def corruptions(summary: Corruptions) -> Figure:
     # From chance or so to clean: the accuracies of one run lie close together.
     low = math.floor(accuracies.min() / 10) * 10
     norm = Normalize(low, max(100 * clean, accuracies.max(), low + 10))
-    texts = {place: f"{accuracies[place]:.1f}" for place in np.ndindex(accuracies.shape)}
+    texts = {cell: f"{accuracies[cell]:.1f}" for cell in np.ndindex(accuracies.shape)}
     height = 1.3 + 0.29 * len(accuracies)
     figure = _heatmap(height, accuracies, norm, texts, style.SMALL, label="test accuracy (%)")
     axes = figure.axes[0]

@@ -98,7 +98,7 @@ def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: b
             shown.test_images, shown.test_labels, shown.test_probabilities, classes
         ),
     }
-    chosen = " The vertical line is the epoch whose weights were tested." if best else ""
+    best_note = " The vertical line is the epoch whose weights were tested." if best else ""
     counted, validation, leaking = ".", "", ""
     if shown.val_labels is not None:
         counted = f", {len(shown.val_labels):,} for validation (red, hatched)."
@@ -114,9 +114,9 @@ def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: b
         f"Images of each class: {len(shown.train_labels):,} for training (blue){counted}",
         "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
         "before mixing and normalisation.",
-        f"Loss by epoch: training (blue), on augmented images while the weights move{validation}.{leaking}{chosen}",
+        f"Loss by epoch: training (blue), on augmented images while the weights move{validation}.{leaking}{best_note}",
         "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
-        f"{leaking}{chosen}",
+        f"{leaking}{best_note}",
         "Learning rate at the last step of each epoch.",
         "Each row is a true class and adds up to 100%: the share of its test images given to each class"
         f"{', with their number in brackets' if len(classes) <= 10 else ''}. The colour follows the square root, so "
@@ -201,7 +201,7 @@ def _made(summary: Summary, environment: Environment, shown: ReportData) -> Tabl
         "Software": f"fastres {version}; torch {environment.torch}; Python {environment.python}",
         "Recipe hash": str(summary.recipe_hash),
     }
-    return Table([], [*facts.items()], words=2)
+    return Table([], [*facts.items()], text_columns=2)
 
 
 def _by_class(shown: ReportData) -> Table:

@@ -153,8 +153,8 @@ def variables() -> dict[str, str]:
 
 
 def environment_facts() -> dict[str, Any]:
-    """The machine and the versions behind a run, as environment.json has them (`runs/environment.py`), without pydantic,
-    which the GPU suite does without. Never raises."""
+    """The machine and the versions behind a run, as environment.json has them (`runs/environment.py`); made without
+    pydantic, which the GPU suite may lack. Never raises."""
     commit, dirty = _commit()
     facts = _torch()
     gpus = facts.get("gpus", [])
@@ -175,5 +175,5 @@ def environment_facts() -> dict[str, Any]:
 
 
 def facts_to_publish() -> dict[str, Any]:
-    """`environment_facts()` for a file that is made to be shown: without `variables`, which hold paths of this machine."""
+    """The same for a file that is made to be shown: without `variables`, which hold paths of this machine."""
     return {key: value for key, value in environment_facts().items() if key != "variables"}

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -250,16 +251,15 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(count)
         assert recipe.data.split == "none" and target == 0.94 and device == "cpu" and not out.exists()
         spread = None if count == 1 else 0.001
-        return SimpleNamespace(
-            summary={
-                "mean_accuracy": 0.9401,
-                "sd_accuracy": spread,
-                "interval_low": spread and 0.9395,
-                "interval_high": spread and 0.9407,
-                "mean_seconds": 2.5,
-                "cold_seconds": 30.0,
-            }
-        )
+        summary = {
+            "mean_accuracy": 0.9401,
+            "sd_accuracy": spread,
+            "interval_low": spread and 0.9395,
+            "interval_high": spread and 0.9407,
+            "mean_seconds": 2.5,
+            "cold_seconds": 30.0,
+        }
+        return SimpleNamespace(summary=defaultdict(lambda: None, summary))
 
     monkeypatch.setitem(sys.modules, "fastres.experiments.speedrun.run", SimpleNamespace(speedrun=speedrun))  # type: ignore[arg-type]
     suite = dry_suite(stores)

@@ -34,6 +34,7 @@ def work(count: int) -> int:
     return sum(range(count))
 
 
+@pytest.mark.serial
 def test_a_known_ratio_is_measured() -> None:
     calls = {"one": [lambda: work(20_000)], "four": [lambda: work(80_000)], "sets": [lambda: work(20_000)] * 5}
     timings = measure(calls, CPU, SHORT)

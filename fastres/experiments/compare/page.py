@@ -43,7 +43,7 @@ def render(comparison: Comparison, console: Console | None = None) -> None:
         differing = {"device": columns["Device"]} | differing
     if differing:
         lines = [line for item in [*differing.items()][:_MOST_KEYS] for line in _by_value(*item)]
-        blocks.append(Table(["Differs", "Value", "Runs"], lines, words=3))
+        blocks.append(Table(["Differs", "Value", "Runs"], lines, text_columns=3))
     if len(differing) > _MOST_KEYS:
         blocks.append(f"and {plural(len(differing) - _MOST_KEYS, 'other key', 'other keys')}, on the page")
     for block in [*blocks, *notes(comparison)]:
@@ -149,8 +149,8 @@ def _by_value(key: str, values: list[str]) -> list[list[str]]:
     return [["" if index else key, value, ranges(numbers)] for index, (value, numbers) in enumerate(having.items())]
 
 
-def _table(columns: dict[str, list[str]], words: int) -> Table:
-    return Table([*columns], [*zip(*columns.values(), strict=True)], words)
+def _table(columns: dict[str, list[str]], text_columns: int) -> Table:
+    return Table([*columns], [*zip(*columns.values(), strict=True)], text_columns)
 
 
 def _groups(comparison: Comparison) -> Table:
@@ -183,8 +183,8 @@ def _print(console: Console, block: Table | str) -> None:
         return
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, title in enumerate(block.header):
-        words = index < block.words
-        shown.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        is_text = index < block.text_columns
+        shown.add_column(title, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for line in block.lines:
         shown.add_row(*(Text(printable(str(cell))) for cell in line))
     console.print(shown)
@@ -198,13 +198,13 @@ def _parts(comparison: Comparison) -> list[Part]:
     results = {"Run": numbered} | {title: cells for title, cells in columns.items() if title not in ("Run", "Name")}
     differing = [[key, *map(_value, values)] for key, values in comparison.differences.items()]
     nothing = "Nothing that changes the numbers of a run."
-    paths = Table(["Run", "Folder"], [[str(run.number), str(run.path)] for run in comparison.runs], words=2)
+    paths = Table(["Run", "Folder"], [[str(run.number), str(run.path)] for run in comparison.runs], text_columns=2)
     pictures = _pictures(comparison)
     parts: list[Part] = [
         Note("; ".join(map(str, comparison.data_sets)), "soft"),
         *map(Note, notes(comparison)),
         Heading("Results"),
-        _table(results, words=1),
+        _table(results, text_columns=1),
         "The 95% interval (Wilson) covers the choice of the test images only. Another seed gives another network and "
         "another accuracy: a difference between two single runs may be the seeds’.",
     ]
@@ -242,7 +242,7 @@ def _pictures(comparison: Comparison) -> list[Picture]:
         figure = figures.curves(settings, [("val_accuracy", "validation accuracy (%)", 100.0)])
         pictures.append(Picture("accuracy", png(figure), caption))
     alone = len(comparison.data_sets) == 1
-    for place, data_set in enumerate(comparison.data_sets, 1):
+    for index, data_set in enumerate(comparison.data_sets, 1):
         if max(len(data_set.placed(key)) for key in COSTS) < 2:
             continue
         several = any(group in data_set.settings for group in comparison.groups)
@@ -252,6 +252,6 @@ def _pictures(comparison: Comparison) -> list[Picture]:
             "Filled points are on the Pareto front: no other is as fast and as accurate. The stepped line is the best "
             f"accuracy at a speed, or within a time.{spread}"
         )
-        name = "pareto" if alone else f"pareto_{place}"
+        name = "pareto" if alone else f"pareto_{index}"
         pictures.append(Picture(name, png(figures.pareto(data_set, settings)), caption))
     return pictures

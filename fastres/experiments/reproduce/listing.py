@@ -9,7 +9,7 @@ from fastres.utils.format import plural
 def claims(plan: Plan) -> Table:
     """A line for each claim."""
     lines = [[claim.name, claim.subject, claim.says, "" if claim.trains else "none"] for claim in plan.claims]
-    return Table(["claim", "subject", "the report says", "training"], lines, words=3)
+    return Table(["claim", "subject", "the report says", "training"], lines, text_columns=3)
 
 
 def runs(plan: Plan) -> Table:

@@ -106,7 +106,7 @@ def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part
         f"{plural(len(claims), 'claim', 'claims')}: {counts(facts)}.",
         *map(Note, _warnings(plan, measured, facts)),
         Heading("Claims"),
-        Table(header, claims, words=len(header)),
+        Table(header, claims, text_columns=len(header)),
         Heading("How each verdict comes about"),
         "Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's t) lies "
         "within the claim's limits, the claim is reproduced; where it lies outside, it is not; where it reaches across "
@@ -114,7 +114,7 @@ def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part
         "Factors (×) and losses are judged by their logarithms: their mean is geometric, their SD relative. What takes "
         "no training (parameters, splits) is certain and needs no interval. An interval covers seeds, not the choice "
         "of the test images; and of twenty intervals, one misses its mean by chance.",
-        Table(judged, judgements, words=len(judged)),
+        Table(judged, judgements, text_columns=len(judged)),
         Heading("What this cannot say"),
         *_limits(plan),
         Heading("Figures"),

@@ -43,10 +43,10 @@ def read_point(run: Path, name: str, point: str, settings: dict[str, Any]) -> Po
     if summary.test_accuracy is None or summary.stopped is None:
         raise damaged(run / SUMMARY, "no test_accuracy or no stopped", fix)
     epochs = read_epochs(run, fix)
-    chosen = len(epochs) if summary.best is None else summary.best.epoch
-    if not 1 <= chosen <= len(epochs):
-        raise damaged(run / METRICS, f"it has no epoch {chosen}", fix)
-    validation = {key: epochs[chosen - 1][key] for key in ("val_accuracy", "val_loss", "train_loss")}
+    number = len(epochs) if summary.best is None else summary.best.epoch
+    if not 1 <= number <= len(epochs):
+        raise damaged(run / METRICS, f"it has no epoch {number}", fix)
+    validation = {key: epochs[number - 1][key] for key in ("val_accuracy", "val_loss", "train_loss")}
     measured = {key: summary[key] for key in Point.model_fields.keys() & Summary.model_fields.keys() - {"name"}}
     about["state"] = "pruned" if summary.stopped == PRUNED else "complete"
     return Point(**about, leaky=summary.split == "report", **measured, **validation)
