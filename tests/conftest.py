@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ settings.load_profile("any load")
 
 PARTS = ("kills", "fuzz", "zoo", "kernels")
 """Marks of slow tests, of which `make test-slow PART=…` runs one; `rest` are those without one."""
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it puts into the background so, and every process that a test starts and interrupts would
+    # inherit it: nobody would hear the Ctrl-C that the test waits for.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/")
 """Files that take long, which workers begin with: none shall be left with one of them at the end."""

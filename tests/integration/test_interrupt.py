@@ -59,7 +59,7 @@ def same(run: Path, other: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_a_signal_saves_and_exits_130(number: signal.Signals, tiny: Path, tmp_path: Path, fastres: Any) -> None:
     # Mixed batches with every kind of draw: they too must come back after the resume.
-    settings = ["train.epochs=60", "mix.cutmix_alpha=1", "mix.mixup_alpha=1", "augment.grayscale=0.5"]
+    settings = ["train.epochs=30", "mix.cutmix_alpha=1", "mix.mixup_alpha=1", "augment.grayscale=0.5"]
     options = [argument for setting in settings for argument in ("--set", setting)]
     assert fastres("train", tiny, "--out", tmp_path / "straight", *options, "--quiet")[0] == 0
     run = tmp_path / "run"

@@ -20,7 +20,7 @@ PROCESSES = 2
 """At a time. The interpreter is Python: one core each, and PyTorch's threads would only be in each other's way."""
 
 
-SAMPLE = 10
+SAMPLE = 20
 """`make test` runs one case in so many, and the first of each test; `make test-slow PART=kernels` runs all."""
 
 
