@@ -7,7 +7,6 @@ interpreted/ here, with compiled kernels.
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
-PROCESSES = 2
-"""At a time. The interpreter is Python: one core each, and PyTorch's threads would only be in each other's way."""
-
+PROCESSES = ("--numprocesses", "2")
+"""The interpreter is Python: one core each, and PyTorch's threads would only be in each other's way."""
 
 SAMPLE = 20
 """`make test` runs one case in so many, and the first of each test; `make test-slow PART=kernels` runs all."""
@@ -53,24 +51,18 @@ def test_a_sample() -> None:
 
 @pytest.mark.slow
 @pytest.mark.kernels
-@pytest.mark.parametrize("name", FILES)
-def test_every_case(name: str) -> None:
-    status, output = run(name)
+def test_every_case() -> None:
+    status, output = run("", *PROCESSES)
     assert status == 0, output
+    assert all(f"interpreted/{name}" in output for name in FILES), output
 
 
 @pytest.mark.slow
 @pytest.mark.kernels
 def test_exhaustive_ones() -> None:
-    """Those that are marked slow, half of the forms in each process."""
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        halves = [
-            pool.submit(run, "test_forms.py", "-m", "slow", "-k", words)
-            for words in ("two_pass or resident/2", "not (two_pass or resident/2)")
-        ]
-        for half in halves:
-            status, output = half.result()
-            assert status == 0, output
+    """Those that are marked slow."""
+    status, output = run("test_forms.py", "-m", "slow", *PROCESSES)
+    assert status == 0, output
 
 
 def test_skipped_where_no_kernel_can_run() -> None:
