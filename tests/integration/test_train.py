@@ -281,10 +281,10 @@ def test_a_run_resumes_only_what_it_was(fastres: Any, tiny: Path, tmp_path: Path
 
 
 def test_real_images(real_images: Path, fast_precision: str, fastres: Any, tmp_path: Path) -> None:
-    """CIFAR-10 (JPEG): a small network on 5,000 images learns something that chance (10%) does not explain."""
+    """CIFAR-10 (JPEG): a small network on 2,500 images learns something that chance (10%) does not explain."""
     recipe = tmp_path / "real.toml"
     recipe.write_text(
-        f'[data]\nsource = "{real_images}"\ntrain_images = 5000\ntest_images = 2000\n'
+        f'[data]\nsource = "{real_images}"\ntrain_images = 2500\ntest_images = 2000\n'
         "[model]\nblocks = [1, 1, 1]\nchannels = [16, 32, 64]\nstrides = [1, 2, 2]\nkernels = [3, 3, 3]\n"
         "skip_kernels = [1, 1, 1]\n[train]\nepochs = 4\nbatch_size = 50\ncompile = false\n"
         f'precision = "{fast_precision}"\n[optimizer]\nlr = 0.05\n'
