@@ -54,11 +54,11 @@ class Conv2d(nn.Conv2d):
 def stride_is_unsafe(x: Tensor, kernel: int, stride: int) -> bool:
     """Whether oneDNN must be given every `stride`-th pixel of x [N, C, H, W] instead of a stride, which is the same.
 
-    Its AVX2 kernel for the weight gradient of a strided 1×1 convolution in fp32 (`jit_avx2_1x1`, in torch 2.13) writes
-    beside its buffers where C is below 8: the process crashes, or never comes back. On every CPU, as bits must not
-    depend on a variable such as ONEDNN_MAX_CPU_ISA; no recipe of this repository has so few channels there.
+    Its kernels for the weight gradient of a strided 1×1 convolution (`jit_1x1` for AVX512, `jit_avx2_1x1`, in torch
+    2.13) write beside their buffers where C is below their vectors' 16 or 8 floats, AVX512's with two threads: the
+    process crashes, or never comes back. On every CPU, as bits must not depend on the CPU or on ONEDNN_MAX_CPU_ISA.
     """
-    return x.device.type == "cpu" and x.dtype == torch.float32 and kernel == 1 and stride > 1 and x.shape[1] < 8
+    return x.device.type == "cpu" and kernel == 1 and stride > 1 and x.shape[1] < 16
 
 
 def product_pays(x: Tensor, stride: int) -> bool:
