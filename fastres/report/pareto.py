@@ -52,8 +52,7 @@ class Mark:
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds; None where no run has it."""
-        known = [value for run in self.runs if (value := run[key]) is not None]
-        return Sample.of(known) if known else None
+        return Sample.of_known(run[key] for run in self.runs)
 
 
 def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:

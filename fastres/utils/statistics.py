@@ -6,7 +6,7 @@ Mathematical Functions" (1964), 26.7.3 and 26.7.4; their absolute error is some 
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -57,6 +57,12 @@ class Sample:
     def of(cls, values: Sequence[float]) -> "Sample":
         """The sample `values`, of at least one. Sums are exact, so that equal values have a deviation of 0."""
         return cls(len(values), statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    @classmethod
+    def of_known(cls, values: Iterable[float | None]) -> "Sample | None":
+        """The sample of those values that are not None; None without any."""
+        known = [value for value in values if value is not None]
+        return cls.of(known) if known else None
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
         """Student's interval for the mean of all possible values."""

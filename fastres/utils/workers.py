@@ -28,11 +28,15 @@ def stop_without_parent(rows: object = None) -> None:
 
 
 def run(workers: Sequence[Works]) -> None:
-    """Run `workers`, each in a process of its own with its share of the threads, to their end.
+    """Run `workers` to their end: one in this process, several each in its own with its share of the threads.
 
     Raises Interrupted when all have stopped after SIGINT or SIGTERM, UserError with what the first of them met that the
     user can put right or where one was killed, RuntimeError where one crashed.
     """
+    if len(workers) < 2:
+        for worker in workers:
+            worker.work()
+        return
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and, on a GPU, its context
     answers = context.SimpleQueue()
     processes = [context.Process(target=_process, args=(worker, answers)) for worker in workers]

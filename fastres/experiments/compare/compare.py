@@ -9,7 +9,7 @@ from typing import Any
 from fastres.errors import UserError
 from fastres.experiments.compare.schema import Compared, ComparedRun, Group, TestedOn
 from fastres.recipe.loading import Values
-from fastres.report.pareto import COSTS, front, placed
+from fastres.report.pareto import COSTS, front
 from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
 
@@ -39,9 +39,7 @@ class Setting:
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds of `key` of summary.json; None where no run has it."""
-        values = [getattr(run.summary, key) for run in self.counted]
-        known = [value for value in values if value is not None]
-        return Sample.of(known) if known else None
+        return Sample.of_known(run.summary[key] for run in self.counted)
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,6 @@ class DataSet:
     def __str__(self) -> str:
         known = "" if self.test_images is None else f", {self.test_images:,} test images"
         return f"{self.source}{known}"
-
-    def placed(self, key: str) -> list[tuple[Setting, Sample, Sample]]:
-        """`placed`, of its settings."""
-        return placed(self.settings, key)
-
-    def front(self, key: str) -> list[Setting]:
-        """`front`, of its settings."""
-        return front(self.settings, key)
 
 
 @dataclass(frozen=True)
@@ -186,7 +176,7 @@ def facts(comparison: Comparison) -> Compared:
         TestedOn.of(
             data_set,
             runs=numbers(data_set.runs),
-            pareto_front={key: [numbers(setting.runs) for setting in data_set.front(key)] for key in COSTS},
+            pareto_front={key: [numbers(setting.runs) for setting in front(data_set.settings, key)] for key in COSTS},
         )
         for data_set in comparison.data_sets
     ]

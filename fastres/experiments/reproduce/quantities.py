@@ -1,8 +1,9 @@
 """Measured quantities of the claims: each function takes what is known of a claim's recipes with one seed, in the order
 of the claim's needs, and gives a number, or None where it cannot be had."""
 
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from fastres.experiments.reproduce.verdicts import Measure, Measured
@@ -34,30 +35,23 @@ def corrupted(index: int = 0) -> Measure:
 
 def difference(one: Measure, other: Measure) -> Measure:
     """`one` minus `other`."""
-
-    def measure(runs: Runs) -> float | None:
-        first, second = one(runs), other(runs)
-        return None if first is None or second is None else first - second
-
-    return measure
+    return _both(one, other, operator.sub)
 
 
 def ratio(one: Measure, other: Measure) -> Measure:
     """`one` divided by `other`; None where one of them is not positive."""
-
-    def measure(runs: Runs) -> float | None:
-        first, second = one(runs), other(runs)
-        return first / second if first and second and first > 0 and second > 0 else None
-
-    return measure
+    return _both(one, other, lambda first, second: first / second if first > 0 and second > 0 else None)
 
 
 def larger(one: Measure, other: Measure) -> Measure:
     """The larger one of two."""
+    return _both(one, other, max)
 
+
+def _both(one: Measure, other: Measure, combine: Callable[[float, float], float | None]) -> Measure:
     def measure(runs: Runs) -> float | None:
         first, second = one(runs), other(runs)
-        return None if first is None or second is None else max(first, second)
+        return None if first is None or second is None else combine(first, second)
 
     return measure
 

@@ -119,12 +119,6 @@ class Finding:
     why: str
     """A sentence."""
 
-    @property
-    def sample(self) -> Sample | None:
-        """Mean and SD of the values there are; of factors and losses those of the logarithms."""
-        known = [value for value in self.values if value is not None]
-        return Sample.of([_scaled(self.claim.form, value) for value in known]) if known else None
-
 
 def judge(claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True) -> Finding:
     """The finding that `values`, a number a seed, make of `claim`; they were measured at `scale`, 1 being the whole, on
@@ -150,10 +144,10 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
         if all(within):
             return finding(REPRODUCED, limits)
         return finding(UNDECIDED if any(within) else NOT_REPRODUCED, f"asked for: {limits}")
-    interval = Sample.of([_scaled(claim.form, value) for value in known]).interval()
+    interval = _interval(values, claim.form)
     if interval is None:
         return finding(UNDECIDED, "a single seed has no interval: raise --seeds")
-    low, high = (_unscaled(claim.form, end) for end in interval)
+    low, high = interval
     span = f"the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
     if claim.low <= low and high <= claim.high:
         return finding(REPRODUCED, f"{span}lies within {limits}")
@@ -164,18 +158,25 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
 
 def interval_of(finding: Finding) -> tuple[float, float] | None:
     """The 95% interval of the mean, in the claim's unit; None for a single seed and for what is certain."""
-    interval = finding.sample and finding.sample.interval()
-    if not interval or not finding.claim.trains:
-        return None
-    return _unscaled(finding.claim.form, interval[0]), _unscaled(finding.claim.form, interval[1])
+    return _interval(finding.values, finding.claim.form) if finding.claim.trains else None
+
+
+def _interval(values: Sequence[float | None], form: Form) -> tuple[float, float] | None:
+    sample = _sample(values, form)
+    ends = sample and sample.interval()
+    return (_unscaled(form, ends[0]), _unscaled(form, ends[1])) if ends else None
+
+
+def _sample(values: Sequence[float | None], form: Form) -> Sample | None:
+    """Mean and SD of the values there are; of factors and losses those of the logarithms."""
+    return Sample.of_known(None if value is None else _scaled(form, value) for value in values)
 
 
 def mean_and_sd(values: Sequence[float | None], form: Form) -> str:
     """The mean over seeds with its SD, as text: of factors and losses the geometric mean and the relative SD."""
-    known = [_scaled(form, value) for value in values if value is not None]
-    if not known:
+    sample = _sample(values, form)
+    if sample is None:
         return "–"
-    sample = Sample.of(known)
     mean = shown(_unscaled(form, sample.mean), form)
     if sample.sd is None or (form == "count" and not sample.sd):
         return mean

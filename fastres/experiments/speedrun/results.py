@@ -25,21 +25,21 @@ SpeedrunFacts = Mapping[str, Any]
 
 
 def check_plan(folder: Path, plan: SpeedrunPlan) -> None:
-    """Raise UserError where the speedrun in `folder` was begun with another plan."""
-    begun = SpeedrunPlan.read(folder / PLAN, _OTHER)
-    different = [key for key in plan.model_fields_set if begun[key] != plan[key]]
-    if not different:
+    """Write the plan, or raise UserError where the speedrun in `folder` was begun with another one."""
+    begun = SpeedrunPlan.read_if_there(folder / PLAN, _OTHER)
+    if begun is None:
+        plan.write(folder / PLAN)
         return
-    key = min(different, key=[*SpeedrunPlan.model_fields].index)
-    was, now = begun[key], plan[key]
-    fix = {
+    fixes = {
         "recipe_hash": f"{folder} was begun with another recipe, {folder / 'resolved.toml'}: run that one",
-        "runs": f"{folder} was begun with --runs {was}, not {now}: give that number, fixed beforehand",
-        "target": f"{folder} was begun with --target {was}, not {now}: give that one",
-        "device": f"{folder} was begun on {was}, and this is {now}: go on there",
+        "runs": f"{folder} was begun with --runs {begun.runs}, not {plan.runs}: give that number, fixed beforehand",
+        "target": f"{folder} was begun with --target {begun.target}, not {plan.target}: give that one",
+        "device": f"{folder} was begun on {begun.device}, and this is {plan.device}: go on there",
         "data": f"{folder} was begun with other data: restore it",
-    }[key]
-    raise UserError(f"{fix}, or give another --out")
+    }
+    for key, fix in fixes.items():
+        if begun[key] != plan[key]:
+            raise UserError(f"{fix}, or give another --out")
 
 
 def read_rows(folder: Path) -> list[SpeedrunRow]:

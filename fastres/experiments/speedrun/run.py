@@ -6,7 +6,6 @@ make the p-value wrong.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
 from fastres.runs import directory
 from fastres.runs.environment import environment
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.schema import ENVIRONMENT, Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.training.data import labels_of
 from fastres.training.session import Session
@@ -41,16 +41,6 @@ TIMED = (
 NOT_TIMED = "opening, decoding and uploading the data; compilation and warm-up; drawing the weights"
 
 
-@dataclass(frozen=True)
-class SpeedrunResult:
-    """Results of a speedrun."""
-
-    folder: Path
-    """Folder of runs.jsonl and speedrun.json."""
-    summary: Speedrun
-    """Contents of speedrun.json."""
-
-
 def speedrun(
     recipe: Recipe,
     count: int,
@@ -60,7 +50,7 @@ def speedrun(
     device: str = "auto",
     quiet: bool = False,
     name: str = "recipe",
-) -> SpeedrunResult:
+) -> Results[Speedrun]:
     """Train `recipe` `count` times, run i (from 0) with the seed train.seed + i, and test whether the mean accuracy is
     above `target`, a share; everything goes into the folder `out` (by default runs/<name>-speedrun-<time>).
 
@@ -72,10 +62,9 @@ def speedrun(
     _check(recipe, count, target)
     recipe = self_contained(recipe)
     where = choose_device(device)
-    goes_on = out is not None and (Path(out) / PLAN).is_file()
-    if not goes_on:
+    if out is None or not (Path(out) / PLAN).is_file():
         directory.check_free(out)
-    elif (Path(str(out)) / SUMMARY).is_file():
+    elif (Path(out) / SUMMARY).is_file():
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
     session = _Series(recipe, where, quiet)
     try:
@@ -87,13 +76,8 @@ def speedrun(
             device=machine.device_name,
             data=session.data_module.fingerprint,
         )
-        if goes_on:
-            folder = Path(str(out))
+        with continued_folder(out, f"{name}-speedrun", PLAN) as folder, cuda_graph.side_stream(where):
             check_plan(folder, plan)
-        else:
-            folder = directory.new_folder(out, f"{name}-speedrun")
-            plan.write(folder / PLAN)
-        with directory.run_lock(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
@@ -102,7 +86,7 @@ def speedrun(
             draw(folder, rows, summary)
     finally:
         session.data_module.close()
-    return SpeedrunResult(folder, summary)
+    return Results(folder, summary)
 
 
 def _check(recipe: Recipe, count: int, target: float) -> None:

@@ -64,14 +64,13 @@ def summarise(rows: Sequence[Point], metric: str, *, source: str) -> Sweep:
     means = []
     if any(SEED in row.settings for row in rows):
         for rest, group in groups.items():
-            values = [row[metric] for row in group if row[metric] is not None]
-            sample = Sample.of(values) if values else None
+            sample = Sample.of_known(row[metric] for row in group)
             low, high = (sample.interval() if sample else None) or (None, None)
             means.append(
                 Mean(
                     settings=json.loads(rest),
                     points=len(group),
-                    diverged=len(group) - len(values),
+                    diverged=len(group) - (sample.count if sample else 0),
                     mean=sample.mean if sample else None,
                     sd=sample.sd if sample else None,
                     interval_low=low,
