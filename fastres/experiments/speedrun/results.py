@@ -8,20 +8,14 @@
 | `speedrun.json`, `speedrun.png` | the summary and its figure, when all runs are done |
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fastres.errors import UserError
 from fastres.runs.schema import Speedrun, SpeedrunPlan, SpeedrunRow
-from fastres.utils.files import write_bytes
 from fastres.utils.json_files import damaged, read_lines
-from fastres.utils.statistics import Sample
 
 PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
 _OTHER = "give another --out"
-SpeedrunFacts = Mapping[str, Any]
-"""Fields of a `Speedrun` that are neither planned nor measured."""
 
 
 def check_plan(folder: Path, plan: SpeedrunPlan) -> None:
@@ -50,27 +44,6 @@ def read_rows(folder: Path) -> list[SpeedrunRow]:
     return rows
 
 
-def summarise(plan: SpeedrunPlan, rows: Sequence[SpeedrunRow], about: SpeedrunFacts) -> Speedrun:
-    """The whole summary: what was planned, mean, spread and significance of the runs, and facts about them."""
-    accuracy = Sample.of([row.test_accuracy for row in rows])
-    seconds = Sample.of([row.seconds for row in rows])
-    low, high = accuracy.interval() or (None, None)
-    return Speedrun(
-        **plan.model_dump(exclude_unset=True),
-        **about,
-        mean_accuracy=accuracy.mean,
-        sd_accuracy=accuracy.sd,
-        interval_low=low,
-        interval_high=high,
-        p_mean_above_target=accuracy.p_above(plan.target),
-        mean_seconds=seconds.mean,
-        sd_seconds=seconds.sd,
-        cold_seconds=rows[0].cold_seconds,
-        compiled_from_cache=rows[0].compiled_from_cache,
-        compiled=all(row.compiled for row in rows),
-    )
-
-
 def describe(summary: Speedrun) -> str:
     """The summary in a few lines."""
     count, last = summary.runs, summary.first_seed + summary.runs - 1
@@ -90,12 +63,3 @@ def describe(summary: Speedrun) -> str:
     what = f"{made} and warm-up" if summary.compiled else f"warm-up ({summary.compile_note})"
     lines.append(f"{seconds}; the first one with {what} {summary.cold_seconds:.1f} s; on {summary.device}")
     return "\n".join([*lines, f"timed: {summary.timed}", f"not timed: {summary.not_timed}"])
-
-
-def draw(folder: Path, rows: list[SpeedrunRow], summary: Speedrun) -> None:
-    """Draw speedrun.png."""
-    from fastres.report import run_figures
-    from fastres.report.style import png
-
-    figure = run_figures.speedrun(rows, summary)
-    write_bytes(folder / FIGURE, png(figure))

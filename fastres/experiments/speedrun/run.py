@@ -7,7 +7,6 @@ make the p-value wrong.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,9 +14,11 @@ from fastres.engine import cuda_graph
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.metrics import measure, passes
-from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
+from fastres.experiments.speedrun.results import FIGURE, PLAN, ROWS, SUMMARY, check_plan, read_rows
 from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
+from fastres.report import run_figures
+from fastres.report.style import png
 from fastres.runs import directory
 from fastres.runs.environment import environment
 from fastres.runs.many import Results, continued_folder
@@ -25,7 +26,7 @@ from fastres.runs.schema import ENVIRONMENT, Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.training.data import labels_of
 from fastres.training.session import Session
 from fastres.training.step import StepVariant
-from fastres.utils.files import write_text
+from fastres.utils.files import write_bytes, write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
 from fastres.utils.progress import say
@@ -81,9 +82,9 @@ def speedrun(
             write_text(folder / "resolved.toml", recipe.to_toml())
             machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
-            summary = summarise(plan, rows, session.about())
+            summary = session.summary(plan, rows)
             summary.write(folder / SUMMARY)  # its presence says that all runs are done
-            draw(folder, rows, summary)
+            write_bytes(folder / FIGURE, png(run_figures.speedrun(rows, summary)))
     finally:
         session.data_module.close()
     return Results(folder, summary)
@@ -119,24 +120,38 @@ class _Series(Session):
         super().__init__(recipe, device, quiet=quiet)
         self.labels = labels_of(self.data_module.test)
 
-    def about(self) -> dict[str, Any]:
-        """Facts of the summary about recipe, network and data."""
-        return {
-            "source": self.recipe.data.source,
-            "first_seed": self.recipe.train.seed,
-            "parameters": self.parameters,
-            "multiply_adds": self.multiply_adds,
-            "epochs": self.recipe.train.epochs,
-            "steps": self.step.steps,
-            "precision": self.recipe.train.precision,
-            "compile_note": self.step.loss_and_correct.fallback_reason,
-            "tta": self.recipe.eval.tta,
-            "tta_passes": passes(self.recipe.eval),
-            "test_images": len(self.labels),
-            "loader": self.data_module.loading.name,
-            "timed": TIMED,
-            "not_timed": NOT_TIMED,
-        }
+    def summary(self, plan: SpeedrunPlan, rows: list[SpeedrunRow]) -> Speedrun:
+        """What was planned, facts about recipe, network and data, and mean, spread and significance of the runs."""
+        accuracy = Sample.of([row.test_accuracy for row in rows])
+        seconds = Sample.of([row.seconds for row in rows])
+        low, high = accuracy.interval() or (None, None)
+        return Speedrun.of(
+            plan,
+            source=self.recipe.data.source,
+            first_seed=self.recipe.train.seed,
+            parameters=self.parameters,
+            multiply_adds=self.multiply_adds,
+            epochs=self.recipe.train.epochs,
+            steps=self.step.steps,
+            precision=self.recipe.train.precision,
+            compile_note=self.step.loss_and_correct.fallback_reason,
+            tta=self.recipe.eval.tta,
+            tta_passes=passes(self.recipe.eval),
+            test_images=len(self.labels),
+            loader=self.data_module.loading.name,
+            timed=TIMED,
+            not_timed=NOT_TIMED,
+            mean_accuracy=accuracy.mean,
+            sd_accuracy=accuracy.sd,
+            interval_low=low,
+            interval_high=high,
+            p_mean_above_target=accuracy.p_above(plan.target),
+            mean_seconds=seconds.mean,
+            sd_seconds=seconds.sd,
+            cold_seconds=rows[0].cold_seconds,
+            compiled_from_cache=rows[0].compiled_from_cache,
+            compiled=all(row.compiled for row in rows),
+        )
 
     def complete(self, folder: Path, count: int) -> list[SpeedrunRow]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
