@@ -90,7 +90,7 @@ def _step(figures: Figures) -> Iterator[str]:
         if mine is None:
             line += "ours missing"
         else:
-            line += f"{mine['milliseconds'] * 1e3:.4g} µs, {mine['images_per_second']:,.0f} images/s, "
+            line += f"{mine['microseconds']:.4g} µs, {mine['images_per_second']:,.0f} images/s, "
             line += f"{mine['share_of_matrix_rate']:.1%} of the matrix rate"
             line += "" if groups[0].get("captured") else ", not captured"
         for group in groups:

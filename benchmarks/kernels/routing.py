@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.kernels.cases import BATCHES, STAGES
+from benchmarks.kernels.variants import tried
 from fastres.bench.ceilings import cache_bytes
 from fastres.bench.norms import Case, problem
 from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
@@ -72,14 +74,9 @@ def time_route(route: Route, device: torch.device, effort: Effort = EFFORT) -> d
     sets = sets_for_cold_cache(moved, cache_bytes(device)) if moved > cache_bytes(device) else 1
     with side_stream(device):
         prepared = [_launchers(route, device, seed) for seed in range(sets)]
-        calls: dict[str, list[Callable[[], object]]] = {}
-        failed: dict[str, str] = {}
-        for label, (_, cut) in fitting.items():
-            try:
-                prepared[0](cut)
-                calls[label] = [lambda launch=launch, cut=cut: launch(cut) for launch in prepared]  # type: ignore[misc]
-            except Exception as error:  # too many registers for this device, say: the others are measured
-                failed[label] = f"{type(error).__name__}: {str(error)[:200]}"
+        # What fails takes too many registers for this device, say.
+        running, failed = tried({label: partial(prepared[0], cut) for label, (_, cut) in fitting.items()})
+        calls = {label: [partial(launch, fitting[label][1]) for launch in prepared] for label in running}
         timings = measure(calls, device, effort)
     fastest = min(timings, key=lambda label: timings[label].seconds)
     choice = fitting[fastest][0]
