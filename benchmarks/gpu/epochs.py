@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastres.bench.timing import wait
 from fastres.bench.training import Ours
 from fastres.evaluation.evaluator import Evaluator
 from fastres.recipe import Recipe
@@ -210,9 +211,3 @@ def covered(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

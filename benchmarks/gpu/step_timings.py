@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu.epochs import wait
 from benchmarks.kernels.variants import figures, tried
 from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
-from fastres.bench.timing import DRY, GPU, STEPS, Call, measure
+from fastres.bench.timing import DRY, GPU, STEPS, Call, measure, wait
 from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
 from fastres.models import count_parameters, layers

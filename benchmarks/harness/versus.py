@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.harness.peaks import Peak
-from fastres.bench.timing import Ratio, compare, seconds
+from fastres.bench.timing import Ratio, compare, seconds, wait
 from fastres.recipe import Recipe
 from fastres.utils.machine import environment_facts
 
@@ -81,7 +81,7 @@ def matrix_product(dtype: torch.dtype, side: int = 2048) -> Ceiling:
 
     def product() -> torch.Tensor:
         result = left @ right
-        wait()
+        wait(DEVICE)
         return result
 
     return Ceiling(f"{str(dtype).removeprefix('torch.')} matrix product", product, 2 * side**3)
@@ -98,12 +98,6 @@ def copying(bytes: int, times: int = 1) -> Ceiling:
             target[start : start + size] = source[start : start + size]
 
     return Ceiling("copy in memory", copy, 2 * 4 * size * times)
-
-
-def wait() -> None:
-    """Until the device has done what it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def note(request: pytest.FixtureRequest, benchmark: Any, **figures: Any) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.sameness import near
-from benchmarks.harness.versus import DEVICE, Side, Versus, note, wait
+from benchmarks.harness.versus import DEVICE, Side, Versus, note
 from benchmarks.rivals import plain
+from fastres.bench.timing import wait
 from fastres.bench.training import Ours
 from fastres.engine.memory import keep_freed_memory
 from fastres.evaluation.evaluator import Evaluator
@@ -92,7 +93,7 @@ class OurRun(Run):
         for _ in self.training.epoch(0, 3):  # a GPU captures the third
             pass
         self.evaluator.logits(data_module.test)
-        wait()
+        wait(DEVICE)
         self.first_step_seconds = time.perf_counter() - began
 
     def prepare(self) -> None:
@@ -114,12 +115,8 @@ class PlainRun(Run):
 
     def prepare(self) -> None:
         self.seed += 1
-        augment = self.data_module.augment
-        transform = plain.pipeline(self.recipe.augment, augment.mean.tolist(), augment.std.tolist())
-        data = plain.Images(self.data_module.train_images, self.data_module.train_labels, transform)
-        network = plain.stock(self.drawn(), self.recipe)
-        self.training = plain.Plain(network, self.recipe, data, DEVICE)
-        self.images = plain.normalised(self.data_module.test_images, augment.mean.tolist(), augment.std.tolist())
+        self.training = plain.Plain(self.drawn(), self.recipe, self.data_module, DEVICE)
+        self.images = plain.normalised(self.data_module.test_images, self.data_module.augment)
         torch.manual_seed(self.seed)  # of the loader's order
 
     def epoch(self, number: int) -> None:

@@ -44,9 +44,7 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
     recipe, options = recipe_of(source, root, dry), EvalConfig(tta=tta)  # type: ignore[arg-type]
     precision = recipe.train.precision
     data_module = open_data_module(recipe, DEVICE, quiet=True)
-    images = plain.normalised(
-        data_module.test_images, data_module.augment.mean.tolist(), data_module.augment.std.tolist()
-    )
+    images = plain.normalised(data_module.test_images, data_module.augment)
     network = seen(session.draw(recipe, len(data_module.dataset.classes), 32, seed=0), images[:256])
     rival = plain.stock(network, recipe).to(DEVICE)
     evaluator = Evaluator(

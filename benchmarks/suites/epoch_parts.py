@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.gpu.epochs import covered
 from benchmarks.harness.summary import PARTS, number
-from benchmarks.harness.versus import wait
+from fastres.bench.timing import wait
 from fastres.bench.training import Ours
 from fastres.data.loaders import Batch
 from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
@@ -50,13 +50,13 @@ def parts(ours: Ours, steps: int, step_seconds: float) -> dict[str, float]:
             launches = runner.epoch(EPOCH, 0, LEAD + steps)
             for _ in range(LEAD):
                 next(launches)
-            wait()
+            wait(ours.device)
             # The launches are not exhausted, here and wherever steps are timed: a loader would end its processes.
             with torch.profiler.profile(activities=activities, acc_events=True) as profile:
                 began = time.perf_counter()
                 for _ in range(steps):
                     next(launches)
-                wait()
+                wait(ours.device)
                 window = time.perf_counter() - began
     events = list(profile.events())
     found = kernels_by_range(events) if on_gpu else operators_by_range(events)

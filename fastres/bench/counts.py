@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fastres.bench.norms import Case
-from fastres.bench.timing import Call
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.layers.convolution import stride_is_unsafe
 from fastres.optim import rule_of
@@ -59,7 +58,7 @@ class Convolution:
             return 0
         return y + (0 if self.first else weight + x) + (x + weight if self.trains else 0)
 
-    def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> Call:
+    def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> partial[Any]:
         """One pass by the library's own operator; `like(*shape)` makes a tensor."""
         x, weight, gradient = like(batch, *self.x), like(*self.weight), like(batch, *self.y)
         geometry, stride = self.geometry, self.geometry[0][0]

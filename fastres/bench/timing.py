@@ -96,6 +96,12 @@ class Timing:
         return facts | ({"note": self.note} if self.note else {})
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seconds(function: Call) -> float:
     """Wall time of one call."""
     began = time.perf_counter()
