@@ -54,7 +54,7 @@ CAPABILITIES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SECONDS = ("none", "add", "dual")
 
-POINTERS = {
+TYPES_OF = {
     "*{}": ("x", "z", "second", "y", "dy", "dy2", "dx", "dz", "g_out"),
     "*u8": ("bits",),
     "*i32": ("counters",),
@@ -62,7 +62,7 @@ POINTERS = {
     "i32": ("M", "C", "rows_per_split", "splits"),
     "fp32": ("x_eps", "z_eps", "x_momentum", "z_momentum"),
 }
-"""Types of the kernels' arguments by name, {} being the activations' type; every other one is an fp32 pointer."""
+"""Names of the kernels' arguments by their type, {} being the activations' type; every other one is an fp32 pointer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,39 @@ class Configuration:
         tile = f"{self.tile.rows}x{self.tile.columns}/{self.tile.warps}w"
         names = (self.kernel, self.dtype, self.second, self.activation, tile, self.form)
         return " ".join((*names, "aligned" if self.aligned else "ragged"))
+
+    def build(self, target: str) -> Any:
+        """Compile for a target: see `aot.machine_code`."""
+        kernel = getattr(resident if self.kernel.startswith("resident") else two_pass, self.kernel)
+        options: dict[str, Any] = {"num_warps": self.tile.warps, **OPTIONS}
+        if self.form == "split":
+            options["launch_cooperative_grid"] = True
+        types = {kind.format(self.dtype): names for kind, names in TYPES_OF.items()}
+        multiples = ("C",) if self.aligned else ()
+        return machine_code(kernel, target, self._constants(kernel.arg_names), types, "*fp32", options, multiples)
+
+    def _constants(self, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments that are fixed when a kernel is compiled, None for those that are absent."""
+        second, activation, backward = self.second, self.activation, "dy" in names
+        fixed = {
+            "SECOND": second,
+            "ACTIVATION": activation,
+            "DUAL": second == "dual",
+            "FROM_RUNNING": self.form == "running",
+            "SPLIT": self.form == "split",
+            "PHASE": "all",
+            "BLOCK_M": self.tile.rows,
+            "BLOCK_C": self.tile.columns,
+            "BLOCK_S": MERGE_SPLITS["resident" if self.kernel.startswith("resident") else "two_pass"],
+        }
+        absent = {
+            "bits": (second, activation) != ("add", "relu") or (not backward and self.form == "running"),
+            "second": second == "none" or (backward and second == "add" and activation in ("relu", "none")),
+            "g_out": second != "add",
+        }
+        of_z = {name for name in names if name in ("z", "dz") or name.startswith("z_")} - {"z_eps", "z_momentum"}
+        absent |= dict.fromkeys(of_z, second != "dual")
+        return {name: fixed.get(name) for name in names if name in fixed or absent.get(name)}
 
 
 @dataclass(frozen=True)
@@ -147,9 +180,8 @@ def representative() -> list[Configuration]:
     for configuration in configurations(aligned=(True,)):
         usual = configuration.second != "none" and configuration.activation in ("relu", "none")
         if configuration.dtype == "bf16" and usual:
-            best = largest.setdefault(configuration.kernel, configuration)
-            if _size(configuration) > _size(best):
-                largest[configuration.kernel] = configuration
+            best = largest.get(configuration.kernel, configuration)
+            largest[configuration.kernel] = max(best, configuration, key=_size)
     return list(largest.values())
 
 
@@ -158,72 +190,9 @@ def _size(configuration: Configuration) -> tuple[bool, int, bool]:
     return configuration.activation == "relu", tile.rows * tile.columns, configuration.form == "split"
 
 
-def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target: see `ahead.machine_code`."""
-    module = resident if configuration.kernel.startswith("resident") else two_pass
-    kernel = getattr(module, configuration.kernel)
-    constants = _constants(configuration, kernel.arg_names)
-    options: dict[str, Any] = {"num_warps": configuration.tile.warps, **OPTIONS}
-    if configuration.form == "split":
-        options["launch_cooperative_grid"] = True
-    multiples = ("C",) if configuration.aligned else ()
-    return machine_code(
-        kernel, target, constants, lambda name: _type(name, configuration.dtype), options, multiples=multiples
-    )
-
-
-def _constants(configuration: Configuration, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments that are fixed when a kernel is compiled, those that are absent among them."""
-    second, activation = configuration.second, configuration.activation
-    constants = {
-        "SECOND": second,
-        "ACTIVATION": activation,
-        "DUAL": second == "dual",
-        "FROM_RUNNING": configuration.form == "running",
-        "SPLIT": configuration.form == "split",
-        "PHASE": "all",
-        "BLOCK_M": configuration.tile.rows,
-        "BLOCK_C": configuration.tile.columns,
-        "BLOCK_S": MERGE_SPLITS["resident" if configuration.kernel.startswith("resident") else "two_pass"],
-    }
-    by_bits = second == "add" and activation == "relu"
-    absent = set() if by_bits else {"bits"}
-    if second != "dual":
-        absent |= {name for name in names if name.startswith("z_")} | {"z", "dz"}
-    if second == "none":
-        absent |= {"second", "g_out"}
-    if second == "dual":
-        absent |= {"g_out"}
-    backward = "dy" in names
-    if backward and (by_bits or (second == "add" and activation == "none")):
-        absent |= {"second"}
-    if not backward and configuration.form == "running":
-        absent |= {"bits"}
-    if configuration.kernel == "gradient_kernel" and second == "add":
-        absent -= {"g_out"}
-    numbers = {"z_eps", "z_momentum"}
-    return {
-        **{name: value for name, value in constants.items() if name in names},
-        **{name: None for name in names if name in absent - numbers},
-    }
-
-
-def _type(name: str, dtype: str) -> str:
-    for kind, names in POINTERS.items():
-        if name in names:
-            return kind.format(dtype)
-    return "*fp32"
-
-
 def resources(configuration: AnyConfiguration, target: str) -> Resources:
     """Compile for a target and read what the machine code needs."""
-    if isinstance(configuration, Configuration):
-        compiled = build(configuration, target)
-    elif isinstance(configuration, symmetric.Configuration):
-        compiled = symmetric.build(configuration, target)
-    else:
-        compiled = machine_code_augment.build(configuration, target)
-    cubin = compiled.asm["cubin"]
+    cubin = configuration.build(target).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
