@@ -72,27 +72,12 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A BN with the addition and the activation after it."""
-
-    join: str
-    """As in `Case`."""
-    activation: str
-    shape: tuple[int, ...]
-    """[C, H, W]."""
-
-    def case(self, batch: int, dtype: torch.dtype) -> Case:
-        """With a batch of that type."""
-        channels, height, width = self.shape
-        return Case(self.join, self.activation, batch, channels, height, width, dtype)
-
-
-@dataclass(frozen=True)
 class Layers:
     """The layers of a network, in the order in which an image meets them."""
 
     convolutions: list[Convolution]
-    norms: list[Norm]
+    norms: list[Case]
+    """BNs with the addition and the activation after them, of one image."""
     linear: int
     """Multiply-adds of the classifier for an image."""
 
@@ -101,7 +86,7 @@ def layers_of(network: nn.Module, image_size: int) -> Layers:
     """Walk one image through a copy of the network without storage (the meta device)."""
     shadow = copy.deepcopy(network).to("meta").eval()
     convolutions: list[Convolution] = []
-    norms: list[Norm] = []
+    norms: list[Case] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         y = output[0] if isinstance(output, tuple) else output  # a forked pair
@@ -113,12 +98,13 @@ def layers_of(network: nn.Module, image_size: int) -> Layers:
             convolutions.append(Convolution(x, shape, tuple(module.weight.shape), geometry, first, trains))
         elif isinstance(module, BatchNormAddAct2d):
             # The plain BN of a skip comes right before: a step does both in one pass, which hooks take apart.
-            dual = bool(norms) and norms[-1] == Norm("none", "none", shape)
+            dual = bool(norms) and norms[-1] == Case("none", "none", 1, *shape)
             if dual:
                 norms.pop()
-            norms.append(Norm("dual" if dual else "add", module.activation, shape))
+            norms.append(Case("dual" if dual else "add", module.activation, 1, *shape))
         else:
-            norms.append(Norm("none", module.activation if isinstance(module, BatchNormAct2d) else "none", shape))
+            activation = module.activation if isinstance(module, BatchNormAct2d) else "none"
+            norms.append(Case("none", activation, 1, *shape))
 
     for module in shadow.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
