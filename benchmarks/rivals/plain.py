@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from benchmarks.rivals.steps import PlainResNet
 from fastres.augment import Augment
 from fastres.data.compat.torchvision import import_torchvision
-from fastres.models import Network
 from fastres.optim import factor
 from fastres.recipe import AdamWConfig, AugmentConfig, Recipe, SgdConfig
 from fastres.recipe.networks import ModelConfig
@@ -31,7 +30,7 @@ from torchvision import transforms  # noqa: E402
 CORES = len(os.sched_getaffinity(0))
 
 
-def stock(network: Network, recipe: Recipe) -> PlainResNet:
+def stock(network: nn.Module, recipe: Recipe) -> PlainResNet:
     """The ResNet that `network` is, of stock layers and with its weights and statistics, in N, C, H, W on the CPU."""
     assert isinstance(recipe.model, ModelConfig)
     plain = PlainResNet(recipe.model.blocks, recipe.model.channels)
@@ -81,7 +80,7 @@ class Plain:
     """`network`, of stock layers, in training by `recipe` on the images of `data_module`: its batch size, augmentation,
     optimizer (SGD or AdamW) and schedule."""
 
-    def __init__(self, network: Network, recipe: Recipe, data_module: DataModule, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, data_module: DataModule, device: torch.device) -> None:
         self.network, self.device = stock(network, recipe).to(device), device
         mean, std = data_module.augment.mean.tolist(), data_module.augment.std.tolist()
         transform = pipeline(recipe.augment, mean, std)
