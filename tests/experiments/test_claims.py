@@ -1,6 +1,7 @@
 """The claims of the report: the rule of their verdicts, their quantities, how runs are scaled, planned and shown."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from fastres.recipe import Recipe
 from fastres.report.document import Details, Heading, Link, Note, Picture, Table, Tiles, html, markdown
 from fastres.report.run_figures import honest_loss
 from fastres.report.style import png
-from fastres.runs.schema import Epoch
+from fastres.runs.schema import Epoch, Round, Summary
 from fastres.utils.statistics import quantile
 from tests.pages import Page
 
@@ -125,6 +126,13 @@ def test_numbers_are_shown_with_their_spread() -> None:
 # ---------------------------------------------------------------------------------------------------- the quantities
 
 
+def epochs(train: Sequence[float], val: Sequence[float | None] = (None,) * 4) -> tuple[Epoch, ...]:
+    return tuple(
+        Epoch(epoch=number, train_loss=one, val_loss=other)
+        for number, (one, other) in enumerate(zip(train, val, strict=True), 1)
+    )
+
+
 def test_quantities_by_hand() -> None:
     # Changes of the second half, 1 → 2 → 1, are +1 and −1: their SD is √2.
     assert quantities.restlessness([9, 5, 3, 1, 2, 1]) == pytest.approx(math.sqrt(2), rel=1e-15)
@@ -134,15 +142,16 @@ def test_quantities_by_hand() -> None:
     assert quantities.epochs_until([3, 2, 1], 3.5) == 1
     assert quantities.epochs_until([3, 2, 1], 0.5) is None
     one = Measured(
-        0, 10, train_losses=(4, 3, 2, 1), val_losses=(4, 3, 2, 0.5), images_per_second=2000, test_accuracy=0.9
+        10, summary=Summary(images_per_second=2000, test_accuracy=0.9), epochs=epochs((4, 3, 2, 1), (4, 3, 2, 0.5))
     )
-    other = replace(one, train_losses=(3.5, 2.5, 2, 2), test_accuracy=0.8, rounds=(0.8, 0.7, 0.81))
+    rounds = tuple(Round(test_accuracy=accuracy) for accuracy in (0.8, 0.7, 0.81))
+    other = replace(one, summary=Summary(test_accuracy=0.8, rounds=rounds), epochs=epochs((3.5, 2.5, 2, 2)))
     # After half of its epochs the first has a loss of 3, by epoch 2; the second falls through 3 at epoch 1.5.
     assert quantities.faster([one, other]) == pytest.approx(2 / 1.5, rel=1e-15)
-    assert quantities.faster([one, replace(one, train_losses=(9, 9, 9, 9))]) == 0.5, "never counts as the last epoch"
-    assert quantities.faster([one, Measured(0, 10)]) is None
+    assert quantities.faster([one, replace(one, epochs=epochs((9, 9, 9, 9)))]) == 0.5, "never counts as the last epoch"
+    assert quantities.faster([one, Measured(10)]) is None
     difference = quantities.difference(quantities.accuracy(0), quantities.accuracy(1))
-    assert difference([one, other]) == pytest.approx(0.1, rel=1e-12) and difference([one, Measured(0, 10)]) is None
+    assert difference([one, other]) == pytest.approx(0.1, rel=1e-12) and difference([one, Measured(10)]) is None
     assert quantities.ratio(quantities.last_training_loss(), quantities.last_validation_loss())([one]) == 2
     assert quantities.epoch_seconds()([one]) == 20  # 40,000 images
     assert quantities.gain_of_pseudo_labels([other]) == pytest.approx(0.01, rel=1e-12)
@@ -152,7 +161,7 @@ def test_quantities_by_hand() -> None:
 @pytest.mark.parametrize("asked", CLAIMS, ids=lambda claim: claim.name)
 def test_a_claim_without_runs_has_no_number(asked: Claim) -> None:
     """As after a divergence: nothing fails, nothing is made up."""
-    values = [asked.measure([Measured(0, 10, leaked=0.8)] * len(asked.needs)) for _ in range(2)]
+    values = [asked.measure([Measured(10, leaked=0.8)] * len(asked.needs)) for _ in range(2)]
     if asked.trains:
         assert values == [None, None]
         assert judge(asked, values, 1).verdict == UNDECIDED

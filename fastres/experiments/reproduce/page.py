@@ -63,7 +63,7 @@ def _claim(plan: Plan, measured: dict[str, Run], finding: Finding) -> ClaimFacts
     claim, known = finding.claim, known_of(plan, finding.claim, measured)
     interval, form = interval_of(finding), claim.form
     recipes = [*zip(*known, strict=True)]  # of each recipe, what is known by seed
-    seconds = [[run.seconds for run in runs if run.seconds is not None] for runs in recipes]
+    seconds = [[run.summary.seconds for run in runs if run.summary.seconds is not None] for runs in recipes]
     means = [sum(times) / len(times) if times else None for times in seconds]
     beside = [f"{one.what} {mean_and_sd([one.measure(line) for line in known], one.form)}" for one in claim.beside]
     return ClaimFacts.of(

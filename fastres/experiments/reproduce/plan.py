@@ -136,7 +136,7 @@ def make(
         for seed in planned.seeds:
             own = _for_run(cut, seed, out, record=scale == 1 or (need == BEST and seed == 0))
             leaked = _leaked(recipe, train_images, seed)
-            facts[need, seed] = Measured(seed, count_parameters(network), leaked)
+            facts[need, seed] = Measured(count_parameters(network), leaked)
             asking = tuple(claim.name for claim in claims if claim.trains and need in claim.needs)
             if not asking:
                 continue

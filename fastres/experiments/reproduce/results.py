@@ -29,20 +29,15 @@ def corrupted_accuracy_of(run: Path) -> float | None:
 
 
 def measured_by(facts: Measured, run: Run) -> Measured:
-    """`facts` with what `run` gave; of a run that diverged, without accuracies and times."""
+    """`facts` with what `run` gave; of a run that diverged, nothing."""
     if (run.path / DIVERGED).is_file():
         return facts
-    summary = run.summary
     return replace(
         facts,
-        parameters=summary.parameters or facts.parameters,
-        test_accuracy=summary.test_accuracy,
+        parameters=run.summary.parameters or facts.parameters,
         corrupted_accuracy=corrupted_accuracy_of(run.path),
-        train_losses=tuple(epoch.train_loss for epoch in run.epochs),
-        val_losses=tuple(epoch.val_loss for epoch in run.epochs),
-        rounds=tuple(one.test_accuracy for one in summary.rounds if one.test_accuracy is not None),
-        images_per_second=summary.images_per_second,
-        seconds=summary.seconds,
+        summary=run.summary,
+        epochs=run.epochs,
     )
 
 

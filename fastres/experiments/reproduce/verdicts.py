@@ -8,9 +8,10 @@ difference or a factor: the two runs of a seed share initial weights, order and 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from fastres.runs.schema import Epoch, Summary
 from fastres.utils.statistics import Sample
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
@@ -39,24 +40,16 @@ class Need:
 
 @dataclass(frozen=True)
 class Measured:
-    """Known quantities of one recipe with one seed: first those that need no training, then those of its run."""
+    """What is known of one recipe with one seed: first what needs no training, then what its run gave."""
 
-    seed: int
     parameters: int
     leaked: float | None = None
     """Share of the validation images that are trained on; None without validation."""
-    test_accuracy: float | None = None
-    """Share of the test images; None where there is no run, or one that diverged."""
     corrupted_accuracy: float | None = None
     """Mean over the corrupted test sets."""
-    train_losses: tuple[float | None, ...] = ()
-    """By epoch, nats an image."""
-    val_losses: tuple[float | None, ...] = ()
-    rounds: tuple[float, ...] = ()
-    """Test accuracy after each round of pseudo-labelling, the first one without pseudo-labels."""
-    images_per_second: float | None = None
-    seconds: float | None = None
-    """Of the whole run."""
+    summary: Summary = field(default_factory=Summary)
+    """Without any value where there is no run, or one that diverged."""
+    epochs: tuple[Epoch, ...] = ()
 
 
 Measure = Callable[[Sequence[Measured]], float | None]
