@@ -155,8 +155,8 @@ def time_steps(
         "multiply_adds": multiply_adds,
         "matrix_product": product,
         "goals": dict(case.goals),
-        "captured": bool(loops) and loops[0].captured,
-        "not_captured_because": loops[0].fallback_reason if loops else None,
+        "captured": bool(loops) and loops[0].runner.captured,
+        "not_captured_because": loops[0].runner.fallback_reason if loops else None,
         "variants": variants,
         "missing": missing,
     }

@@ -1,5 +1,6 @@
 """Time the cases of cases.py, ours against the rivals, and say how near to the machine's copy rate they come."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -14,6 +15,7 @@ from fastres.bench.ceilings import cache_bytes, copy_rate
 from fastres.bench.norms import PASSES, Case, Problem, call, ours, problem
 from fastres.bench.timing import DRY, GPU, kernel_names, measure, peak_bytes, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
+from fastres.report.document import Table
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")
 CACHES = ("cold", "hot")
@@ -151,16 +153,12 @@ def table(records: Sequence[dict[str, Any]], most_characters: int = 9000) -> str
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for record in records:
         rows.setdefault((record["case"], record["cache"]), {})[record["pass"]] = _cell(record)
-    lines = [f"{'case, cache':<48}" + "".join(f"{which:>20}" for which in PASSES)]
-    length = len(lines[0])
-    for (case, state), cells in rows.items():
-        line = f"{case + ', ' + state:<48}" + "".join(f"{cells.get(which, ''):>20}" for which in PASSES)
-        length += len(line) + 1
-        if length > most_characters:
-            lines.append(f"... {len(rows) - len(lines) + 1} more lines: see the JSON")
-            break
-        lines.append(line)
-    return "\n".join(lines)
+    shown = [[", ".join(name), *(cells.get(which, "") for which in PASSES)] for name, cells in rows.items()]
+    lines = Table(["case, cache", *PASSES], shown).for_terminal().split("\n")
+    ends = itertools.accumulate(len(line) + 1 for line in lines)
+    fitting = [line for line, end in zip(lines, ends, strict=True) if end <= most_characters]
+    left_out = len(lines) - len(fitting)
+    return "\n".join([*fitting, *[f"... {left_out} more lines: see the JSON"] * bool(left_out)])
 
 
 def _cell(record: dict[str, Any]) -> str:

@@ -142,10 +142,8 @@ def make(
                 continue
             name = _name(own)
             run_of[need, seed] = name
-            labelled, unlabelled = (
-                trained_images(own, train_images),
-                min(test_images, own.data.test_images or test_images),
-            )
+            labelled = trained_images(own, train_images)
+            unlabelled = min(test_images, own.data.test_images or test_images)
             images = own.method.images(labelled, unlabelled)
             passes = own.train.epochs * images
             corrupted = any(claim.corrupted and need in claim.needs for claim in claims)
