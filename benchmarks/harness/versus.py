@@ -24,6 +24,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _VERSIONS = ("fastres", "commit", "dirty", "python", "torch", "torchvision", "triton", "numba", "numpy", "cpu_model")
 
 
+def nothing() -> None:
+    """Nothing to do."""
+
+
 @dataclass(frozen=True)
 class Side:
     """Ours or a rival."""
@@ -34,29 +38,19 @@ class Side:
     """Units that a turn processes, as the benchmark counts them: images, bytes."""
     outcome: Call | None = None
     """Gives what the other side's is compared with, once, before anything is timed; by default a turn does."""
-    before: Call | None = None
+    before: Call = nothing
     """Untimed, before each turn."""
-    after: Call | None = None
+    after: Call = nothing
     """Untimed, after each turn."""
     peak: Callable[[], int | None] | None = None
     """Gives the last turn's peak memory in bytes, where the work is another process's."""
 
     def turn(self) -> float:
         """Seconds of a turn."""
-        self.prepare()
+        self.before()
         took = seconds(self.run)
-        self.finish()
+        self.after()
         return took
-
-    def prepare(self) -> None:
-        """Set-up before a turn."""
-        if self.before is not None:
-            self.before()
-
-    def finish(self) -> None:
-        """Tear-down after a turn."""
-        if self.after is not None:
-            self.after()
 
 
 @dataclass(frozen=True)
@@ -179,14 +173,14 @@ class Versus:
             rivals.append(took)
             if ceiling is not None:
                 ceilings.append(min(seconds(ceiling.run) for _ in range(3)))
-            first.prepare()
+            first.before()
             if whole:
                 peak.begin()
 
         def after() -> None:
             if whole:
                 peaks[0].append(peak.end())
-            first.finish()
+            first.after()
 
         self.benchmark.pedantic(
             first.run, setup=others, teardown=after, rounds=min(rounds, 2) if self.dry else rounds, iterations=1
@@ -232,11 +226,11 @@ class Versus:
 def _peak(side: Side, device: torch.device) -> tuple[int | None, float]:
     """Peak memory and seconds of one turn."""
     peak = Peak(device)
-    side.prepare()
+    side.before()
     peak.begin()
     took = seconds(side.run)
     most = peak.end() if side.peak is None else side.peak()
-    side.finish()
+    side.after()
     return most, took
 
 

@@ -7,7 +7,6 @@ registers, bytes that spill to local memory, shared memory, bytes of code.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import os
@@ -53,6 +52,8 @@ CAPABILITIES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 """From 8.0 on, those that ptxas knows."""
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SECONDS = ("none", "add", "dual")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+"""The disassembler that Triton brings along."""
 
 TYPES_OF = {
     "*{}": ("x", "z", "second", "y", "dy", "dy2", "dx", "dz", "g_out"),
@@ -196,18 +197,11 @@ def resources(configuration: AnyConfiguration, target: str) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [cuobjdump(), "--dump-resource-usage", file.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     spills = usage["STACK"] + usage["LOCAL"]
     return Resources(str(configuration), target, usage["REG"], spills, usage["SHARED"], code_bytes(cubin))
-
-
-@functools.cache
-def cuobjdump() -> str:
-    """The disassembler that Triton brings along."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    return str(folder / "cuobjdump")
 
 
 def code_bytes(cubin: bytes) -> int:
@@ -220,10 +214,6 @@ def code_bytes(cubin: bytes) -> int:
         if flags & 4:  # SHF_EXECINSTR
             total += length
     return total
-
-
-def _resources(job: tuple[AnyConfiguration, str]) -> Resources:
-    return resources(*job)
 
 
 def _positive(text: str) -> int:
@@ -259,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [(configuration, target) for configuration in wanted for target in options.target]
     entries: list[Resources] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for number, entry in enumerate(pool.map(_resources, jobs, chunksize=4), 1):
+        for number, entry in enumerate(pool.map(resources, *zip(*jobs, strict=True), chunksize=4), 1):
             entries.append(entry)
             if not options.json:
                 needs = f"{entry.registers:3} registers {entry.spills:5} spilled {entry.shared:6} B shared"

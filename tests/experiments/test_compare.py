@@ -18,8 +18,9 @@ from rich.console import Console
 from fastres.errors import UserError
 from fastres.experiments.compare import figures
 from fastres.experiments.compare import page as compare_page
-from fastres.experiments.compare.compare import Comparison, compare, differences, facts, flatten, ranges
+from fastres.experiments.compare.compare import Comparison, compare, differences, facts, ranges
 from fastres.recipe import Recipe
+from fastres.recipe.loading import dotted
 from fastres.report import document
 from fastres.report.pareto import pareto_front
 from fastres.report.style import png
@@ -109,14 +110,14 @@ def test_the_differing_keys_by_hand() -> None:
         {"optimizer": {"name": "sgd", "momentum": 0.9}, "mix": None, "train": {"seed": 0}, "record": {"name": "a"}},
         {"optimizer": {"name": "adam"}, "mix": {"until": 3}, "train": {"seed": 0}, "record": {"name": "b"}},
     ]
-    assert flatten(recipes[1]) == {
+    assert dotted(recipes[1]) == {
         "optimizer.name": "adam",
         "mix.until": 3,
         "train.seed": 0,
         "record.name": "b",
     }
     # The name of the record changes no number; a table that is absent differs in its keys, not as a whole.
-    assert differences([flatten(recipe) for recipe in recipes]) == {
+    assert differences([dotted(recipe) for recipe in recipes]) == {
         "optimizer.name": ["sgd", "adam"],
         "optimizer.momentum": [0.9, None],
         "mix.until": [None, 3],

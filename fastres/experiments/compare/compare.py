@@ -8,7 +8,7 @@ from typing import Any
 
 from fastres.errors import UserError
 from fastres.experiments.compare.schema import Compared, ComparedRun, Group, TestedOn
-from fastres.recipe.loading import Values
+from fastres.recipe.loading import Values, dotted
 from fastres.report.pareto import COSTS, front
 from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
@@ -97,20 +97,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
         read_run(number, folder, name if names.count(name) == 1 else str(folder))
         for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
     )
-    flat = [flatten(run.recipe.model_dump()) for run in runs]
+    flat = [dotted(run.recipe.model_dump()) for run in runs]
     return Comparison(runs, differences(flat), _data_sets(runs, flat))
-
-
-def flatten(table: Values, prefix: str = "") -> Values:
-    """The values of nested tables by their dotted keys, in order: {"train": {"seed": 0}} becomes {"train.seed": 0}."""
-    flat: Values = {}
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def differences(recipes: Sequence[Values]) -> dict[str, list[Any]]:
