@@ -12,7 +12,7 @@ from fastres.augment import Augment
 from fastres.engine.device import choose_device
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
-from fastres.evaluation.evaluator import Evaluator
+from fastres.evaluation.evaluator import Evaluator, everything
 from fastres.models import build
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
@@ -57,16 +57,12 @@ class TrainedModel:
     def logits(self, images: Any) -> Tensor:
         """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time
         augmentation as in training, so that the same bits come out."""
-        from fastres.evaluation.evaluator import everything
-
         options = self.recipe.eval
         return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
 
     @cached_property
-    def _evaluator(self) -> "Evaluator":
+    def _evaluator(self) -> Evaluator:
         """One for all calls: it compiles the network once."""
-        from fastres.evaluation.evaluator import Evaluator
-
         return Evaluator(
             self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
         )

@@ -23,12 +23,12 @@ from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Epoch, Summary
 from fastres.runs.tracking import Tracker, check_tracker
 from fastres.training.data import labels_of
 from fastres.training.methods.base import Method
+from fastres.training.metrics import input_stall, peak_memory
 from fastres.training.page import draw_page
 from fastres.training.progress import Progress
 from fastres.training.session import Session
 from fastres.training.state import TrainState
 from fastres.training.step import StepVariant
-from fastres.training.summary import input_stall, peak_memory
 from fastres.utils.machine import computes_bf16
 from fastres.utils.signals import Interrupt
 
