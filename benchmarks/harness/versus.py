@@ -45,12 +45,16 @@ class Side:
     peak: Callable[[], int | None] | None = None
     """Gives the last turn's peak memory in bytes, where the work is another process's."""
 
-    def turn(self) -> float:
-        """Seconds of a turn."""
+    def turn(self, device: torch.device | None = None) -> tuple[float, int | None]:
+        """Seconds of a turn, and on `device`, where one is given, its peak memory."""
         self.before()
+        peak = None if device is None else Peak(device)
+        if peak is not None:
+            peak.begin()
         took = seconds(self.run)
+        most = None if peak is None else peak.end() if self.peak is None else self.peak()
         self.after()
-        return took
+        return took, most
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ class Versus:
         if not whole:
             for side, found in zip(sides, peaks, strict=True):
                 side.turn()
-                found.append(_peak(side, device)[0])
+                found.append(side.turn(device)[1])
             if ceiling is not None:
                 ceiling.run()
         first, second = sides
@@ -168,7 +172,7 @@ class Versus:
         peak = Peak(device)
 
         def others() -> None:
-            most, took = _peak(second, device) if whole else (None, second.turn())
+            took, most = second.turn(device if whole else None)
             peaks[1].append(most)
             rivals.append(took)
             if ceiling is not None:
@@ -221,17 +225,6 @@ class Versus:
         if at_least is not None and not self.dry:
             assert ratio.median > at_least, f"{ratio.median:.2f} times as fast as {against}: less than {at_least:g}"
         return ratio
-
-
-def _peak(side: Side, device: torch.device) -> tuple[int | None, float]:
-    """Peak memory and seconds of one turn."""
-    peak = Peak(device)
-    side.before()
-    peak.begin()
-    took = seconds(side.run)
-    most = peak.end() if side.peak is None else side.peak()
-    side.after()
-    return most, took
 
 
 def _most(found: Sequence[int | None]) -> int | None:
