@@ -7,14 +7,14 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kernels.cases import Variant, variants
 from benchmarks.kernels.variants import figures, tried
 from fastres.bench.ceilings import cache_bytes, copy_rate
-from fastres.bench.norms import PASSES, Case, Problem, call, ours, problem
+from fastres.bench.norms import PASSES, Case, Problem, call, problem
 from fastres.bench.timing import DRY, GPU, kernel_names, measure, peak_bytes, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
+from fastres.kernels.batch_norm.functional import takes_kernels
 from fastres.report.document import Table
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")
@@ -92,22 +92,8 @@ def time_case(
 
 def path_of_ours(example: Problem, *, training: bool) -> str:
     """`torch` where fastres.kernels calls PyTorch's BatchNorm for this problem, else `triton`."""
-    seen = _Operators()
-    with torch.set_grad_enabled(training), seen:
-        ours(example, training)
-    return "torch" if any("batch_norm" in name for name in seen.names if name.startswith("aten")) else "triton"
-
-
-class _Operators(TorchDispatchMode):
-    """Notes the operators that reach the dispatcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+    taken = takes_kernels(example.x, example.other, example.norm, example.other_norm, training, insists=False)
+    return "triton" if taken else "torch"
 
 
 def kernels_of_case(case: Case, device: torch.device, *, dry: bool = False) -> Iterator[dict[str, Any]]:
