@@ -115,13 +115,10 @@ def _cpu() -> dict[str, Any]:
 
 
 def _memory() -> int | None:
-    """Bytes of main memory that this process may use."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return min(physical, int(limit)) if limit.isdigit() else physical
+    """`usable_memory`, where the system tells."""
+    with suppress(AttributeError, OSError, ValueError):
+        return usable_memory()
+    return None
 
 
 def _torch() -> dict[str, Any]:
