@@ -260,7 +260,7 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
             "mean_seconds": 2.5,
             "cold_seconds": 30.0,
         }
-        return SimpleNamespace(summary=defaultdict(lambda: None, summary))
+        return SimpleNamespace(facts=defaultdict(lambda: None, summary))
 
     monkeypatch.setitem(sys.modules, "fastres.experiments.speedrun.run", SimpleNamespace(speedrun=speedrun))  # type: ignore[arg-type]
     suite = dry_suite(stores)
