@@ -79,7 +79,7 @@ def judged(planted: Path, share: float, recipe: Recipe, part: str) -> tuple[gate
     threads."""
     os.environ[PLANTED] = str(share)
     try:
-        with gate.Gate(gate.ROOT, recipe, checkout=planted) as sides:
+        with gate.opened(gate.ROOT, recipe, checkout=planted) as sides:
             return sides.compare(part), sides.sides[1].threads
     finally:
         del os.environ[PLANTED]
@@ -102,7 +102,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         planted = plant(Path(temporary))
-        with gate.Gate(gate.ROOT, recipe, checkout=planted):
+        with gate.opened(gate.ROOT, recipe, checkout=planted):
             pass  # compile both
         for place, share in CASES:
             rows = []

@@ -54,12 +54,11 @@ def measure_ceilings(suite: Suite) -> None:
         for state in timings.CACHES:
             with side_stream(suite.device):
                 rate, timing = ceilings.copy_rate(size, suite.device, cold=state == "cold", effort=effort)
-            quartiles = [value * 1e6 for value in timing.quartiles]
-            figures = {"what": "copy", "bytes": size, "cache": state, "microseconds": timing.seconds * 1e6}
-            suite.record({**figures, "quartiles_microseconds": quartiles, "bytes_per_second": rate})
+            figures = {"what": "copy", "bytes": size, "cache": state, "bytes_per_second": rate}
+            suite.record(figures | timing.facts())
     with side_stream(suite.device):
         timing = ceilings.empty_kernel(suite.device, effort)
-    suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
+    suite.record({"what": "empty kernel", **timing.facts()})
     for precision in suite.while_time(list(ceilings.PRECISIONS)):
         with side_stream(suite.device):
             suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort))
