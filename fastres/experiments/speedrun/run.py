@@ -156,18 +156,17 @@ class _Series(Session):
     def complete(self, folder: Path, count: int) -> list[SpeedrunRow]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
         rows = read_rows(folder)
-        progress = _Progress(len(rows), count, self.step.steps, self.quiet)
+        first = len(rows)
         size = f"{self.step.steps} steps, {self.parameters:,} parameters"
-        progress.message(f"{folder}: {count} runs of {size}, {self.device}")
+        say(f"{folder}: {count} runs of {size}, {self.device}", quiet=self.quiet)
         if rows:
-            progress.message(f"{len(rows)} runs were finished before")
+            say(f"{first} runs were finished before", quiet=self.quiet)
         try:
-            if len(rows) < count:
-                progress.message("compiling and warming up")
+            if first < count:
+                say("compiling and warming up", quiet=self.quiet)
                 self._warm_up()
-            first = len(rows)
+            progress = _Progress(first, count, self.step.steps, self.quiet)
             for run in range(first, count):
-                progress.begin(run)
                 row = self._run(run, progress.step)
                 if run == first:
                     start = time.perf_counter() - self.opened
@@ -232,33 +231,27 @@ class _Series(Session):
 class _Progress:
     """Lines on standard error: one a run, and in long runs one every 30 seconds, with the time that is left."""
 
-    def __init__(self, done: int, count: int, steps: int, quiet: bool) -> None:
-        self.first, self.count, self.steps, self.quiet = done, count, steps, quiet
-        self.run, self.began, self.said = done, 0.0, 0.0
+    def __init__(self, first: int, count: int, steps: int, quiet: bool) -> None:
+        self.first, self.done, self.count, self.steps, self.quiet = first, first, count, steps, quiet
+        self.began = self.said = time.monotonic()
 
-    def message(self, text: str) -> None:
-        self.said = time.monotonic()
-        say(text, quiet=self.quiet)
-
-    def begin(self, run: int) -> None:
-        self.run = run
-        self.began = self.began or time.monotonic()
-
-    def step(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self.said >= 30:
-            self.message(f"{self._counted()}  step {done}/{self.steps}  {self._left(self.run + done / self.steps)}")
+    def step(self, step: int) -> None:
+        if time.monotonic() - self.said >= 30:
+            self._say(f"step {step}/{self.steps}", self._left(self.done + step / self.steps))
 
     def end(self, rows: list[SpeedrunRow]) -> None:
         row, sample = rows[-1], Sample.of([row.test_accuracy for row in rows])
-        cells = [self._counted(), f"seed {row.seed}", f"test {row.test_accuracy:7.2%}", f"{row.seconds:.2f} s"]
+        cells = [f"seed {row.seed}", f"test {row.test_accuracy:7.2%}", f"{row.seconds:.2f} s"]
         cells.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
         if row.test_loss is None:
             cells.append("its loss is not finite")
-        self.message("  ".join([*cells, self._left(self.run + 1)] if len(rows) < self.count else cells))
+        self._say(*cells, *[self._left(len(rows))] * (len(rows) < self.count))
+        self.done = len(rows)
 
-    def _counted(self) -> str:
-        return f"run {self.run + 1:>{len(str(self.count))}}/{self.count}"
+    def _say(self, *cells: str) -> None:
+        self.said = time.monotonic()
+        counted = f"run {self.done + 1:>{len(str(self.count))}}/{self.count}"
+        say("  ".join((counted, *cells)), quiet=self.quiet)
 
     def _left(self, done: float) -> str:
         """Runs take equally long: warmed up, the first is like the others."""
