@@ -129,7 +129,7 @@ def examine(root: str | Path | None = None) -> Examination:
     facts = environment()
     compilers = {"c++": _compiler("CXX", "g++", "clang++", "c++"), "c": _compiler("CC", "gcc", "clang", "cc")}
     data, unreadable = _data(root)
-    found = [*_machine_problems(facts, compilers), *unreadable, *_data_problems(data)]
+    problems = [*_machine_problems(facts, compilers), *unreadable, *_data_problems(data)]
     return Examination(
         environment=facts,
         devices=[*(f"cuda:{index} {gpu.name}" for index, gpu in enumerate(facts.gpus)), f"cpu {facts.cpu_model}"],
@@ -142,7 +142,7 @@ def examine(root: str | Path | None = None) -> Examination:
         ],
         data=data,
         caches=_caches(),
-        problems=[Problem(what=what, fix=fix) for what, fix in found],
+        problems=[Problem(what=what, fix=fix) for what, fix in problems],
     )
 
 

@@ -147,9 +147,9 @@ class _Worker:
         if "folder" in trial.user_attrs:
             return trial
         # Another worker may have asked meanwhile: who comes after the last place steps back.
-        startup_timer = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-        begun = {one.user_attrs["folder"] for one in startup_timer if "folder" in one.user_attrs}
-        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in startup_timer)
+        earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        begun = {one.user_attrs["folder"] for one in earlier if "folder" in one.user_attrs}
+        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in earlier)
         if len(begun) + asking >= trials:
             study.tell(trial, state=TrialState.FAIL)
             return None
