@@ -124,17 +124,17 @@ def resident_forward_kernel(
                 z_mean, z_m2 = merge_moments(z_partials, splits, rows_per_split, M, columns, C, BLOCK_S)
 
     if PHASE != "sums":
-        x_running, writes = (x_running_mean, x_running_var, x_batches), split == 0
+        running, writes = (x_running_mean, x_running_var, x_batches), split == 0
         scale, bias = batch_terms(
-            statistics, x_running, (x_weight, x_bias), (mean, m2), columns, first_column, writes, M, C, x_eps, x_momentum
+            statistics, running, (x_weight, x_bias), (mean, m2), columns, first_column, writes, M, C, x_eps, x_momentum
         )
         out = normalise(unpack(tile, OPAQUE), mean, scale, bias)
         if SECOND == "add":
             out += unpack(other, OPAQUE)
         if SECOND == "dual":
-            z_running, z_moments, affine = (z_running_mean, z_running_var, z_batches), (z_mean, z_m2), (z_weight, z_bias)
+            running, affine, moments = (z_running_mean, z_running_var, z_batches), (z_weight, z_bias), (z_mean, z_m2)
             scale, bias = batch_terms(
-                statistics + 2 * C, z_running, affine, z_moments, columns, first_column, writes, M, C, z_eps, z_momentum
+                statistics + 2 * C, running, affine, moments, columns, first_column, writes, M, C, z_eps, z_momentum
             )
             out += normalise(unpack(other, OPAQUE), z_mean, scale, bias)
         if bits is not None:
