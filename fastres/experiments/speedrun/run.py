@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from fastres.training.step import StepVariant
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
+from fastres.utils.machine import contention
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -162,6 +164,8 @@ class _Series(Session):
         progress.message(f"{folder}: {count} runs of {size}, {self.device}")
         if rows:
             progress.message(f"{len(rows)} runs were finished before")
+        if (busy := contention()) is not None:
+            progress.message(busy)
         try:
             if len(rows) < count:
                 progress.message("compiling and warming up")
@@ -179,7 +183,8 @@ class _Series(Session):
                 progress.end(rows)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: {len(rows)} of {count} runs are kept; the same command with --out {folder} adds the rest"
+                f"interrupted: {len(rows)} of {count} runs are kept; "
+                f"the same command with --out {quote(str(folder))} adds the rest"
             ) from None
         return rows
 
