@@ -7,7 +7,6 @@ machine may meet one of the two; operations and bytes are counted (counts.py).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +28,7 @@ from fastres.recipe import Recipe
 from fastres.runs import directory
 from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
+from fastres.utils.machine import contention
 
 Measured = TypeVar("Measured")
 ROOM = 1.1
@@ -85,17 +85,10 @@ def roofline(
     """
     where = choose_device(device)
     recipe = _load(path, settings)
-    folder = directory.new_folder(out, "roofline")
-    try:
+    with directory.written_at_once(out, "roofline") as folder:
         measured = measure_step(recipe, where, scale or scale_for(where))
         facts = measured.updated(recipe="the defaults" if path is None else path.name, set=[*settings])
         roofline_page.write(folder, facts)
-    except BaseException:
-        for path in folder.glob("roofline.*"):
-            path.unlink()
-        with suppress(OSError):
-            folder.rmdir()
-        raise
     return RooflineResult(folder, facts)
 
 
@@ -116,6 +109,7 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
 
 def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline:
     """Contents of roofline.json except the recipe's name."""
+    busy = contention()
     prepare_process(recipe, device)
     torch.manual_seed(0)
     classes, side, _ = shape_of(recipe.data)
@@ -147,6 +141,7 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline
         products=products,
         points=points,
         above=above(points),
+        contention=busy,
     )
 
 
