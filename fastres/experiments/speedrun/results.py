@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.report import any_backend
 from fastres.runs.schema import Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.utils.files import write_bytes
+from fastres.utils.format import plural
 from fastres.utils.json_files import damaged, read_lines
-from fastres.utils.statistics import Sample
+from fastres.utils.statistics import TWO_SEEDS, Sample
 
 PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
 _OTHER = "give another --out"
@@ -54,7 +56,7 @@ def summarise(plan: SpeedrunPlan, rows: Sequence[SpeedrunRow], about: SpeedrunFa
     """The whole summary: what was planned, mean, spread and significance of the runs, and facts about them."""
     accuracy = Sample.of([row.test_accuracy for row in rows])
     seconds = Sample.of([row.seconds for row in rows])
-    low, high = accuracy.interval() or (None, None)
+    low, high = accuracy.interval(low=0, high=1) or (None, None)
     return Speedrun(
         **plan.model_dump(exclude_unset=True),
         **about,
@@ -80,12 +82,15 @@ def describe(summary: Speedrun) -> str:
     if count > 1:
         lines[0] += (
             f", SD {summary.sd_accuracy:.3%}, 95% interval {summary.interval_low:.3%} to "
-            f"{summary.interval_high:.3%} (Student's t, {count - 1} degrees of freedom)"
+            f"{summary.interval_high:.3%} (Student's t on the logit scale, {plural(count - 1, 'degree', 'degrees')} of "
+            "freedom)"
         )
         p = summary.p_mean_above_target
         p_shown = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
         lines.append(f"mean above {summary.target:.2%}: {p_shown} (one-sided t test)")
         seconds += f", SD {summary.sd_seconds:.3f} s"
+    if count == 2:
+        lines.append(TWO_SEEDS)
     made = "the start" if summary.compiled_from_cache else "compilation"
     what = f"{made} and warm-up" if summary.compiled else f"warm-up ({summary.compile_note})"
     lines.append(f"{seconds}; the first one with {what} {summary.cold_seconds:.1f} s; on {summary.device}")
@@ -94,8 +99,9 @@ def describe(summary: Speedrun) -> str:
 
 def draw(folder: Path, rows: list[SpeedrunRow], summary: Speedrun) -> None:
     """Draw speedrun.png."""
-    from fastres.report import run_figures
-    from fastres.report.style import png
+    with any_backend():
+        from fastres.report import run_figures
+        from fastres.report.style import png
 
     figure = run_figures.speedrun(rows, summary)
     write_bytes(folder / FIGURE, png(figure))
