@@ -23,6 +23,7 @@ from fastres.experiments.speedrun.results import SUMMARY, read_rows
 from fastres.experiments.speedrun.run import speedrun
 from fastres.recipe import Recipe
 from fastres.report.document import Table
+from fastres.report.style import own_settings
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.statistics import Sample, quantile
 
@@ -115,6 +116,7 @@ def table(rows: list[dict[str, Any]], *, times: bool = True) -> str:
     return Table(header[shown], [line[shown] for line in lines]).markdown() + "\n"
 
 
+@own_settings()
 def figure(rows: list[dict[str, Any]]) -> bytes:
     """A PNG: a bar a technique, what its absence costs."""
     from matplotlib.figure import Figure

@@ -23,7 +23,7 @@ from benchmarks.harness.summary import PARTS, number
 from fastres.bench.timing import wait
 from fastres.bench.training import Ours
 from fastres.data.loaders import Batch
-from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
+from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress, own_settings
 from fastres.training.epoch import Runner
 
 EPOCH = 1
@@ -135,6 +135,7 @@ def _span(event: Any) -> Span:
     return event.time_range.start, event.time_range.end
 
 
+@own_settings()
 def bars(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Seconds of an epoch by part, a bar for each entry of the record, a panel for each network and batch size."""
     panels: dict[str, dict[str, Mapping[str, Any]]] = {}

@@ -28,6 +28,7 @@ from fastres.recipe import Recipe
 from fastres.runs.many import Results, whole_folder
 from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
+from fastres.utils.machine import contention
 
 Measured = TypeVar("Measured")
 ROOM = 1.1
@@ -99,6 +100,7 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
 
 def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline:
     """Contents of roofline.json except the recipe's name."""
+    busy = contention()
     prepare_process(recipe, device)
     torch.manual_seed(0)
     classes, side, _ = shape_of(recipe.data)
@@ -130,6 +132,7 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline
         products=products,
         points=points,
         above=above(points),
+        contention=busy,
     )
 
 

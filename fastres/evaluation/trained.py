@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ class TrainedModel:
         recipe, where = read_recipe(run), choose_device(device)
         path = run / checkpoint.FINAL
         if not path.is_file():
-            raise UserError(f"{run} is not finished: complete it with `fastres train --resume {run}`")
+            raise UserError(f"{run} is not finished: complete it with `fastres train --resume {quote(str(run))}`")
         weights, about = checkpoint.load_weights(path)
         try:
-            network = build(recipe.model, len(about["classes"]), about["image_size"])
+            with torch.random.fork_rng([], device_type="cuda"):  # the weights that are drawn are nobody's
+                network = build(recipe.model, len(about["classes"]), about["image_size"])
             network.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error

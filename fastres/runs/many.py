@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.runs import directory
 from fastres.utils.json_files import File
+from fastres.utils.locks import open_lock, try_lock
 
 Facts = TypeVar("Facts", bound=File)
+UNFINISHED = ".unfinished"
+"""In a folder that is being written."""
 
 
 class Results(NamedTuple, Generic[Facts]):
@@ -33,10 +37,18 @@ def continued_folder(out: str | Path | None, name: str, plan: str) -> Iterator[P
 
 @contextmanager
 def whole_folder(out: str | Path | None, name: str) -> Iterator[Path]:
-    """The new folder `out`, else runs/<name>-<time>, of which nothing is left where the block raises."""
-    folder = directory.new_folder(out, name)
+    """The folder `new_folder(out, name)` for a block that writes all of it, or the one that a killed process began to
+    write at `out`. Where the block raises, a new folder vanishes."""
+    begun = out is not None and (Path(out) / UNFINISHED).is_file()
+    folder = Path(str(out)) if begun else directory.new_folder(out, name)
     try:
-        yield folder
+        with disk_errors_are_the_users(folder), open_lock(folder / UNFINISHED) as held:
+            if not try_lock(held):
+                raise UserError(f"another process is writing {folder}: wait for it, or stop it first")
+            directory.remove_temporary(folder)
+            yield folder
+            (folder / UNFINISHED).unlink()
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not begun:
+            shutil.rmtree(folder, ignore_errors=True)
         raise

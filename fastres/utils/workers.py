@@ -72,7 +72,7 @@ def run(workers: Sequence[Works]) -> None:
     if status < 0:
         raise UserError(
             f"a worker was killed by {signal.Signals(-status).name}: the same command goes on; "
-            "where memory was short, with fewer --workers"
+            "where memory was short, with fewer workers"
         )
     if status > 0:
         raise RuntimeError(f"a worker ended with status {status}")
@@ -97,4 +97,4 @@ def _process(worker: Works, answers: Any) -> None:
     except Exception as error:
         if not out_of_gpu_memory(error):
             raise
-        answers.put(UserError("the GPU has too little free memory: lower train.batch_size, or --workers"))
+        answers.put(UserError("the GPU has too little free memory: lower train.batch_size, or the number of workers"))

@@ -20,6 +20,7 @@ from fastres.experiments.reproduce.results import find
 from fastres.experiments.reproduce.scaling import STEPS, TESTED, scaled, trained_images
 from fastres.experiments.reproduce.verdicts import (
     NOT_REPRODUCED,
+    OTHER_MACHINE,
     REPRODUCED,
     UNDECIDED,
     UNTESTABLE,
@@ -36,7 +37,7 @@ from fastres.report.document import Details, Heading, Link, Note, Picture, Table
 from fastres.report.run_figures import honest_loss
 from fastres.report.style import png
 from fastres.runs.schema import Epoch, Round, Summary
-from fastres.utils.statistics import quantile
+from fastres.utils.statistics import TWO_SEEDS, Sample
 from tests.pages import Page
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -103,13 +104,35 @@ def test_a_verdict_follows_from_interval_and_limits_alone(
     found = judge(asked, values, 1)
     ends = interval_of(found)
     assert ends is not None
-    # Student's interval by its definition. Sums of up to 8 shares have errors of some 1e-16, t one of 1e-14.
-    reach = quantile(0.95, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    assert ends == pytest.approx((np.mean(values) - reach, np.mean(values) + reach), abs=1e-12)
+    # Of shares, Student's interval on the logit scale.
+    assert ends == Sample.of(values).interval(low=0, high=1) and 0 <= ends[0] <= ends[1] <= 1
     inside = low <= ends[0] and ends[1] <= low + width
     outside = ends[1] < low or low + width < ends[0]
     assert found.verdict == (REPRODUCED if inside else NOT_REPRODUCED if outside else UNDECIDED)
     assert judge(asked, data.draw(st.permutations(values)), 1).verdict == found.verdict
+
+
+def test_an_interval_stays_where_its_values_can_be() -> None:
+    # Two values far apart: ± t(1) standard errors alone would reach from -107 to 147 points, from -31 to 51 seconds.
+    points = interval_of(judge(claim(form="points"), [0.1, 0.3], 1))
+    seconds = interval_of(judge(claim(form="seconds", low=0.0, high=25.0), [5.0, 15.0], 1))
+    assert points is not None and -1 <= points[0] < 0.1 < 0.3 < points[1] <= 1
+    assert seconds is not None and 0 < seconds[0] < 5 < 15 < seconds[1]
+
+
+def test_two_seeds_say_little() -> None:
+    assert TWO_SEEDS.startswith("two seeds say little")
+    assert TWO_SEEDS in judge(claim(), [0.919, 0.921], 1).why
+    assert TWO_SEEDS not in judge(claim(), [0.919, 0.920, 0.921], 1).why
+
+
+def test_a_claim_about_a_machine_is_tested_there_alone() -> None:
+    [asked] = choose(["epoch-time"])
+    slow = [185.0, 185.3, 185.1]
+    for devices in ((), ("a processor",), ("Tesla T4", "a processor")):
+        assert judge(asked, slow, 1, devices=devices).verdict == OTHER_MACHINE == "not testable on this machine"
+    assert judge(asked, slow, 1, devices=("Tesla T4", "Tesla P100-PCIE-16GB")).verdict == NOT_REPRODUCED
+    assert judge(asked, [20.0, 20.1, 20.2], 0.1, devices=("Tesla T4",)).verdict == REPRODUCED
 
 
 def test_numbers_are_shown_with_their_spread() -> None:
@@ -164,7 +187,7 @@ def test_a_claim_without_runs_has_no_number(asked: Claim) -> None:
     values = [asked.measure([Measured(10, leaked=0.8)] * len(asked.needs)) for _ in range(2)]
     if asked.trains:
         assert values == [None, None]
-        assert judge(asked, values, 1).verdict == UNDECIDED
+        assert judge(asked, values, 1).verdict == (OTHER_MACHINE if asked.devices else UNDECIDED)
     else:
         assert None not in values
 

@@ -176,7 +176,7 @@ def _group(setting: Setting) -> Group:
     samples = {key: setting.sample(key) for key in ("test_accuracy", "seconds", "images_per_second")}
     means = {f"mean_{key}": sample.mean for key, sample in samples.items() if sample}
     deviations = {f"sd_{key}": sample.sd for key, sample in samples.items() if sample}
-    interval = samples["test_accuracy"].interval() if samples["test_accuracy"] else None
+    interval = samples["test_accuracy"].interval(low=0, high=1) if samples["test_accuracy"] else None
     seeds = [run.recipe.train.seed for run in setting.counted]
     return Group(runs=numbers(setting.runs), seeds=seeds, interval=interval, **means, **deviations)
 

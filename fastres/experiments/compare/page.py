@@ -17,7 +17,7 @@ from fastres.report.style import png
 from fastres.runs.many import whole_folder
 from fastres.runs.reader import Run
 from fastres.utils.format import DASH, number, plural
-from fastres.utils.statistics import Sample
+from fastres.utils.statistics import TWO_SEEDS, Sample
 from fastres.utils.terminal import printable
 
 # Often the same of all runs. Devices and data sets also have long names: where they differ, they stand below.
@@ -95,6 +95,9 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if repeats:
         texts.append(f"Repeated seeds: the means leave out {_runs(repeats)}, whose seed another run of the group has.")
+    two = [run for setting in comparison.groups if len(setting.counted) == 2 for run in setting.runs]
+    if two:
+        texts.append(f"{_runs(two).capitalize()}: {TWO_SEEDS}.")
     return texts
 
 
@@ -151,7 +154,7 @@ def _groups(comparison: Comparison) -> Table:
     for setting in comparison.groups:
         accuracy, counted = setting.sample("test_accuracy"), setting.counted
         # A group has two seeds or more, and with them both.
-        low, high = (accuracy and accuracy.interval()) or (0.0, 1.0)
+        low, high = (accuracy and accuracy.interval(low=0, high=1)) or (0.0, 1.0)
         measures = [_spread(accuracy, 100, ".2f", "%"), f"{100 * low:.2f}–{high:.2%}"]
         costs = {"seconds": ",.1f", "images_per_second": ",.0f"}
         measures += [_spread(setting.sample(key), 1, form) for key, form in costs.items()]
@@ -203,8 +206,8 @@ def _parts(comparison: Comparison) -> list[Part]:
         parts += [
             Heading("Over seeds"),
             _groups(comparison),
-            "Runs that differ by their seed alone, with the same device. The interval (Student’s t) is where the mean "
-            "of all seeds lies, for these test images.",
+            "Runs that differ by their seed alone, with the same device. The interval (Student’s t on the "
+            "logit scale) is where the mean of all seeds lies, for these test images.",
         ]
     parts += [
         Heading("What differs in the recipes"),

@@ -55,6 +55,7 @@ def known_of(plan: Plan, claim: Claim, measured: dict[str, Run]) -> list[list[Me
 
 def find(plan: Plan, claim: Claim, measured: dict[str, Run]) -> Finding:
     """The claim with its numbers and verdict."""
-    return judge(
-        claim, [claim.measure(line) for line in known_of(plan, claim, measured)], plan.scale, original=plan.original
-    )
+    values = [claim.measure(line) for line in known_of(plan, claim, measured)]
+    names = [plan.names.get((need, seed)) for need in claim.needs for seed in plan.seeds]
+    devices = [measured[name].device or "" for name in names if name in measured]
+    return judge(claim, values, plan.scale, original=plan.original, devices=devices)

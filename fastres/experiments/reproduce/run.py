@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def _train_missing(folder: Path, plan: Plan, device: str, workers: int, quiet: b
     except (KeyboardInterrupt, Interrupted):
         done = sum(finished(folder, job) for job in plan.jobs)
         raise Interrupted(
-            f"interrupted; {done} of {len(plan.jobs)} runs are finished; the same command with --out {folder} goes on"
+            f"interrupted; {done} of {len(plan.jobs)} runs are finished; "
+            f"the same command with --out {quote(str(folder))} goes on"
         ) from None
 
 

@@ -1,9 +1,10 @@
 """Claims of the report, and the rule by which measured numbers decide it: pure functions.
 
 There is one rule. Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's
-t) lies within the claim's limits, the claim is reproduced; where it lies outside them, it is not; where it reaches
-across one, or there is no interval, it cannot be told. A claim that compares recipes is measured seed by seed, as a
-difference or a factor: the two runs of a seed share initial weights, order and split as far as their recipes do.
+t, of shares and differences on the logit scale) lies within the claim's limits, the claim is reproduced; where it lies
+outside them, it is not; where it reaches across one, or there is no interval, it cannot be told. A claim that compares
+recipes is measured seed by seed, as a difference or a factor: the two runs of a seed share initial weights, order and
+split as far as their recipes do. A claim about a machine is not testable on another one.
 """
 
 import math
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastres.runs.schema import Epoch, Summary
-from fastres.utils.statistics import Sample
+from fastres.utils.statistics import TWO_SEEDS, Sample
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED, UNTESTABLE = "cannot be told", "not testable at this scale"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE)
+OTHER_MACHINE = "not testable on this machine"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE, OTHER_MACHINE)
 
 Form = Literal["share", "points", "factor", "loss", "seconds", "count"]
 """`share`: 0 to 1, shown in percent; `points`: a difference of two; `factor` and `loss` (nats): positive, judged by
@@ -94,6 +96,8 @@ class Claim:
     """Whether it needs tests on corrupted images."""
     timed: bool = False
     """Whether it is about time: its runs have the device for themselves."""
+    devices: tuple[str, ...] = ()
+    """Where it is bound to a machine: parts of the names of the devices that can test it."""
     pixels: bool = False
     """Whether it is about a figure that only CIFAR-10's original pixels can have."""
     undecidable: str = ""
@@ -113,9 +117,11 @@ class Finding:
     """A sentence."""
 
 
-def judge(claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True) -> Finding:
+def judge(
+    claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True, devices: Sequence[str] = ()
+) -> Finding:
     """The finding that `values`, a number a seed, make of `claim`; they were measured at `scale`, 1 being the whole, on
-    CIFAR-10's `original` pixels or others."""
+    CIFAR-10's `original` pixels or others, and on `devices`."""
 
     def finding(verdict: str, why: str) -> Finding:
         return Finding(claim, tuple(values), verdict, why)
@@ -125,6 +131,8 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
         return finding(UNDECIDED, claim.undecidable)
     if scale < 1 and not claim.any_scale:
         return finding(UNTESTABLE, f"measured at scale {scale:g}: shown, not compared")
+    if claim.devices and not (devices and all(any(name in own for name in claim.devices) for own in devices)):
+        return finding(OTHER_MACHINE, f"about {' or '.join(claim.devices)}: shown, not compared")
     if claim.pixels and not original:
         return finding(UNDECIDED, "the images are not CIFAR-10's original pixels: shown, not compared")
     if not known:
@@ -141,7 +149,8 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
     if interval is None:
         return finding(UNDECIDED, "a single seed has no interval: raise --seeds")
     low, high = interval
-    span = f"the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
+    said = f"{TWO_SEEDS}; " if len(known) == 2 else ""
+    span = f"{said}the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
     if claim.low <= low and high <= claim.high:
         return finding(REPRODUCED, f"{span}lies within {limits}")
     if high < claim.low or claim.high < low:
@@ -156,7 +165,9 @@ def interval_of(finding: Finding) -> tuple[float, float] | None:
 
 def _interval(values: Sequence[float | None], form: Form) -> tuple[float, float] | None:
     sample = _sample(values, form)
-    ends = sample and sample.interval()
+    bounds: dict[Form, tuple[float, float]] = {"share": (0, 1), "points": (-1, 1), "seconds": (0, math.inf)}
+    low, high = bounds.get(form, (-math.inf, math.inf))
+    ends = sample and sample.interval(low=low, high=high)
     return (_unscaled(form, ends[0]), _unscaled(form, ends[1])) if ends else None
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from fastres.errors import UserError
 from fastres.runs.schema import Speedrun, SpeedrunPlan, SpeedrunRow
+from fastres.utils.format import plural
 from fastres.utils.json_files import damaged, read_lines
+from fastres.utils.statistics import TWO_SEEDS
 
 PLAN, ROWS, SUMMARY, FIGURE = "plan.json", "runs.jsonl", "speedrun.json", "speedrun.png"
 _OTHER = "give another --out"
@@ -53,12 +55,15 @@ def describe(summary: Speedrun) -> str:
     if count > 1:
         lines[0] += (
             f", SD {summary.sd_accuracy:.3%}, 95% interval {summary.interval_low:.3%} to "
-            f"{summary.interval_high:.3%} (Student's t, {count - 1} degrees of freedom)"
+            f"{summary.interval_high:.3%} (Student's t on the logit scale, {plural(count - 1, 'degree', 'degrees')} of "
+            "freedom)"
         )
         p = summary.p_mean_above_target
         p_shown = "no p, as all runs are equal" if p is None else f"p = {p:.2g}" if p >= 1e-9 else "p < 1e-9"
         lines.append(f"mean above {summary.target:.2%}: {p_shown} (one-sided t test)")
         seconds += f", SD {summary.sd_seconds:.3f} s"
+    if count == 2:
+        lines.append(TWO_SEEDS)
     made = "the start" if summary.compiled_from_cache else "compilation"
     what = f"{made} and warm-up" if summary.compiled else f"warm-up ({summary.compile_note})"
     lines.append(f"{seconds}; the first one with {what} {summary.cold_seconds:.1f} s; on {summary.device}")

@@ -7,6 +7,7 @@ make the p-value wrong.
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -29,6 +30,7 @@ from fastres.training.step import StepVariant
 from fastres.utils.files import write_bytes, write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
+from fastres.utils.machine import contention
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -124,7 +126,7 @@ class _Series(Session):
         """What was planned, facts about recipe, network and data, and mean, spread and significance of the runs."""
         accuracy = Sample.of([row.test_accuracy for row in rows])
         seconds = Sample.of([row.seconds for row in rows])
-        low, high = accuracy.interval() or (None, None)
+        low, high = accuracy.interval(low=0, high=1) or (None, None)
         return Speedrun.of(
             plan,
             source=self.recipe.data.source,
@@ -161,6 +163,8 @@ class _Series(Session):
         say(f"{folder}: {count} runs of {size}, {self.device}", quiet=self.quiet)
         if rows:
             say(f"{first} runs were finished before", quiet=self.quiet)
+        if (busy := contention()) is not None:
+            say(busy, quiet=self.quiet)
         try:
             if first < count:
                 say("compiling and warming up", quiet=self.quiet)
@@ -177,7 +181,8 @@ class _Series(Session):
                 progress.end(rows)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: {len(rows)} of {count} runs are kept; the same command with --out {folder} adds the rest"
+                f"interrupted: {len(rows)} of {count} runs are kept; "
+                f"the same command with --out {quote(str(folder))} adds the rest"
             ) from None
         return rows
 

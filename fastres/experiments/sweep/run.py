@@ -5,6 +5,7 @@ same command always goes on.
 """
 
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -91,7 +92,8 @@ def complete(folder: Path, points: list[SweepPoint], work: list[float], device: 
     except (KeyboardInterrupt, Interrupted) as stop:
         how = f"{str(stop).partition(';')[0]} of {point.name}" if isinstance(stop, Interrupted) else "interrupted"
         raise Interrupted(
-            f"{how}; {len(rows)} of {len(points)} points are finished; the same command with --out {folder} goes on"
+            f"{how}; {len(rows)} of {len(points)} points are finished; "
+            f"the same command with --out {quote(str(folder))} goes on"
         ) from None
     return rows
 

@@ -11,6 +11,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -292,7 +293,7 @@ def search(
                 done = sum(trial.state.is_finished() for trial in counted(study))
                 raise Interrupted(
                     f"interrupted; {done} of {plan.search.trials} trials are finished; "
-                    f"the same command with --out {folder} goes on"
+                    f"the same command with --out {quote(str(folder))} goes on"
                 ) from None
             summary = _summarise(folder, plan, study)
         write_results(folder, summary, recipe)
