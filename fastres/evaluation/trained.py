@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastres.augment import Augment
 from fastres.engine.device import choose_device
 from fastres.engine.precision import DTYPES
+from fastres.engine.process import left_as_found
 from fastres.errors import UserError
 from fastres.evaluation.evaluator import Evaluator, everything
 from fastres.models import build
@@ -60,7 +61,8 @@ class TrainedModel:
         """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time
         augmentation as in training, so that the same bits come out."""
         options = self.recipe.eval
-        return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
+        with left_as_found(self.device.type):
+            return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
 
     @cached_property
     def _evaluator(self) -> Evaluator:

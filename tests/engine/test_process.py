@@ -13,6 +13,14 @@ from fastres.engine.process import left_as_found
 from fastres.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def nobody_watches_bars() -> None:
+    """Tests that have compiled leave tqdm's thread behind."""
+    if tqdm.monitor is not None:
+        tqdm.monitor.exit()
+        tqdm.monitor = None
+
+
 def test_the_process_is_left_as_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)

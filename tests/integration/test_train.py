@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import fastres as library
+from fastres.evaluation.evaluator import Evaluator
 from fastres.evaluation.trained import TrainedModel
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
@@ -373,7 +374,7 @@ def test_a_path_is_a_recipe_too(tiny: Path, tmp_path: Path, monkeypatch: pytest.
             library.train(wrong)  # type: ignore[arg-type]
 
 
-def test_a_training_leaves_the_process_as_it_was(tiny: Path, tmp_path: Path) -> None:
+def test_a_training_leaves_the_process_as_it_was(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def state() -> dict[str, Any]:
         return {
             "generator": torch.get_rng_state().tolist(),
@@ -392,7 +393,10 @@ def test_a_training_leaves_the_process_as_it_was(tiny: Path, tmp_path: Path) -> 
     assert state() == before
     (run / "summary.json").unlink()
     library.resume(run, device="cpu", quiet=True)
-    TrainedModel.load(run, "cpu")
+    model = TrainedModel.load(run, "cpu")
+    assert state() == before
+    monkeypatch.setattr(Evaluator, "logits", lambda *_: torch.manual_seed(7))
+    model.logits(np.zeros((1, 32, 32, 3), np.uint8))
     assert state() == before
 
 
