@@ -8,7 +8,10 @@ import pytest
 from benchmarks.harness.summary import tables
 from benchmarks.harness.versus import FIGURES, Versus
 from fastres.utils.files import write_json
-from fastres.utils.machine import facts_to_publish
+from fastres.utils.machine import contention, facts_to_publish
+
+BUSY = contention()
+"""Asked before anything is measured, whose own threads are a load."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,6 +50,8 @@ def source() -> str:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if FIGURES:
         terminalreporter.section("figures")
+        if BUSY:
+            terminalreporter.write_line(BUSY)
         for line in tables(FIGURES):
             terminalreporter.write_line(line)
 
@@ -55,4 +60,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--save-results")
     if path is not None and FIGURES:
         machine = facts_to_publish()
-        write_json(path, {"machine": machine, "figures": FIGURES})
+        write_json(path, {"machine": machine, "figures": FIGURES} | ({"contention": BUSY} if BUSY else {}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastres._version import __version__
 
 if TYPE_CHECKING:
-    from fastres import augment, data, kernels, layers, models, optim
+    from fastres import augment, data, kernels, layers, models, optim, recipe
     from fastres.errors import UserError
     from fastres.recipe import Recipe
     from fastres.training.loop import RunResult
@@ -26,6 +26,7 @@ __all__ = [
     "layers",
     "models",
     "optim",
+    "recipe",
     "resume",
     "train",
 ]
@@ -37,6 +38,11 @@ _HOMES = {
     "resume": "fastres.training.run",
     "train": "fastres.training.run",
 }
+
+
+def __dir__() -> list[str]:
+    """The names that there are, whether they have been imported or not."""
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

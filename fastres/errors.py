@@ -12,6 +12,10 @@ class UserError(Exception):
     exits with status 2."""
 
 
+class InvalidRecipe(UserError, ValueError):
+    """Keys or values of a recipe's table that there are none of, with the nearest that there is."""
+
+
 class Diverged(UserError):
     """Loss or weights of a run are not finite; other runs of a sweep go on."""
 

@@ -100,6 +100,14 @@ class Configuration:
     def __str__(self) -> str:
         return f"symmetric_kernel {self.dtype} {self.tile} {'plus c' if self.adds else 'alone'}"
 
+    def build(self, target: str) -> Any:
+        """Compile for a target: see `aot.machine_code`."""
+        block, depth, warps = TILES[self.tile]
+        constants: dict[str, Any] = {"BLOCK": block, "DEPTH": depth, **({} if self.adds else {"c": None})}
+        types = {"fp32": ("alpha", "beta"), "i32": ("rows", "columns")}
+        options = {"num_warps": warps, **OPTIONS}
+        return machine_code(symmetric_kernel, target, constants, types, f"*{self.dtype}", options, types["i32"])
+
 
 def configurations() -> list[Configuration]:
     """All of them."""
@@ -109,18 +117,3 @@ def configurations() -> list[Configuration]:
 def representative() -> list[Configuration]:
     """One of them."""
     return [Configuration("bf16", "large", True)]
-
-
-def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target: see `aot.machine_code`."""
-    block, depth, warps = TILES[configuration.tile]
-    constants: dict[str, Any] = {"BLOCK": block, "DEPTH": depth, **({} if configuration.adds else {"c": None})}
-    types = {"alpha": "fp32", "beta": "fp32", "rows": "i32", "columns": "i32"}
-    return machine_code(
-        symmetric_kernel,
-        target,
-        constants,
-        lambda name: types.get(name, f"*{configuration.dtype}"),
-        {"num_warps": warps, **OPTIONS},
-        multiples=("rows", "columns"),
-    )

@@ -35,11 +35,10 @@ def sides(baseline: tuple[str, Path], request: pytest.FixtureRequest) -> Iterato
     """Both sides, compiled."""
     rule = gate.SHORT if request.config.getoption("--short") else gate.Rule()
     try:
-        opened = gate.Gate(baseline[1], Recipe.load(gate.RECIPE, gate.SETTINGS), rule=rule)
+        with gate.opened(baseline[1], Recipe.load(gate.RECIPE, gate.SETTINGS), rule=rule) as opened:
+            yield opened
     except gate.GateError as error:
         pytest.fail(str(error), pytrace=False)
-    with opened:
-        yield opened
 
 
 @pytest.mark.full

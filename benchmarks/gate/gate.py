@@ -24,9 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
@@ -220,22 +220,14 @@ def open_sides(recipe: Recipe, *checkouts: Path) -> Iterator[list[Side]]:
         yield sides
 
 
+@dataclass
 class Gate:
-    """Both sides, ready: a context manager. Raises GateError where one does not start, or where they compute different
-    numbers: then a ratio would say nothing."""
+    """Both sides, ready."""
 
-    def __init__(self, baseline: Path, recipe: Recipe, *, checkout: Path = ROOT, rule: Rule | None = None) -> None:
-        self.rule, self.coin = rule or Rule(), random.Random()
-        with ExitStack() as opening:
-            self.sides = opening.enter_context(open_sides(recipe, baseline, checkout))
-            check_same(*(side.parts for side in self.sides))
-            self._open = opening.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self._open.close()
+    sides: list[Side]
+    """The baseline's, and that of the working tree."""
+    rule: Rule
+    coin: random.Random = field(default_factory=random.Random)
 
     def compare(self, part: str) -> Finding:
         """Time `part` on both sides until the rule decides."""
@@ -259,6 +251,15 @@ class Gate:
         images = tree.parts[part]["images"]
         ratio = statistics.median(ratios)
         return Finding(part, slower, decided, len(ratios), ratio, *interval(ratios), seconds, baseline_seconds, images)
+
+
+@contextmanager
+def opened(baseline: Path, recipe: Recipe, *, checkout: Path = ROOT, rule: Rule | None = None) -> Iterator[Gate]:
+    """The gate between two checkouts. Raises GateError where a side does not start, or where they compute different
+    numbers: then a ratio would say nothing."""
+    with open_sides(recipe, baseline, checkout) as sides:
+        check_same(*(side.parts for side in sides))
+        yield Gate(sides, rule or Rule())
 
 
 def against_rival(tree: Side, rival: Callable[[], object], fours: int = 5) -> float:

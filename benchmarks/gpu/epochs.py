@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from fastres.bench.training import Ours
-from fastres.evaluation.evaluator import Evaluator
+from fastres.bench.timing import wait
 from fastres.recipe import Recipe
-from fastres.training.data import open_data_module
+from fastres.training.epoch import Launch, Runner
+from fastres.training.session import Session
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("report_best", "speed/94")
@@ -52,36 +52,36 @@ def measure(name: str, source: str, root: str, device: torch.device, *, dry: boo
     """Figures of the recipe `name`, ready for JSON: images and seconds an epoch, evaluation, synchronisations, gaps;
     for the report's recipe its whole run, projected. Raises UserError where `source` cannot be read."""
     recipe = recipe_of(name, source, root, dry=dry)
-    data_module = open_data_module(recipe, device, quiet=True)
+    session = Session(recipe, device, quiet=True)
+    data_module, runner = session.data_module, session.runner
     try:
-        began = time.perf_counter()
-        ours = Ours(recipe, data_module, len(data_module.dataset.classes), data_module.dataset.image_size, device)
         for _ in range(WARM_UP):
-            train(ours, device)
-        warm = time.perf_counter() - began
-        seconds, images = _timed(ours, device)
+            train(runner)
+        warm = time.perf_counter() - session.opened
+        seconds, images = _timed(runner)
         steps = len(data_module.train)
+        step_seconds = statistics.median(seconds) / steps
         figures: dict[str, Any] = {
             "recipe": name,
             "source": data_module.dataset.name,
             "loader": data_module.loading.name,
             "loader_because": data_module.loading.reason,
-            "captured": ours.captured,
-            "not_captured_because": ours.fallback_reason,
+            "captured": runner.captured,
+            "not_captured_because": runner.fallback_reason,
             "steps": steps,
             "images": images,
             "warm_up_seconds": warm,
             "seconds": statistics.median(seconds),
             "each_seconds": seconds,
             "images_per_second": images / statistics.median(seconds),
-            "milliseconds_per_step": statistics.median(seconds) / steps * 1e3,
+            "milliseconds_per_step": step_seconds * 1e3,
         }
-        evaluation = _evaluation(ours, device)
+        evaluation = _evaluation(session)
         figures["evaluated_images_per_second"] = evaluation
-        figures |= synchronisations(lambda: _run_through(ours), device)
-        figures |= _gaps(ours, device, figures["milliseconds_per_step"] / 1e3)
+        figures |= synchronisations(lambda: _run_through(runner), device)
+        figures |= _gaps(runner, step_seconds)
         if name == "report_best":
-            figures["projected_run_seconds"] = PAPER_STEPS * seconds_of(figures) + PAPER_EVALUATED / evaluation
+            figures["projected_run_seconds"] = PAPER_STEPS * step_seconds + PAPER_EVALUATED / evaluation
             figures["projection"] = (
                 f"{PAPER_STEPS:,} steps and {PAPER_EVALUATED:,} evaluated images at the measured rates; start, "
                 "compilation, checkpoints and page not included"
@@ -91,45 +91,40 @@ def measure(name: str, source: str, root: str, device: torch.device, *, dry: boo
         data_module.close()
 
 
-def seconds_of(figures: dict[str, Any]) -> float:
-    """Seconds of a step."""
-    return figures["milliseconds_per_step"] / 1e3
-
-
-def train(ours: Ours, device: torch.device) -> tuple[float, int]:
+def train(runner: Runner) -> tuple[float, int]:
     """One epoch's seconds, until the device has done it, and its images."""
-    wait(device)
+    wait(runner.step.device)
     began = time.perf_counter()
-    images = _run_through(ours)
-    wait(device)
+    images = _run_through(runner)
+    wait(runner.step.device)
     return time.perf_counter() - began, images
 
 
-def _run_through(ours: Ours) -> int:
+def _epoch(runner: Runner) -> Iterator[Launch]:
+    return runner.epoch(_EPOCH, 0, len(runner.data_module.train))
+
+
+def _run_through(runner: Runner) -> int:
     """Enqueue an epoch; returns its images."""
-    return sum(launch.images for launch in ours.epoch(_EPOCH))
+    return sum(launch.images for launch in _epoch(runner))
 
 
-def _timed(ours: Ours, device: torch.device) -> tuple[list[float], int]:
+def _timed(runner: Runner) -> tuple[list[float], int]:
     """Seconds of up to five epochs, of one if it is long, and the images of each."""
     seconds: list[float] = []
     images = 0
     while not seconds or (len(seconds) < 5 and sum(seconds) < 2.0):
-        took, images = train(ours, device)
+        took, images = train(runner)
         seconds.append(took)
     return seconds, images
 
 
-def _evaluation(ours: Ours, device: torch.device) -> float:
+def _evaluation(session: Session) -> float:
     """Images a second that are evaluated, without test-time augmentation, once compiled."""
-    options = ours.recipe.train
-    evaluator = Evaluator(
-        ours.step.averaged, ours.data_module.augment, options.precision, device, compile=options.compile
-    )
     for _ in range(3):
-        evaluator.logits(ours.data_module.test)
+        session.evaluator.logits(session.data_module.test)
     began = time.perf_counter()
-    count = len(evaluator.logits(ours.data_module.test))  # on the CPU: it has waited
+    count = len(session.evaluator.logits(session.data_module.test))  # on the CPU: it has waited
     return count / (time.perf_counter() - began)
 
 
@@ -160,19 +155,20 @@ def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[
     return {"synchronisations": count, "synchronises": first}
 
 
-def _gaps(ours: Ours, device: torch.device, step_seconds: float) -> dict[str, Any]:
+def _gaps(runner: Runner, step_seconds: float) -> dict[str, Any]:
     """The device's own time a step, from the profiler, and the share of a step's wall time in which it does nothing.
 
     The wall time is that of the epochs without the profiler, which slows the host down. Kernels that overlap count
     once.
     """
+    device = runner.step.device
     on_gpu = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
     for _ in range(2):  # the first attaches the profiler, which takes its time
         wait(device)
         with torch.profiler.profile(activities=[activity], acc_events=True) as profile:
             began = time.perf_counter()
-            steps = _some(ours.epoch(_EPOCH))
+            steps = _some(_epoch(runner))
             wait(device)
             window = time.perf_counter() - began
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU  # type: ignore[attr-defined]
@@ -192,7 +188,7 @@ def _gaps(ours: Ours, device: torch.device, step_seconds: float) -> dict[str, An
     }
 
 
-def _some(launches: Iterator[Any]) -> int:
+def _some(launches: Iterator[Launch]) -> int:
     """Go through launches until WINDOW steps are done, or all; returns the steps. Asking the epoch for so many steps
     would cut its last launch short, to a length that no epoch has and that is not captured."""
     steps = 0
@@ -210,9 +206,3 @@ def covered(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.epochs import wait
 from fastres.augment import Augment
+from fastres.bench.timing import wait
 from fastres.data import open_dataset
 from fastres.data.loaders import choose, make_loader
 from fastres.engine.cuda_graph import side_stream

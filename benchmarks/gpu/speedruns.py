@@ -44,7 +44,7 @@ def run(
         with tempfile.TemporaryDirectory() as folder:
             summary = speedrun(
                 recipe, count, target=GOAL["mean_accuracy"], out=Path(folder) / "runs", device=device.type, quiet=True
-            ).summary
+            ).facts
         kept = {key: summary[key] for key in _KEPT}
         kept["source"] = Path(source).name
         return {"what": what, "runs": count, "all_seconds": time.monotonic() - began, "goal": goal, **kept}

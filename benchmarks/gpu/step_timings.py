@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import FrameType
@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu.epochs import wait
+from benchmarks.kernels.variants import figures, tried
 from benchmarks.rivals.steps import DRY_RIVALS, RIVALS, PlainResNet
 from fastres.bench.ceilings import matrix_rate
-from fastres.bench.timing import DRY, GPU, STEPS, Call, compare, measure
+from fastres.bench.timing import DRY, GPU, STEPS, Call, measure, wait
 from fastres.bench.training import Ours, random_data_module
 from fastres.engine.precision import DTYPES
 from fastres.models import count_parameters, layers
@@ -54,9 +54,16 @@ class StepCase:
     goals: tuple[tuple[str, float], ...] = ()
     """Goals to compare the figures with: `microseconds` a step at most, `share_of_matrix_rate` and
     `times_max_autotune` at least."""
+    rivals: tuple[str, ...] = ()
+    """Those that are measured with it."""
 
     @property
     def name(self) -> str:
+        """For people."""
+        return f"{self.label}: {', '.join(self.rivals)}"
+
+    @property
+    def label(self) -> str:
         """As tables show it."""
         return f"{self.network} {self.batch} {self.precision}"
 
@@ -82,36 +89,23 @@ CASES = (
 DRY_CASES = (StepCase("report_best", 4, "bf16", 2, CASES[0].goals), StepCase("resnet18", 4, "fp32", 2))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A case and the rivals that are measured with it."""
-
-    case: StepCase
-    rivals: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.case.name}: {', '.join(self.rivals)}"
-
-
-def comparisons(cases: Sequence[StepCase]) -> list[Comparison]:
+def in_groups(cases: Sequence[StepCase]) -> list[StepCase]:
     """All cases with the first of GROUPS, then all with the next."""
-    return [Comparison(case, group) for group in GROUPS for case in cases]
+    return [replace(case, rivals=group) for group in GROUPS for case in cases]
 
 
 def time_steps(
-    comparison: Comparison, device: torch.device, *, dry: bool = False, limit: float = float("inf")
+    case: StepCase, device: torch.device, *, dry: bool = False, limit: float = float("inf")
 ) -> dict[str, Any]:
     """Measure ours and the rivals in turn; figures for JSON. On a GPU it must run within `side_stream`.
 
     A rival that is not ready after `limit` seconds is given up. What fails is named under `missing` with the reason. Of
-    each variant: milliseconds a step (median, quartiles), images a second, operations a second (six for each
+    each variant: microseconds a step (median, quartiles), images a second, operations a second (six for each
     multiply-add of the forward pass: it, the inputs' gradients and the weights'), their share of the rate of plain
     matrix products, device memory at most (weights, optimizer and activations; not the images), and how many times as
     fast ours is.
     """
-    case, recipe = comparison.case, comparison.case.recipe(dry)
+    recipe = case.recipe(dry)
     product = _matrix_rate(RATE_OF[case.precision], device, effort=DRY if dry else GPU)
     data_module = random_data_module(recipe, 16 * case.batch if dry else IMAGES, device)
     assert isinstance(recipe.model, ModelConfig)
@@ -134,44 +128,35 @@ def time_steps(
             case.steps,
         )
 
-    made: dict[str, Made] = {}
-    missing: dict[str, str] = {}
-    for name in ("ours", *comparison.rivals):
-        try:
-            made[name] = _made(partial(make, name), device, name, float("inf") if name == "ours" else limit)
-        except Exception as error:  # a variant may fail in any way; the others are measured all the same
-            missing[name] = f"{type(error).__name__}: {str(error)[:300]}"
-    timings = measure({name: [each.call] for name, each in made.items()}, device, DRY if dry else STEPS)
+    limits = {"ours": float("inf"), **dict.fromkeys(case.rivals, limit)}
+    makers = {name: partial(_made, partial(make, name), device, name, limits[name]) for name in limits}
+    made, missing = tried(makers)
+    calls = measure({name: [each.call] for name, each in made.items()}, device, DRY if dry else STEPS)
+    timings = {
+        name: replace(each, samples=[seconds / case.steps for seconds in each.samples]) for name, each in calls.items()
+    }
     operations = 6 * multiply_adds * case.batch
-    variants = {}
+    variants = figures(timings)
     for name, timing in timings.items():
-        seconds = timing.seconds / case.steps
-        variants[name] = {
-            "milliseconds": seconds * 1e3,
-            "quartiles_milliseconds": [each / case.steps * 1e3 for each in timing.quartiles],
-            "images_per_second": case.batch / seconds,
-            "operations_per_second": operations / seconds,
-            "share_of_matrix_rate": operations / seconds / product["operations_per_second"],
+        variants[name] |= {
+            "images_per_second": case.batch / timing.seconds,
+            "operations_per_second": operations / timing.seconds,
+            "share_of_matrix_rate": operations / timing.seconds / product["operations_per_second"],
             "peak_bytes": made[name].peak_bytes,
             "first_call_seconds": made[name].first_call_seconds,
-            "method": timing.method,
         }
-        if name != "ours" and "ours" in timings:
-            ratio = compare(timings["ours"].samples, timing.samples)
-            variants[name]["ours_is_times_as_fast"] = ratio.median
-            variants[name]["ours_is_times_as_fast_quartiles"] = [ratio.low, ratio.high]
     return {
-        "case": case.name,
+        "case": case.label,
         "network": case.network,
         "batch": case.batch,
         "precision": case.precision,
-        "rivals": list(comparison.rivals),
+        "rivals": list(case.rivals),
         "parameters": count_parameters(plain),
         "multiply_adds": multiply_adds,
         "matrix_product": product,
         "goals": dict(case.goals),
-        "captured": bool(loops) and loops[0].captured,
-        "not_captured_because": loops[0].fallback_reason if loops else None,
+        "captured": bool(loops) and loops[0].runner.captured,
+        "not_captured_because": loops[0].runner.fallback_reason if loops else None,
         "variants": variants,
         "missing": missing,
     }

@@ -54,12 +54,11 @@ def measure_ceilings(suite: Suite) -> None:
         for state in timings.CACHES:
             with side_stream(suite.device):
                 rate, timing = ceilings.copy_rate(size, suite.device, cold=state == "cold", effort=effort)
-            quartiles = [value * 1e6 for value in timing.quartiles]
-            figures = {"what": "copy", "bytes": size, "cache": state, "microseconds": timing.seconds * 1e6}
-            suite.record({**figures, "quartiles_microseconds": quartiles, "bytes_per_second": rate})
+            figures = {"what": "copy", "bytes": size, "cache": state, "bytes_per_second": rate}
+            suite.record(figures | timing.facts())
     with side_stream(suite.device):
         timing = ceilings.empty_kernel(suite.device, effort)
-    suite.record({"what": "empty kernel", "microseconds": timing.seconds * 1e6, "method": timing.method})
+    suite.record({"what": "empty kernel", **timing.facts()})
     for precision in suite.while_time(list(ceilings.PRECISIONS)):
         with side_stream(suite.device):
             suite.record(ceilings.matrix_rate(precision, suite.device, effort=effort))
@@ -149,7 +148,9 @@ def augmentation(suite: Suite) -> None:
             wrong.append(f"{case.name}: {found['differing_values']} values differ, repeats {found['repeats']}")
     for case in suite.while_time(cases[:1] if suite.dry else cases):
         suite.say(f"    {case.name}")
-        suite.record(augment_cases.time_case(case, suite.device, dry=suite.dry))
+        found = augment_cases.time_case(case, suite.device, dry=suite.dry)
+        suite.record(found)
+        wrong += [f"{case.name}: {found['missing']['ours']}"] if "ours" in found["missing"] else []
     if wrong:
         raise Failed("; ".join(wrong))
 
@@ -162,11 +163,11 @@ def steps(suite: Suite) -> None:
 
     wrong: dict[str, str] = {}
     cases = step_timings.DRY_CASES if suite.dry else step_timings.CASES
-    for comparison in suite.while_time(step_timings.comparisons(cases)):
-        suite.say(f"    {comparison.name}")
+    for case in suite.while_time(step_timings.in_groups(cases)):
+        suite.say(f"    {case.name}")
         # A rival that compiles for minutes leaves half of the time to those that follow.
         with side_stream(suite.device):
-            found = step_timings.time_steps(comparison, suite.device, dry=suite.dry, limit=suite.left() / 2)
+            found = step_timings.time_steps(case, suite.device, dry=suite.dry, limit=suite.left() / 2)
         suite.record(found)
         step_timings.forget(suite.device)
         if "ours" in found["missing"]:

@@ -1,14 +1,15 @@
-"""The tables that end a benchmark run: one for each suite, 100 columns wide. What they leave out is in the JSON."""
+"""The tables that end a benchmark run, one for each suite. What they leave out is in the JSON."""
 
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from fastres.report.document import Table
+
 Figures = Mapping[str, Mapping[str, Any]]
 
 WIDTH = 100
 _HEADINGS = ("case", "ours", "rival", "ratio (quartiles)", "ceiling", "memory (rival)")
-_WIDTHS = (33, 13, 13, 18, 8, 15)
 PARTS = ("loader", "augmentation", "forward", "backward", "optimizer", "host gap")
 """Of an epoch's time, in the order of a step."""
 
@@ -21,7 +22,8 @@ def tables(figures: Figures) -> list[str]:
         compared = {name: entry for name, entry in rows.items() if "ratio" in entry}
         lines += ["", f"--- {suite.removeprefix('bench_')} ".ljust(WIDTH, "-")]
         if compared:
-            lines += [_line(_HEADINGS), *(_line(_cells(name, entry)) for name, entry in compared.items())]
+            cells = [_cells(name, entry) for name, entry in compared.items()]
+            lines += Table(_HEADINGS, cells).for_terminal().split("\n")
             for what, key in (("rivals", "against"), ("ceilings", "ceiling"), ("per second", "unit")):
                 lines += _footnotes(what, compared, key)
         split = with_parts(rows)
@@ -40,16 +42,14 @@ def with_parts(figures: Figures) -> dict[str, Mapping[str, Any]]:
 
 def parts_table(figures: Figures) -> list[str]:
     """Parts of an epoch's time, in percent of its seconds."""
-    widths = (35, 9, 10, 8, 7, 8, 8, 7, 8)
-    names = (
-        part.replace("augmentation", "augm.").replace("optimizer", "optim.").removeprefix("host ") for part in PARTS
-    )
-    lines = [_line(("case", "s/epoch", "images/s", *names), widths)]
+    header = ["case", "s/epoch", "images/s"]
+    header += [part.replace("augmentation", "augm.").replace("optimizer", "optim.").split()[-1] for part in PARTS]
+    rows = []
     for name, entry in figures.items():
         seconds = entry["epoch_seconds"]
         shares = [f"{entry['parts'][part] / seconds:.0%}" for part in PARTS]
-        lines.append(_line((name, number(seconds), number(entry["images_per_second"]), *shares), widths))
-    return lines
+        rows.append([name, number(seconds), number(entry["images_per_second"]), *shares])
+    return Table(header, rows).for_terminal().split("\n")
 
 
 def number(value: float) -> str:
@@ -88,15 +88,6 @@ def _cells(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         "" if share is None else f"{share:.1%}" if share < 0.1 else f"{share:.0%}",
         f"{size(entry['peak_bytes'])} ({size(entry['rival_peak_bytes'])})",
     )
-
-
-def _line(cells: tuple[str, ...], widths: tuple[int, ...] = _WIDTHS) -> str:
-    """The first cell to the left, the others to the right; what is too long moves those after it."""
-    first, *others = cells
-    line = first.ljust(widths[0])
-    for cell, end in zip(others, (sum(widths[: count + 2]) for count in range(len(others))), strict=True):
-        line = f"{line} {cell}".rjust(end) if len(line) + 1 + len(cell) > end else line + cell.rjust(end - len(line))
-    return line
 
 
 def _footnotes(what: str, rows: Figures, key: str) -> list[str]:

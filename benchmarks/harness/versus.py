@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.harness.peaks import Peak
-from fastres.bench.timing import Ratio, compare, seconds
+from fastres.bench.timing import Ratio, compare, seconds, wait
 from fastres.recipe import Recipe
 from fastres.utils.machine import environment_facts
 
@@ -24,6 +24,10 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _VERSIONS = ("fastres", "commit", "dirty", "python", "torch", "torchvision", "triton", "numba", "numpy", "cpu_model")
 
 
+def nothing() -> None:
+    """Nothing to do."""
+
+
 @dataclass(frozen=True)
 class Side:
     """Ours or a rival."""
@@ -34,29 +38,23 @@ class Side:
     """Units that a turn processes, as the benchmark counts them: images, bytes."""
     outcome: Call | None = None
     """Gives what the other side's is compared with, once, before anything is timed; by default a turn does."""
-    before: Call | None = None
+    before: Call = nothing
     """Untimed, before each turn."""
-    after: Call | None = None
+    after: Call = nothing
     """Untimed, after each turn."""
     peak: Callable[[], int | None] | None = None
     """Gives the last turn's peak memory in bytes, where the work is another process's."""
 
-    def turn(self) -> float:
-        """Seconds of a turn."""
-        self.prepare()
+    def turn(self, device: torch.device | None = None) -> tuple[float, int | None]:
+        """Seconds of a turn, and on `device`, where one is given, its peak memory."""
+        self.before()
+        peak = None if device is None else Peak(device)
+        if peak is not None:
+            peak.begin()
         took = seconds(self.run)
-        self.finish()
-        return took
-
-    def prepare(self) -> None:
-        """Set-up before a turn."""
-        if self.before is not None:
-            self.before()
-
-    def finish(self) -> None:
-        """Tear-down after a turn."""
-        if self.after is not None:
-            self.after()
+        most = None if peak is None else peak.end() if self.peak is None else self.peak()
+        self.after()
+        return took, most
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def matrix_product(dtype: torch.dtype, side: int = 2048) -> Ceiling:
 
     def product() -> torch.Tensor:
         result = left @ right
-        wait()
+        wait(DEVICE)
         return result
 
     return Ceiling(f"{str(dtype).removeprefix('torch.')} matrix product", product, 2 * side**3)
@@ -98,12 +96,6 @@ def copying(bytes: int, times: int = 1) -> Ceiling:
             target[start : start + size] = source[start : start + size]
 
     return Ceiling("copy in memory", copy, 2 * 4 * size * times)
-
-
-def wait() -> None:
-    """Until the device has done what it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def note(request: pytest.FixtureRequest, benchmark: Any, **figures: Any) -> None:
@@ -171,7 +163,7 @@ class Versus:
         if not whole:
             for side, found in zip(sides, peaks, strict=True):
                 side.turn()
-                found.append(_peak(side, device)[0])
+                found.append(side.turn(device)[1])
             if ceiling is not None:
                 ceiling.run()
         first, second = sides
@@ -180,19 +172,19 @@ class Versus:
         peak = Peak(device)
 
         def others() -> None:
-            most, took = _peak(second, device) if whole else (None, second.turn())
+            took, most = second.turn(device if whole else None)
             peaks[1].append(most)
             rivals.append(took)
             if ceiling is not None:
                 ceilings.append(min(seconds(ceiling.run) for _ in range(3)))
-            first.prepare()
+            first.before()
             if whole:
                 peak.begin()
 
         def after() -> None:
             if whole:
                 peaks[0].append(peak.end())
-            first.finish()
+            first.after()
 
         self.benchmark.pedantic(
             first.run, setup=others, teardown=after, rounds=min(rounds, 2) if self.dry else rounds, iterations=1
@@ -233,17 +225,6 @@ class Versus:
         if at_least is not None and not self.dry:
             assert ratio.median > at_least, f"{ratio.median:.2f} times as fast as {against}: less than {at_least:g}"
         return ratio
-
-
-def _peak(side: Side, device: torch.device) -> tuple[int | None, float]:
-    """Peak memory and seconds of one turn."""
-    peak = Peak(device)
-    side.prepare()
-    peak.begin()
-    took = seconds(side.run)
-    most = peak.end() if side.peak is None else side.peak()
-    side.finish()
-    return most, took
 
 
 def _most(found: Sequence[int | None]) -> int | None:

@@ -6,20 +6,22 @@ gathered batch: it draws once for a whole batch where ours draws for each image,
 pydantic has to be installed, since a recipe's tables are its models.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.kernels.variants import figures, tried
 from fastres import recipe
 from fastres.augment import Augment, draws, gpu, reference
 from fastres.bench.ceilings import cache_bytes, copy_rate
-from fastres.bench.timing import DRY, GPU, compare, measure, sets_for_cold_cache
+from fastres.bench.machine_code_augment import PAPER
+from fastres.bench.timing import DRY, GPU, measure, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -29,13 +31,6 @@ BATCHES = (16_384, 1024, 128)
 WARPS = (1, 2, 4, 8, 16)
 
 SHIFT = recipe.AugmentConfig(translate=4, padding="zero")
-PAPER = recipe.AugmentConfig(
-    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
-    translate=0,
-    color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
-    autocontrast=0.2,
-    grayscale=0.2,
-)
 POLICIES = {"shift": SHIFT, "report": PAPER}
 MIX = recipe.MixConfig(mixup_alpha=1.0, cutmix_alpha=1.0)
 
@@ -72,7 +67,7 @@ def cases() -> Iterator[Case]:
                 yield Case(policy, mixes, batch)
 
 
-@functools.cache
+@cache
 def store(device: torch.device) -> Tensor:
     """uint8 [M, 32, 32, 3]; a few images where this is only a dry run."""
     count = STORE_IMAGES if device.type == "cuda" else 64
@@ -146,40 +141,23 @@ def time_case(case: Case, device: torch.device, *, dry: bool = False) -> dict[st
     case = replace(case, batch=2) if dry else case
     images, sets = store(device), sets_for_cold_cache(case.floor_bytes, cache_bytes(device))
     rows = [torch.randint(0, len(images), (case.batch,), device=device) for _ in range(1 if dry else sets)]
-    makers = {"ours": ours(case, images)}
+    makers: dict[str, Callable[[], Callable[[Tensor], object]]] = {"ours": partial(ours, case, images)}
     for warps in () if dry else WARPS:
-        makers[f"ours, {warps} warps"] = ours(case, images, warps)
-    missing: dict[str, str] = {}
-    try:
-        makers["torchvision"] = torchvisions(case, images)
-    except (ImportError, RuntimeError) as error:
-        missing["torchvision"] = f"{type(error).__name__}: {str(error)[:200]}"
+        makers[f"ours, {warps} warps"] = partial(ours, case, images, warps)
+    makers["torchvision"] = partial(torchvisions, case, images)
+    made, missing = tried(makers)
     with side_stream(device):
-        calls: dict[str, list[Callable[[], object]]] = {}
-        for name, make in makers.items():
-            try:
-                make(rows[0])
-                calls[name] = [functools.partial(make, each) for each in rows]
-            except Exception as error:  # too many registers for so many warps: the others are measured
-                missing[name] = f"{type(error).__name__}: {str(error)[:200]}"
+        running, failed = tried({name: partial(call, rows[0]) for name, call in made.items()})
+        calls = {name: [partial(made[name], each) for each in rows] for name in running}
         # torchvision draws on the host and copies its constants from there: in a graph they would stand still.
         timings = measure(calls, device, effort, launched=["torchvision"])
         rate, _ = copy_rate(math.ceil(case.floor_bytes / 2), device, cold=True, effort=effort)
-    variants = {
-        name: {
-            "microseconds": timing.seconds * 1e6,
-            "quartiles_microseconds": [value * 1e6 for value in timing.quartiles],
-            "method": timing.method,
-            "images_per_second": case.batch / timing.seconds,
-            "share_of_copy": case.floor_bytes / timing.seconds / rate,
-        }
-        for name, timing in timings.items()
-    }
-    if "torchvision" in timings:
-        ratio = compare(timings["ours"].samples, timings["torchvision"].samples)
-        variants["torchvision"]["ours_is_times_as_fast"] = ratio.median
+    variants = figures(timings)
+    for name, timing in timings.items():
+        variants[name]["images_per_second"] = case.batch / timing.seconds
+        variants[name]["share_of_copy"] = case.floor_bytes / timing.seconds / rate
     fixed = {"case": case.name, "floor_bytes": case.floor_bytes, "copy_bytes_per_second": rate, "sets": len(rows)}
-    return {**fixed, "missing": missing, "variants": variants}
+    return {**fixed, "missing": missing | failed, "variants": variants}
 
 
 def ours(case: Case, images: Tensor, warps: int | None = None) -> Callable[[Tensor], object]:

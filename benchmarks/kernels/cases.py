@@ -12,7 +12,6 @@ reductions: switched on alone, its heuristic takes them only for up to 16 channe
 import itertools
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,19 +64,9 @@ def _plain(
     return {"none": lambda y: y, "silu": F.silu, "gelu": F.gelu}[activation](y)
 
 
-@contextmanager
-def _cudnn(enabled: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.enabled = before
-
-
 def eager(problem: Problem, training: bool, *, cudnn: bool = False) -> Tensor:
     """PyTorch's own operators, one after another; with `cudnn` BatchNorm by cuDNN where PyTorch lets it."""
-    with _cudnn(cudnn):
+    with torch.backends.cudnn.flags(enabled=cudnn):
         return _plain(problem.x, problem.norm, problem.other, problem.other_norm, problem.activation, training)
 
 
@@ -87,7 +76,7 @@ def cudnn_takes(case: Case, device: torch.device) -> bool:
         memory_format=torch.channels_last
     )
     vectors = [torch.empty(case.channels, device=device) for _ in range(4)]
-    with _cudnn(True):
+    with torch.backends.cudnn.flags(enabled=True):
         chosen = torch._C._select_batch_norm_backend(x, *vectors, True, 1e-5)
     return bool(chosen == torch._C._BatchNormBackend.Cudnn)  # type: ignore[attr-defined]
 

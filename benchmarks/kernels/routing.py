@@ -9,17 +9,20 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.kernels.cases import BATCHES, STAGES
+from benchmarks.kernels.variants import tried
 from fastres.bench.ceilings import cache_bytes
 from fastres.bench.norms import Case, problem
 from fastres.bench.timing import GPU, Effort, measure, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
-from fastres.kernels import Norm
 from fastres.kernels.batch_norm import routing
 from fastres.utils.files import write_json
 
@@ -72,14 +75,9 @@ def time_route(route: Route, device: torch.device, effort: Effort = EFFORT) -> d
     sets = sets_for_cold_cache(moved, cache_bytes(device)) if moved > cache_bytes(device) else 1
     with side_stream(device):
         prepared = [_launchers(route, device, seed) for seed in range(sets)]
-        calls: dict[str, list[Callable[[], object]]] = {}
-        failed: dict[str, str] = {}
-        for label, (_, cut) in fitting.items():
-            try:
-                prepared[0](cut)
-                calls[label] = [lambda launch=launch, cut=cut: launch(cut) for launch in prepared]  # type: ignore[misc]
-            except Exception as error:  # too many registers for this device, say: the others are measured
-                failed[label] = f"{type(error).__name__}: {str(error)[:200]}"
+        # What fails takes too many registers for this device, say.
+        running, failed = tried({label: partial(prepared[0], cut) for label, (_, cut) in fitting.items()})
+        calls = {label: [partial(launch, fitting[label][1]) for launch in prepared] for label in running}
         timings = measure(calls, device, effort)
     fastest = min(timings, key=lambda label: timings[label].seconds)
     choice = fitting[fastest][0]
@@ -121,9 +119,8 @@ def _launchers(route: Route, device: torch.device, seed: int) -> Callable[[routi
     """One set of buffers, and the launch of a plan on them."""
     from fastres.kernels.batch_norm import launch
 
-    given = problem(route.case, device, seed)
-    norm, other_norm = _detached(given.norm), None if given.other_norm is None else _detached(given.other_norm)
-    x, other = given.x.detach(), None if given.other is None else given.other.detach()
+    given = tree_map_only(Tensor, Tensor.detach, problem(route.case, device, seed))
+    x, other, norm, other_norm = given.x, given.other, given.norm, given.other_norm
     if route.direction == "forward":
         return lambda cut: launch.forward(x, other, norm, other_norm, True, "relu", True, cut)
     done = launch.forward(x, other, norm, other_norm, True, "relu", True)
@@ -133,8 +130,3 @@ def _launchers(route: Route, device: torch.device, seed: int) -> Callable[[routi
         given.gradient, None, x, other, route.case.join, bits, done.statistics, norm, other_norm, True, "relu",
         True, needs_second, True, cut,
     )  # fmt: skip
-
-
-def _detached(norm: Norm) -> Norm:
-    parts: dict[str, Any] = {name: part.detach() for name, part in norm._asdict().items() if torch.is_tensor(part)}
-    return norm._replace(**parts)

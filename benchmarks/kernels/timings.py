@@ -1,18 +1,21 @@
 """Time the cases of cases.py, ours against the rivals, and say how near to the machine's copy rate they come."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kernels.cases import Variant, variants
+from benchmarks.kernels.variants import figures, tried
 from fastres.bench.ceilings import cache_bytes, copy_rate
-from fastres.bench.norms import PASSES, Case, Problem, call, ours, problem
-from fastres.bench.timing import DRY, GPU, Timing, compare, kernel_names, measure, peak_bytes, sets_for_cold_cache
+from fastres.bench.norms import PASSES, Case, Problem, call, problem
+from fastres.bench.timing import DRY, GPU, kernel_names, measure, peak_bytes, sets_for_cold_cache
 from fastres.engine.cuda_graph import side_stream
+from fastres.kernels.batch_norm.functional import takes_kernels
+from fastres.report.document import Table
 
 RIVALS = ("eager", "cudnn", "inductor", "inductor-cooperative")
 CACHES = ("cold", "hot")
@@ -73,9 +76,12 @@ def time_case(
                 timings = measure(calls, device, effort)
                 rate, _ = _copy_rate(case.tensor_bytes, device, cold=state == "cold", effort=effort)
                 record = {**common, "cache": state, "sets": count, "copy_bytes_per_second": rate}
-                record["variants"] = {
-                    name: {**facts[name], **_figures(name, timings, common, rate)} for name in timings
-                }
+                record["variants"] = figures(timings)
+                for name, variant in record["variants"].items():
+                    moved = case.floor_bytes(which), case.two_kernel_bytes(which)
+                    floor, two_kernels = (each / timings[name].seconds for each in moved)
+                    variant |= facts[name] | {"floor_bytes_per_second": floor, "share_of_copy": floor / rate}
+                    variant["share_of_copy_with_two_kernels_bytes"] = two_kernels / rate
                 records.append(record)
         yield from records
     # What was compiled and captured for this case is not used again.
@@ -86,22 +92,8 @@ def time_case(
 
 def path_of_ours(example: Problem, *, training: bool) -> str:
     """`torch` where fastres.kernels calls PyTorch's BatchNorm for this problem, else `triton`."""
-    seen = _Operators()
-    with torch.set_grad_enabled(training), seen:
-        ours(example, training)
-    return "torch" if any("batch_norm" in name for name in seen.names if name.startswith("aten")) else "triton"
-
-
-class _Operators(TorchDispatchMode):
-    """Notes the operators that reach the dispatcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+    taken = takes_kernels(example.x, example.other, example.norm, example.other_norm, training, insists=False)
+    return "triton" if taken else "torch"
 
 
 def kernels_of_case(case: Case, device: torch.device, *, dry: bool = False) -> Iterator[dict[str, Any]]:
@@ -125,33 +117,12 @@ def _tried(
     found: dict[str, Variant], which: str, problems: dict[torch.dtype, list[Problem]]
 ) -> tuple[dict[str, Variant], dict[str, str]]:
     """The variants that run, and the others' errors."""
-    running: dict[str, Variant] = {}
-    failed: dict[str, str] = {}
-    for name, variant in found.items():
-        try:
-            call(which, variant.forward, problems[variant.dtype][0])()
-            running[name] = variant
-        except Exception as error:  # a rival may fail in any way; the others are measured all the same
-            failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
-    return running, failed
 
+    def run(variant: Variant) -> Variant:
+        call(which, variant.forward, problems[variant.dtype][0])()
+        return variant
 
-def _figures(name: str, timings: dict[str, Timing], common: dict[str, Any], rate: float) -> dict[str, Any]:
-    timing = timings[name]
-    figures: dict[str, Any] = {
-        "microseconds": timing.seconds * 1e6,
-        "quartiles_microseconds": [value * 1e6 for value in timing.quartiles],
-        "method": timing.method,
-        "note": timing.note,
-        "floor_bytes_per_second": common["floor_bytes"] / timing.seconds,
-        "share_of_copy": common["floor_bytes"] / timing.seconds / rate,
-        "share_of_copy_with_two_kernels_bytes": common["two_kernel_bytes"] / timing.seconds / rate,
-    }
-    if name != "ours" and "ours" in timings:
-        ratio = compare(timings["ours"].samples, timing.samples)
-        figures["ours_is_times_as_fast"] = ratio.median
-        figures["ours_is_times_as_fast_quartiles"] = [ratio.low, ratio.high]
-    return figures
+    return tried({name: partial(run, variant) for name, variant in found.items()})
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -168,16 +139,12 @@ def table(records: Sequence[dict[str, Any]], most_characters: int = 9000) -> str
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for record in records:
         rows.setdefault((record["case"], record["cache"]), {})[record["pass"]] = _cell(record)
-    lines = [f"{'case, cache':<48}" + "".join(f"{which:>20}" for which in PASSES)]
-    length = len(lines[0])
-    for (case, state), cells in rows.items():
-        line = f"{case + ', ' + state:<48}" + "".join(f"{cells.get(which, ''):>20}" for which in PASSES)
-        length += len(line) + 1
-        if length > most_characters:
-            lines.append(f"... {len(rows) - len(lines) + 1} more lines: see the JSON")
-            break
-        lines.append(line)
-    return "\n".join(lines)
+    shown = [[", ".join(name), *(cells.get(which, "") for which in PASSES)] for name, cells in rows.items()]
+    lines = Table(["case, cache", *PASSES], shown).for_terminal().split("\n")
+    ends = itertools.accumulate(len(line) + 1 for line in lines)
+    fitting = [line for line, end in zip(lines, ends, strict=True) if end <= most_characters]
+    left_out = len(lines) - len(fitting)
+    return "\n".join([*fitting, *[f"... {left_out} more lines: see the JSON"] * bool(left_out)])
 
 
 def _cell(record: dict[str, Any]) -> str:

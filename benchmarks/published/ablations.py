@@ -1,6 +1,6 @@
 """Contribution of each technique of a recipe: the recipe as it is, then without one thing at a time.
 
-    python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
+    python benchmarks/published/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
 
 ablations.toml names what is taken away, as overrides. Every line is a speedrun of the same seeds, so that
 differences are paired, and an interrupted table goes on with the same command. `--set` changes all lines alike, to fit
@@ -23,6 +23,7 @@ from fastres.experiments.speedrun.results import SUMMARY, read_rows
 from fastres.experiments.speedrun.run import speedrun
 from fastres.recipe import Recipe
 from fastres.report.document import Table
+from fastres.report.style import own_settings
 from fastres.utils.files import write_bytes, write_json, write_text
 from fastres.utils.statistics import Sample, quantile
 
@@ -115,6 +116,7 @@ def table(rows: list[dict[str, Any]], *, times: bool = True) -> str:
     return Table(header[shown], [line[shown] for line in lines]).markdown() + "\n"
 
 
+@own_settings()
 def figure(rows: list[dict[str, Any]]) -> bytes:
     """A PNG: a bar a technique, what its absence costs."""
     from matplotlib.figure import Figure

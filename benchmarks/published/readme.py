@@ -10,8 +10,7 @@ import argparse
 import re
 import sys
 
-from benchmarks.published.results import RESULTS, ROOT, Results
-from benchmarks.published.tables import TABLE, pictures, tables
+from benchmarks.published.tables import RESULTS, ROOT, TABLE, Results, pictures, tables
 from fastres.errors import UserError
 from fastres.utils.files import write_bytes, write_text
 

@@ -1,14 +1,16 @@
 """The tables of the READMEs and the pictures in results/, each from the committed results."""
 
+import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.harness.summary import PARTS, with_parts
 from benchmarks.published import ablations
-from benchmarks.published.results import Results
 from benchmarks.suites import epoch_parts
 from fastres.bench import roofline_page
 from fastres.bench.schema import Roofline
@@ -18,12 +20,25 @@ from fastres.report import run_figures
 from fastres.report.style import png
 from fastres.runs.schema import Best, Epoch
 
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 PARETO, ROOFLINE = "pareto/pareto.json", "roofline/roofline.json"
 """Output of `fastres bench pareto` and `roofline`, with `--out` here."""
 SUITES = "suites-cpu-amd-epyc.json"
 """Output of `pytest --benchmark-only --save-results`."""
 TABLE = re.compile(r"<!-- table: ([\w-]+) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
 """A table between its markers, in the READMEs as in tables.md."""
+
+
+class Results:
+    """The committed results: `results("step-cpu-amx.json")` is that file's JSON."""
+
+    def __init__(self, folder: Path = RESULTS) -> None:
+        self.folder = folder
+        self._read = cache(lambda name: json.loads((folder / name).read_text()))
+
+    def __call__(self, name: str) -> Any:
+        return self._read(name)
 
 
 def rounded(value: float | None) -> str:

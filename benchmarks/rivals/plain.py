@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.rivals.steps import PlainResNet
+from fastres.augment import Augment
 from fastres.data.compat.torchvision import import_torchvision
-from fastres.models import Network
 from fastres.optim import factor
 from fastres.recipe import AdamWConfig, AugmentConfig, Recipe, SgdConfig
 from fastres.recipe.networks import ModelConfig
+from fastres.training.data import DataModule
 
 import_torchvision()
 from torchvision import transforms  # noqa: E402
@@ -29,7 +30,7 @@ from torchvision import transforms  # noqa: E402
 CORES = len(os.sched_getaffinity(0))
 
 
-def stock(network: Network, recipe: Recipe) -> PlainResNet:
+def stock(network: nn.Module, recipe: Recipe) -> PlainResNet:
     """The ResNet that `network` is, of stock layers and with its weights and statistics, in N, C, H, W on the CPU."""
     assert isinstance(recipe.model, ModelConfig)
     plain = PlainResNet(recipe.model.blocks, recipe.model.channels)
@@ -76,17 +77,22 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 class Plain:
-    """A network in training by `recipe`: its batch size, augmentation, optimizer (SGD or AdamW) and schedule."""
+    """`network`, of stock layers, in training by `recipe` on the images of `data_module`: its batch size, augmentation,
+    optimizer (SGD or AdamW) and schedule."""
 
-    def __init__(self, network: nn.Module, recipe: Recipe, data: Images, device: torch.device) -> None:
-        self.network, self.device = network.to(device), device
+    def __init__(self, network: nn.Module, recipe: Recipe, data_module: DataModule, device: torch.device) -> None:
+        self.network, self.device = stock(network, recipe).to(device), device
+        mean, std = data_module.augment.mean.tolist(), data_module.augment.std.tolist()
+        transform = pipeline(recipe.augment, mean, std)
+        data = Images(data_module.train_images, data_module.train_labels, transform)
         self.loader: Any = torch.utils.data.DataLoader(
             data, recipe.train.batch_size, shuffle=True, num_workers=CORES, drop_last=recipe.train.drop_last
         )
         options = recipe.optimizer
         assert isinstance(options, (SgdConfig, AdamWConfig))
-        decayed = [each for each in network.parameters() if options.decay_norm_and_bias or each.ndim > 1]
-        others = [each for each in network.parameters() if not options.decay_norm_and_bias and each.ndim <= 1]
+        parameters = [*self.network.parameters()]
+        decayed = [each for each in parameters if options.decay_norm_and_bias or each.ndim > 1]
+        others = [each for each in parameters if not options.decay_norm_and_bias and each.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         groups = [group for group in groups if group["params"]]
         self.optimizer: torch.optim.Optimizer
@@ -143,7 +149,7 @@ def _with_mirror(network: nn.Module, images: Tensor) -> Tensor:
     return (network(images).float() + network(images.flip(3)).float()) / 2
 
 
-def normalised(images: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [N, H, W, 3] → fp32 [N, 3, H, W]."""
+def normalised(images: NDArray[np.uint8], augment: Augment) -> Tensor:
+    """uint8 [N, H, W, 3] → fp32 [N, 3, H, W], by the mean and SD that `augment` normalises with."""
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float() / 255
-    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    return (pixels - augment.mean[:, None, None]) / augment.std[:, None, None]

@@ -12,15 +12,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness.sameness import near
-from benchmarks.harness.versus import DEVICE, Side, Versus, note, wait
+from benchmarks.harness.versus import DEVICE, Side, Versus, note
 from benchmarks.rivals import plain
-from fastres.bench.training import Ours
-from fastres.engine.memory import keep_freed_memory
-from fastres.evaluation.evaluator import Evaluator
-from fastres.models import Network
+from fastres.bench.timing import wait
 from fastres.recipe import Recipe
-from fastres.training import session
-from fastres.training.data import DataModule, labels_of, open_data_module
+from fastres.training.data import labels_of
+from fastres.training.session import Session
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 TARGET = 0.7
@@ -29,23 +26,15 @@ DRY = ["model.channels=[8,8,8,8]", "data.train_images=200", "data.test_images=10
 DRY += ["train.epochs=1", "train.compile=false"]
 DRY_TARGET = 0.05
 
-keep_freed_memory()  # as `fastres train` does
-
 
 class Run(ABC):
     """Trains until TARGET, with another seed at each turn."""
 
-    def __init__(self, recipe: Recipe, data_module: DataModule, target: float) -> None:
-        self.recipe, self.data_module, self.target = recipe, data_module, target
+    def __init__(self, session: Session, target: float) -> None:
+        self.session, self.recipe, self.data_module, self.target = session, session.recipe, session.data_module, target
         self.seed = -1
         self.reached: list[tuple[int, float]] = []
         """Epochs and accuracy of each turn."""
-
-    def drawn(self) -> Network:
-        """The network of this turn's seed."""
-        return session.draw(
-            self.recipe, len(self.data_module.dataset.classes), self.data_module.dataset.image_size, self.seed
-        )
 
     @abstractmethod
     def prepare(self) -> None:
@@ -79,34 +68,26 @@ class Run(ABC):
 class OurRun(Run):
     """By fastres's training loop, compiled."""
 
-    def __init__(self, recipe: Recipe, data_module: DataModule, target: float) -> None:
-        super().__init__(recipe, data_module, target)
-        began = time.perf_counter()
-        self.training = Ours(
-            recipe, data_module, len(data_module.dataset.classes), data_module.dataset.image_size, DEVICE
-        )
-        options = recipe.train
-        self.evaluator = Evaluator(
-            self.training.step.averaged, data_module.augment, options.precision, DEVICE, compile=options.compile
-        )
-        for _ in self.training.epoch(0, 3):  # a GPU captures the third
+    def __init__(self, session: Session, target: float) -> None:
+        super().__init__(session, target)
+        for _ in session.runner.epoch(0, 0, 3):  # a GPU captures the third
             pass
-        self.evaluator.logits(data_module.test)
-        wait()
-        self.first_step_seconds = time.perf_counter() - began
+        self.logits()
+        wait(DEVICE)
+        self.first_step_seconds = time.perf_counter() - session.opened
 
     def prepare(self) -> None:
         self.seed += 1
-        self.training.step.restart(self.drawn(), self.seed)
+        self.session.step.restart(self.session.draw(self.seed), self.seed)
         self.data_module.reseed(self.seed)
-        self.training.epoch_metrics.clear()
+        self.session.epoch_metrics.clear()
 
     def epoch(self, number: int) -> None:
-        for _ in self.training.epoch(number):
+        for _ in self.session.runner.epoch(number, 0, len(self.data_module.train)):
             pass
 
     def logits(self) -> torch.Tensor:
-        return self.evaluator.logits(self.data_module.test)
+        return self.session.evaluator.logits(self.data_module.test)
 
 
 class PlainRun(Run):
@@ -114,12 +95,8 @@ class PlainRun(Run):
 
     def prepare(self) -> None:
         self.seed += 1
-        augment = self.data_module.augment
-        transform = plain.pipeline(self.recipe.augment, augment.mean.tolist(), augment.std.tolist())
-        data = plain.Images(self.data_module.train_images, self.data_module.train_labels, transform)
-        network = plain.stock(self.drawn(), self.recipe)
-        self.training = plain.Plain(network, self.recipe, data, DEVICE)
-        self.images = plain.normalised(self.data_module.test_images, augment.mean.tolist(), augment.std.tolist())
+        self.training = plain.Plain(self.session.draw(self.seed), self.recipe, self.data_module, DEVICE)
+        self.images = plain.normalised(self.data_module.test_images, self.data_module.augment)
         torch.manual_seed(self.seed)  # of the loader's order
 
     def epoch(self, number: int) -> None:
@@ -134,8 +111,8 @@ def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
     """One run of each; with --full five, of five seeds."""
     recipe = Recipe.load(RECIPE, [*CHANGES, f"data.root={root}", *(DRY if dry else [])])
     target = DRY_TARGET if dry else TARGET
-    data_module = open_data_module(recipe, DEVICE, quiet=True)
-    ours, rival = OurRun(recipe, data_module, target), PlainRun(recipe, data_module, target)
+    session = Session(recipe, DEVICE, quiet=True)
+    ours, rival = OurRun(session, target), PlainRun(session, target)
     versus(
         Side(ours, outcome=ours.outcome, before=ours.prepare),
         Side(rival, outcome=rival.outcome, before=rival.prepare),
@@ -147,10 +124,10 @@ def test_time_to_accuracy(root: str, versus: Versus, dry: bool) -> None:
         at_least=1,
         whole=True,
         device=DEVICE,
-        source=data_module.dataset.name,
+        source=session.data_module.dataset.name,
         target=target,
         first_step_seconds=ours.first_step_seconds,
-        compiled_before=ours.training.step.loss_and_correct.from_cache,
+        compiled_before=session.step.loss_and_correct.from_cache,
     )
     note(versus.request, versus.benchmark, epochs_and_accuracy=ours.reached, rival_epochs_and_accuracy=rival.reached)
-    data_module.close()
+    session.data_module.close()

@@ -24,10 +24,11 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness.versus import Same, Side, Versus, copying, note
-from benchmarks.kernels.augment_cases import MEAN, MIX, PAPER, SHIFT, STD, by_reference
+from benchmarks.kernels.augment_cases import MEAN, MIX, SHIFT, STD, by_reference
 from benchmarks.rivals import plain
 from fastres import recipe
 from fastres.augment import Augment
+from fastres.bench.machine_code_augment import PAPER
 from fastres.bench.timing import seconds
 from fastres.data import open_dataset
 from fastres.data.compat.torchvision import import_torchvision

@@ -65,7 +65,7 @@ SAME_ORDER = near(order=0)
 def test_epoch(variant: Variant, source: str, root: str, versus: Versus, dry: bool) -> None:
     """The default against plain PyTorch."""
     training = Training(variant, source, root, dry)
-    ours, rival = training.side(training.untrained_loss), PlainTraining(training, dry).side
+    ours, rival = (each.side(each.untrained_loss) for each in (training, PlainTraining(training, dry)))
     compare(variant, training, ours, rival, SAME_NETWORK, "plain PyTorch", versus)
 
 
@@ -78,7 +78,7 @@ def test_factor(variant: Variant, source: str, root: str, versus: Versus, dry: b
         same = SAME_BITS
     elif variant.augmentation != variant.default.augmentation:
         same = SAME_ORDER  # the images are others, and each side's are compared with the reference
-    ours, rival = training.side(training.two_steps), default.side(default.two_steps)
+    ours, rival = (each.side(each.two_steps) for each in (training, default))
     compare(variant, training, ours, rival, same, "the default", versus)
     default.data_module.close()
 
@@ -97,7 +97,7 @@ def compare(
         against=against,
         unit="images",
         ceiling=matrix_product(DTYPES[recipe.train.precision], 64 if versus.dry else 2048),
-        operations=training.operations * training.images,
+        operations=training.operations * ours.units,
         recipe=recipe,
         device=DEVICE,
         source=training.data_module.dataset.name,

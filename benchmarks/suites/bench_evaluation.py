@@ -4,24 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.harness.sameness import near
 from benchmarks.harness.versus import DEVICE, Side, Versus, matrix_product
 from benchmarks.rivals import plain
-from fastres.engine.memory import keep_freed_memory
 from fastres.engine.precision import DTYPES
-from fastres.evaluation.evaluator import Evaluator
 from fastres.evaluation.metrics import passes
-from fastres.models import Network, layers
 from fastres.recipe import EvalConfig, Recipe
-from fastres.training import session
-from fastres.training.data import open_data_module
+from fastres.training.session import Session
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 500
 DRY = ["model.channels=[8,8,8,8]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
-
-keep_freed_memory()  # as `fastres eval` does
 
 
 def recipe_of(source: str, root: str, dry: bool) -> Recipe:
@@ -30,12 +25,12 @@ def recipe_of(source: str, root: str, dry: bool) -> Recipe:
     return Recipe.load(RECIPE, [*changes, *(DRY if dry else [])])
 
 
-def seen(network: Network, images: torch.Tensor) -> Network:
+def seen(network: nn.Module, images: torch.Tensor) -> nn.Module:
     """The network with BN statistics of `images` [N, 3, 32, 32]; those that it is drawn with are nobody's."""
     with torch.no_grad():
         network.train()
         for part in images.split(64):
-            network(part)
+            network(part.to(DEVICE))
     return network
 
 
@@ -43,26 +38,16 @@ def seen(network: Network, images: torch.Tensor) -> Network:
 def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool) -> None:
     recipe, options = recipe_of(source, root, dry), EvalConfig(tta=tta)  # type: ignore[arg-type]
     precision = recipe.train.precision
-    data_module = open_data_module(recipe, DEVICE, quiet=True)
-    images = plain.normalised(
-        data_module.test_images, data_module.augment.mean.tolist(), data_module.augment.std.tolist()
-    )
-    network = seen(session.draw(recipe, len(data_module.dataset.classes), 32, seed=0), images[:256])
-    rival = plain.stock(network, recipe).to(DEVICE)
-    evaluator = Evaluator(
-        session.move_network(network, recipe, DEVICE),
-        data_module.augment,
-        precision,
-        DEVICE,
-        compile=recipe.train.compile,
-    )
-    multiply_adds = sum(layer.multiply_adds for layer in layers(network, 32))
+    session = Session(recipe, DEVICE, quiet=True)
+    data_module = session.data_module
+    images = plain.normalised(data_module.test_images, data_module.augment)
+    rival = plain.stock(seen(session.step.averaged, images[:256]), recipe).to(DEVICE)
 
     def theirs() -> dict[str, torch.Tensor]:
         return {"logits": plain.logits(rival, images, recipe.eval.batch_size, DTYPES[precision], tta)}
 
     versus(
-        Side(lambda: {"logits": evaluator.logits(data_module.test, options)}, len(images)),
+        Side(lambda: {"logits": session.evaluator.logits(data_module.test, options)}, len(images)),
         Side(theirs, len(images)),
         # bf16 rounds the output of each of twelve convolutions to one part in 256, and both round in other places:
         # 0.3% was measured. Without a view, or with the shifted ones left out, the logits are 6 to 15% away.
@@ -71,7 +56,7 @@ def test_evaluation(tta: str, source: str, root: str, versus: Versus, dry: bool)
         against=f"a plain loop in {precision}",
         unit="images",
         ceiling=matrix_product(DTYPES[precision], 64 if dry else 2048),
-        operations=2 * multiply_adds * len(images) * passes(options),
+        operations=2 * session.multiply_adds * len(images) * passes(options),
         recipe=recipe,
         device=DEVICE,
         source=data_module.dataset.name,

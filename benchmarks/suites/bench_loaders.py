@@ -110,10 +110,15 @@ def augmented(loader: Loader) -> Epoch:
     return lambda number: ((images(batch, number), batch.labels) for batch in loader.batches(number))
 
 
+def tensors_of(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The decoded training images and their labels."""
+    assert dataset.train is not None and dataset.train.labels is not None
+    return torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
+
+
 def bare_gather(dataset: Dataset) -> Epoch:
     """torch.randperm and torch.index_select alone."""
-    assert dataset.train is not None and dataset.train.labels is not None
-    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
+    images, labels = tensors_of(dataset)
 
     def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.randperm(len(images)).split(BATCH):
@@ -160,9 +165,7 @@ def data_loader(dataset: Any) -> Epoch:
 
 def tensors(dataset: Dataset) -> Epoch:
     """DataLoader over the decoded images."""
-    assert dataset.train is not None and dataset.train.labels is not None
-    images, labels = torch.from_numpy(dataset.train.images), torch.from_numpy(dataset.train.labels)
-    return data_loader(torch.utils.data.TensorDataset(images, labels))
+    return data_loader(torch.utils.data.TensorDataset(*tensors_of(dataset)))
 
 
 def image_folder(folder: Path) -> Epoch:

@@ -1,6 +1,7 @@
 """The report network's training step: against the report's own configuration, and against the machine."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness.sameness import distance, flat, near
 from benchmarks.harness.versus import Side, Versus, matrix_product
+from fastres.bench.counts import layers_of
 from fastres.engine.memory import keep_freed_memory
 from fastres.engine.precision import DTYPES
 from fastres.layers import convolution
@@ -136,31 +138,17 @@ def test_products_against_convolutions(size: int, versus: Versus, dry: bool, mon
 def convolutions_alone(recipe: Recipe, size: int) -> Side:
     """The step's convolutions as oneDNN does them, forward and backward, with nothing between them. The outcome is how
     far each result is from fp32."""
-    network = build(recipe.model, 10, 32).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = DTYPES[recipe.train.precision]
-    calls: list[Callable[[], Any]] = []
-    exact: list[Callable[[], Any]] = []
 
-    def record(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0].detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        weight, gradient = module.weight.detach().to(dtype), torch.randn_like(output, dtype=dtype)
-        geometry = (module.stride, module.padding, module.dilation, False, (0, 0), 1)
-        wanted = (module is not network.conv1, True, False)  # images need no gradient
-        forward, backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
-        calls.append(lambda: forward(x, weight, None, *geometry))
-        calls.append(lambda: backward(gradient, x, weight, None, *geometry, wanted))
-        exact.append(lambda: forward(x.float(), weight.float(), None, *geometry))
-        exact.append(lambda: backward(gradient.float(), x.float(), weight.float(), None, *geometry, wanted))
+    def like(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
 
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(record)
-    with torch.no_grad():
-        network(batch(size)[0].contiguous(memory_format=torch.channels_last))
-    return Side(
-        lambda: [call() for call in calls],
-        outcome=lambda: [apart(call(), wanted()) for call, wanted in zip(calls, exact, strict=True)],
-    )
+    def in_fp32(call: partial[Any]) -> Any:
+        return call.func(*(each.float() if isinstance(each, Tensor) else each for each in call.args))
+
+    convolutions = layers_of(build(recipe.model, 10, 32), 32).convolutions
+    calls = [one.call(which, size, like) for one in convolutions for which in ("forward", "backward")]
+    return Side(lambda: [call() for call in calls], outcome=lambda: [apart(call(), in_fp32(call)) for call in calls])
 
 
 def apart(found: Any, wanted: Any) -> float:

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from benchmarks.gpu.epochs import covered
 from benchmarks.harness.summary import PARTS, number
-from benchmarks.harness.versus import wait
+from fastres.bench.timing import wait
 from fastres.bench.training import Ours
 from fastres.data.loaders import Batch
-from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress
+from fastres.report.style import BLACK, BLUE, GREEN, ORANGE, SKY, SMALL, TEXT, WIDTH, dress, own_settings
 from fastres.training.epoch import Runner
 
 EPOCH = 1
@@ -50,13 +50,13 @@ def parts(ours: Ours, steps: int, step_seconds: float) -> dict[str, float]:
             launches = runner.epoch(EPOCH, 0, LEAD + steps)
             for _ in range(LEAD):
                 next(launches)
-            wait()
+            wait(ours.device)
             # The launches are not exhausted, here and wherever steps are timed: a loader would end its processes.
             with torch.profiler.profile(activities=activities, acc_events=True) as profile:
                 began = time.perf_counter()
                 for _ in range(steps):
                     next(launches)
-                wait()
+                wait(ours.device)
                 window = time.perf_counter() - began
     events = list(profile.events())
     found = kernels_by_range(events) if on_gpu else operators_by_range(events)
@@ -69,34 +69,26 @@ def parts(ours: Ours, steps: int, step_seconds: float) -> dict[str, float]:
 def ranges(ours: Ours) -> Iterator[Runner]:
     """A runner of the same step, launch by launch, that goes through the parts in ranges of their names."""
     step, data_module = ours.step, ours.data_module
+    read = data_module.train.batches
 
     def batches(epoch: int, first_step: int) -> Iterator[Batch]:
-        delivered = data_module.train.batches(epoch, first_step)
+        delivered = read(epoch, first_step)
         following = named("loader", lambda: next(delivered, None))
         yield from iter(following, None)
 
     marked: Any = SimpleNamespace(
-        train=_Train(batches, len(data_module.train)),
+        train=data_module.train,
         augment=named("augmentation", data_module.augment),
         augment_batch=named("augmentation", data_module.augment_batch),
     )
     with (
+        mock.patch.object(data_module.train, "batches", batches),
         mock.patch.object(step, "loss_and_correct", named("forward", step.loss_and_correct)),
         mock.patch.object(Tensor, "backward", named("backward", Tensor.backward)),
         mock.patch.object(step.optimizer, "step", named("optimizer", step.optimizer.step)),
         mock.patch.object(step.optimizer, "zero_grad", named("optimizer", step.optimizer.zero_grad)),
     ):
         yield Runner(step, marked, ours.epoch_metrics, ours.stall, on_device=False)
-
-
-class _Train:
-    """The part of a loader's interface that a runner uses."""
-
-    def __init__(self, batches: Callable[[int, int], Iterator[Batch]], length: int) -> None:
-        self.batches, self._length = batches, length
-
-    def __len__(self) -> int:
-        return self._length
 
 
 def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -143,6 +135,7 @@ def _span(event: Any) -> Span:
     return event.time_range.start, event.time_range.end
 
 
+@own_settings()
 def bars(entries: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Seconds of an epoch by part, a bar for each entry of the record, a panel for each network and batch size."""
     panels: dict[str, dict[str, Mapping[str, Any]]] = {}

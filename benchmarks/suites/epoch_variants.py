@@ -3,6 +3,7 @@ the default; each made ready to do some steps in the middle of an epoch when it 
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness.sameness import flat
-from benchmarks.harness.versus import DEVICE, Side, wait
+from benchmarks.harness.versus import DEVICE, Side
 from benchmarks.kernels.augment_cases import by_reference
 from benchmarks.rivals import plain
 from benchmarks.suites.epoch_parts import EPOCH, LEAD
-from fastres.bench.timing import seconds
+from fastres.bench.timing import seconds, wait
 from fastres.bench.training import Ours
 from fastres.data.loaders import choose
 from fastres.models import layers
@@ -96,7 +97,52 @@ def changed(default: Variant) -> list[Variant]:
     ]
 
 
-class Training:
+class Turns(ABC):
+    """Steps in the middle of an epoch: a turn goes on by `steps`, after `lead` of an epoch that are not timed."""
+
+    recipe: Recipe
+    lead, steps = LEAD, 1
+    running: Iterator[int] = iter(())
+
+    @abstractmethod
+    def epoch(self) -> Iterator[int]:
+        """The first steps of an epoch, `lead` and `steps` at least: how many each launch has done."""
+
+    def fill(self, most: int, dry: bool) -> None:
+        """Have a turn take as long as it should, within `most` steps; none shares a launch with steps beyond it."""
+        launch = self.steps
+        self.begin()
+        once = seconds(self.turn)
+        self.end()
+        count = LEAST_STEPS if dry else max(LEAST_STEPS, math.ceil(TURN_SECONDS / once))
+        self.steps = min(count * launch, most - self.lead)
+
+    def begin(self) -> None:
+        """What comes before a turn."""
+        self.running = self.epoch()
+        self.take(self.lead)
+
+    def turn(self) -> None:
+        """What is timed."""
+        self.take(self.steps)
+
+    def end(self) -> None:
+        """End what the loader started."""
+        self.running = iter(())
+
+    def take(self, steps: int) -> None:
+        """Go on by that many."""
+        while steps > 0:
+            steps -= next(self.running)
+        wait(DEVICE)
+
+    def side(self, outcome: Callable[[], Any]) -> Side:
+        """For a comparison of that outcome."""
+        images = self.steps * self.recipe.train.batch_size
+        return Side(self.turn, images, outcome=outcome, before=self.begin, after=self.end)
+
+
+class Training(Turns):
     """A variant in training by fastres's own loop, compiled and warm."""
 
     def __init__(self, variant: Variant, source: str, root: str, dry: bool) -> None:
@@ -108,40 +154,14 @@ class Training:
         """Of an image: forward, gradients of inputs and of weights, at two for each multiply-add."""
         self.first: nn.Module = self.drawn if variant.fused else plain.stock(self.drawn, self.recipe)
         self.ours = Ours(self.recipe, self.data_module, classes, side, DEVICE, copy.deepcopy(self.first))
-        steps_per_launch = self.ours.runner.steps_per_launch  # steps of a launch: what is cut shorter is another graph
-        self.lead = LEAD * steps_per_launch
-        self.steps = steps_per_launch
-        self.launches: Iterator[Any] = iter(())
-        self.begin()
-        once = seconds(self.turn)
-        self.end()
+        self.steps = self.ours.runner.steps_per_launch  # what is cut shorter than a launch is another graph
+        self.lead = LEAD * self.steps
+        self.fill(len(self.data_module.train), dry)
         compiled = self.ours.step.loss_and_correct
         assert compiled.active == self.recipe.train.compile, f"to be compiled, but {compiled.fallback_reason}"
-        self.steps = min(_launches(once, dry) * steps_per_launch, len(self.data_module.train) - self.lead)
-        self.images = self.steps * self.data_module.train.batch_size
 
-    def begin(self) -> None:
-        """The first steps of an epoch, untimed; those of a turn remain."""
-        self.launches = self.ours.epoch(EPOCH, self.lead + self.steps)
-        self.take(self.lead)
-
-    def turn(self) -> None:
-        """The remaining steps."""
-        self.take(self.steps)
-
-    def end(self) -> None:
-        """End what the loader started."""
-        self.launches = iter(())
-
-    def take(self, steps: int) -> None:
-        """Go on by that many."""
-        while steps > 0:
-            steps -= next(self.launches).steps
-        wait()
-
-    def side(self, outcome: Callable[[], Any]) -> Side:
-        """For a comparison of that outcome."""
-        return Side(self.turn, self.images, outcome=outcome, before=self.begin, after=self.end)
+    def epoch(self) -> Iterator[int]:
+        return (launch.steps for launch in self.ours.epoch(EPOCH, self.lead + self.steps))
 
     def untrained_loss(self) -> dict[str, Tensor]:
         """Of a batch that is not augmented, before the first step."""
@@ -174,53 +194,22 @@ class Training:
         return {"order": order, "loss": mean, "update": update, "update_length": update.norm()}
 
 
-class PlainTraining:
+class PlainTraining(Turns):
     """The default by plain.py, from the weights of `ours`."""
 
     def __init__(self, ours: Training, dry: bool) -> None:
         self.ours, self.recipe = ours, ours.recipe
-        mean, std = (part.tolist() for part in (ours.data_module.augment.mean, ours.data_module.augment.std))
-        data = plain.Images(
-            ours.data_module.train_images, ours.data_module.train_labels, plain.pipeline(self.recipe.augment, mean, std)
-        )
-        self.training = plain.Plain(plain.stock(ours.drawn, self.recipe), self.recipe, data, DEVICE)
-        self.iterator: Iterator[int] = iter(())
-        self.begin()
-        once = seconds(lambda: next(self.iterator))
-        self.end()
-        self.steps = min(_launches(once, dry), len(self.training.loader) - LEAD)
+        self.training = plain.Plain(ours.drawn, self.recipe, ours.data_module, DEVICE)
+        self.fill(len(self.training.loader), dry)
 
-    def begin(self) -> None:
-        """The first steps of an epoch, untimed."""
-        self.iterator = self.training.epoch()
-        for _ in range(LEAD):
-            next(self.iterator)
-
-    def turn(self) -> None:
-        """The next ones; each waits for the device."""
-        for _ in range(self.steps):
-            next(self.iterator)
-
-    def end(self) -> None:
-        """End the loader's processes."""
-        self.iterator = iter(())
-
-    @property
-    def side(self) -> Side:
-        """For a comparison of untrained losses."""
-        images = self.steps * self.recipe.train.batch_size
-        return Side(self.turn, images, outcome=self.untrained_loss, before=self.begin, after=self.end)
+    def epoch(self) -> Iterator[int]:
+        return (1 for _ in self.training.epoch())
 
     def untrained_loss(self) -> dict[str, Tensor]:
         """As that of `Training`, of the same batch."""
         network = plain.stock(self.ours.drawn, self.recipe).to(DEVICE).train()
         batch, augment = next(iter(self.ours.data_module.train.batches(0))), self.ours.data_module.augment
         pixels = self.ours.data_module.train_images[batch.indices.cpu().numpy()]
-        images = plain.normalised(pixels, augment.mean.tolist(), augment.std.tolist()).to(DEVICE)
+        images = plain.normalised(pixels, augment).to(DEVICE)
         with torch.no_grad():
             return {"loss": F.cross_entropy(network(images), batch.labels)}
-
-
-def _launches(seconds: float, dry: bool) -> int:
-    """Of a turn, if each takes so long."""
-    return LEAST_STEPS if dry else max(LEAST_STEPS, math.ceil(TURN_SECONDS / seconds))

@@ -114,16 +114,8 @@ def matrix_rate(
             timing = measure({"product": [call]}, device, effort)["product"]
             rate = 2 * side**3 / timing.seconds
             if rate > best["operations_per_second"]:
-                low, high = timing.quartiles
-                best = {
-                    "what": "matrix product",
-                    "precision": precision,
-                    "side": side,
-                    "microseconds": timing.seconds * 1e6,
-                    "quartiles_microseconds": [low * 1e6, high * 1e6],
-                    "operations_per_second": rate,
-                    "method": timing.method,
-                }
+                best = {"what": "matrix product", "precision": precision, "side": side, "operations_per_second": rate}
+                best |= timing.facts()
     finally:
         torch.set_float32_matmul_precision(before)
     return best

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from fastres.bench.norms import Case
-from fastres.bench.timing import Call
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d
 from fastres.layers.convolution import stride_is_unsafe
 from fastres.optim import rule_of
@@ -59,7 +58,7 @@ class Convolution:
             return 0
         return y + (0 if self.first else weight + x) + (x + weight if self.trains else 0)
 
-    def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> Call:
+    def call(self, which: str, batch: int, like: Callable[..., Tensor]) -> partial[Any]:
         """One pass by the library's own operator; `like(*shape)` makes a tensor."""
         x, weight, gradient = like(batch, *self.x), like(*self.weight), like(batch, *self.y)
         geometry, stride = self.geometry, self.geometry[0][0]
@@ -73,27 +72,12 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A BN with the addition and the activation after it."""
-
-    join: str
-    """As in `Case`."""
-    activation: str
-    shape: tuple[int, ...]
-    """[C, H, W]."""
-
-    def case(self, batch: int, dtype: torch.dtype) -> Case:
-        """With a batch of that type."""
-        channels, height, width = self.shape
-        return Case(self.join, self.activation, batch, channels, height, width, dtype)
-
-
-@dataclass(frozen=True)
 class Layers:
     """The layers of a network, in the order in which an image meets them."""
 
     convolutions: list[Convolution]
-    norms: list[Norm]
+    norms: list[Case]
+    """BNs with the addition and the activation after them, of one image."""
     linear: int
     """Multiply-adds of the classifier for an image."""
 
@@ -102,7 +86,7 @@ def layers_of(network: nn.Module, image_size: int) -> Layers:
     """Walk one image through a copy of the network without storage (the meta device)."""
     shadow = copy.deepcopy(network).to("meta").eval()
     convolutions: list[Convolution] = []
-    norms: list[Norm] = []
+    norms: list[Case] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         y = output[0] if isinstance(output, tuple) else output  # a forked pair
@@ -114,12 +98,13 @@ def layers_of(network: nn.Module, image_size: int) -> Layers:
             convolutions.append(Convolution(x, shape, tuple(module.weight.shape), geometry, first, trains))
         elif isinstance(module, BatchNormAddAct2d):
             # The plain BN of a skip comes right before: a step does both in one pass, which hooks take apart.
-            dual = bool(norms) and norms[-1] == Norm("none", "none", shape)
+            dual = bool(norms) and norms[-1] == Case("none", "none", 1, *shape)
             if dual:
                 norms.pop()
-            norms.append(Norm("dual" if dual else "add", module.activation, shape))
+            norms.append(Case("dual" if dual else "add", module.activation, 1, *shape))
         else:
-            norms.append(Norm("none", module.activation if isinstance(module, BatchNormAct2d) else "none", shape))
+            activation = module.activation if isinstance(module, BatchNormAct2d) else "none"
+            norms.append(Case("none", activation, 1, *shape))
 
     for module in shadow.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):

@@ -7,7 +7,6 @@ registers, bytes that spill to local memory, shared memory, bytes of code.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import os
@@ -53,8 +52,10 @@ CAPABILITIES = ("80", "86", "87", "89", "90", "100", "103", "110", "120", "121")
 """From 8.0 on, those that ptxas knows."""
 TYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 SECONDS = ("none", "add", "dual")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+"""The disassembler that Triton brings along."""
 
-POINTERS = {
+TYPES_OF = {
     "*{}": ("x", "z", "second", "y", "dy", "dy2", "dx", "dz", "g_out"),
     "*u8": ("bits",),
     "*i32": ("counters",),
@@ -62,7 +63,7 @@ POINTERS = {
     "i32": ("M", "C", "rows_per_split", "splits"),
     "fp32": ("x_eps", "z_eps", "x_momentum", "z_momentum"),
 }
-"""Types of the kernels' arguments by name, {} being the activations' type; every other one is an fp32 pointer."""
+"""Names of the kernels' arguments by their type, {} being the activations' type; every other one is an fp32 pointer."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,39 @@ class Configuration:
         tile = f"{self.tile.rows}x{self.tile.columns}/{self.tile.warps}w"
         names = (self.kernel, self.dtype, self.second, self.activation, tile, self.form)
         return " ".join((*names, "aligned" if self.aligned else "ragged"))
+
+    def build(self, target: str) -> Any:
+        """Compile for a target: see `aot.machine_code`."""
+        kernel = getattr(resident if self.kernel.startswith("resident") else two_pass, self.kernel)
+        options: dict[str, Any] = {"num_warps": self.tile.warps, **OPTIONS}
+        if self.form == "split":
+            options["launch_cooperative_grid"] = True
+        types = {kind.format(self.dtype): names for kind, names in TYPES_OF.items()}
+        multiples = ("C",) if self.aligned else ()
+        return machine_code(kernel, target, self._constants(kernel.arg_names), types, "*fp32", options, multiples)
+
+    def _constants(self, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments that are fixed when a kernel is compiled, None for those that are absent."""
+        second, activation, backward = self.second, self.activation, "dy" in names
+        fixed = {
+            "SECOND": second,
+            "ACTIVATION": activation,
+            "DUAL": second == "dual",
+            "FROM_RUNNING": self.form == "running",
+            "SPLIT": self.form == "split",
+            "PHASE": "all",
+            "BLOCK_M": self.tile.rows,
+            "BLOCK_C": self.tile.columns,
+            "BLOCK_S": MERGE_SPLITS["resident" if self.kernel.startswith("resident") else "two_pass"],
+        }
+        absent = {
+            "bits": (second, activation) != ("add", "relu") or (not backward and self.form == "running"),
+            "second": second == "none" or (backward and second == "add" and activation in ("relu", "none")),
+            "g_out": second != "add",
+        }
+        of_z = {name for name in names if name in ("z", "dz") or name.startswith("z_")} - {"z_eps", "z_momentum"}
+        absent |= dict.fromkeys(of_z, second != "dual")
+        return {name: fixed.get(name) for name in names if name in fixed or absent.get(name)}
 
 
 @dataclass(frozen=True)
@@ -147,9 +181,8 @@ def representative() -> list[Configuration]:
     for configuration in configurations(aligned=(True,)):
         usual = configuration.second != "none" and configuration.activation in ("relu", "none")
         if configuration.dtype == "bf16" and usual:
-            best = largest.setdefault(configuration.kernel, configuration)
-            if _size(configuration) > _size(best):
-                largest[configuration.kernel] = configuration
+            best = largest.get(configuration.kernel, configuration)
+            largest[configuration.kernel] = max(best, configuration, key=_size)
     return list(largest.values())
 
 
@@ -158,87 +191,17 @@ def _size(configuration: Configuration) -> tuple[bool, int, bool]:
     return configuration.activation == "relu", tile.rows * tile.columns, configuration.form == "split"
 
 
-def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target: see `ahead.machine_code`."""
-    module = resident if configuration.kernel.startswith("resident") else two_pass
-    kernel = getattr(module, configuration.kernel)
-    constants = _constants(configuration, kernel.arg_names)
-    options: dict[str, Any] = {"num_warps": configuration.tile.warps, **OPTIONS}
-    if configuration.form == "split":
-        options["launch_cooperative_grid"] = True
-    multiples = ("C",) if configuration.aligned else ()
-    return machine_code(
-        kernel, target, constants, lambda name: _type(name, configuration.dtype), options, multiples=multiples
-    )
-
-
-def _constants(configuration: Configuration, names: Sequence[str]) -> dict[str, Any]:
-    """The arguments that are fixed when a kernel is compiled, those that are absent among them."""
-    second, activation = configuration.second, configuration.activation
-    constants = {
-        "SECOND": second,
-        "ACTIVATION": activation,
-        "DUAL": second == "dual",
-        "FROM_RUNNING": configuration.form == "running",
-        "SPLIT": configuration.form == "split",
-        "PHASE": "all",
-        "BLOCK_M": configuration.tile.rows,
-        "BLOCK_C": configuration.tile.columns,
-        "BLOCK_S": MERGE_SPLITS["resident" if configuration.kernel.startswith("resident") else "two_pass"],
-    }
-    by_bits = second == "add" and activation == "relu"
-    absent = set() if by_bits else {"bits"}
-    if second != "dual":
-        absent |= {name for name in names if name.startswith("z_")} | {"z", "dz"}
-    if second == "none":
-        absent |= {"second", "g_out"}
-    if second == "dual":
-        absent |= {"g_out"}
-    backward = "dy" in names
-    if backward and (by_bits or (second == "add" and activation == "none")):
-        absent |= {"second"}
-    if not backward and configuration.form == "running":
-        absent |= {"bits"}
-    if configuration.kernel == "gradient_kernel" and second == "add":
-        absent -= {"g_out"}
-    numbers = {"z_eps", "z_momentum"}
-    return {
-        **{name: value for name, value in constants.items() if name in names},
-        **{name: None for name in names if name in absent - numbers},
-    }
-
-
-def _type(name: str, dtype: str) -> str:
-    for kind, names in POINTERS.items():
-        if name in names:
-            return kind.format(dtype)
-    return "*fp32"
-
-
 def resources(configuration: AnyConfiguration, target: str) -> Resources:
     """Compile for a target and read what the machine code needs."""
-    if isinstance(configuration, Configuration):
-        compiled = build(configuration, target)
-    elif isinstance(configuration, symmetric.Configuration):
-        compiled = symmetric.build(configuration, target)
-    else:
-        compiled = machine_code_augment.build(configuration, target)
-    cubin = compiled.asm["cubin"]
+    cubin = configuration.build(target).asm["cubin"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [cuobjdump(), "--dump-resource-usage", file.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     spills = usage["STACK"] + usage["LOCAL"]
     return Resources(str(configuration), target, usage["REG"], spills, usage["SHARED"], code_bytes(cubin))
-
-
-@functools.cache
-def cuobjdump() -> str:
-    """The disassembler that Triton brings along."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    return str(folder / "cuobjdump")
 
 
 def code_bytes(cubin: bytes) -> int:
@@ -251,10 +214,6 @@ def code_bytes(cubin: bytes) -> int:
         if flags & 4:  # SHF_EXECINSTR
             total += length
     return total
-
-
-def _resources(job: tuple[AnyConfiguration, str]) -> Resources:
-    return resources(*job)
 
 
 def _positive(text: str) -> int:
@@ -290,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = [(configuration, target) for configuration in wanted for target in options.target]
     entries: list[Resources] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        for number, entry in enumerate(pool.map(_resources, jobs, chunksize=4), 1):
+        for number, entry in enumerate(pool.map(resources, *zip(*jobs, strict=True), chunksize=4), 1):
             entries.append(entry)
             if not options.json:
                 needs = f"{entry.registers:3} registers {entry.spills:5} spilled {entry.shared:6} B shared"

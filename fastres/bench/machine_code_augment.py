@@ -1,4 +1,4 @@
-"""The augmentation kernels compiled ahead of time: which configurations, and how; `compile.py` reads what they need."""
+"""The augmentation kernels compiled ahead of time: which configurations, and how; machine_code.py reads the results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,6 +68,23 @@ class Configuration:
         policy = POLICIES[self.policy]
         return launch(kernel_policy(policy, MIXED if self.mixes else recipe.MixConfig(), draws.plan(policy, self.size)))
 
+    def build(self, target: str) -> Any:
+        """Compile for a target: see `aot.machine_code`."""
+        kernel, plan, mixing = KERNELS[self.kernel], self.launch, self.kernel == "mix_kernel"
+        fixed = {
+            "POLICY": plan.policy,
+            "ROWS": plan.rows,
+            "COLUMNS": plan.columns,
+            "BLOCK": mix.BLOCK if mixing else plan.columns,
+            "CHANNELS": 3,
+        }
+        absent = [] if self.mixes else ["labels", "partners", "weights", "step"]
+        absent += [] if plan.policy.taps else ["taps_across", "taps_down"]
+        absent += [] if plan.measures else ["statistics"]
+        constants = {name: value for name, value in (fixed | dict.fromkeys(absent)).items() if name in kernel.arg_names}
+        options = {"num_warps": 4 if mixing else plan.warps, **augment.OPTIONS}
+        return machine_code(kernel, target, constants, _TYPES, f"*{self.dtype}", options)
+
 
 def configurations() -> Iterator[Configuration]:
     """All kernels at 32×32, 64×64 and 96×96 pixels, in bf16; the shift in the other types too."""
@@ -90,28 +107,3 @@ def representative() -> list[Configuration]:
         Configuration("measure_kernel", "bf16", "report", False, (96, 96)),
         Configuration("mix_kernel", "bf16", "shift", True, (32, 32)),
     ]
-
-
-def build(configuration: Configuration, target: str) -> Any:
-    """Compile for a target: see `ahead.machine_code`."""
-    kernel, plan = KERNELS[configuration.kernel], configuration.launch
-    fixed = {
-        "POLICY": plan.policy,
-        "ROWS": plan.rows,
-        "COLUMNS": plan.columns,
-        "BLOCK": mix.BLOCK if configuration.kernel == "mix_kernel" else plan.columns,
-        "CHANNELS": 3,
-    }
-    absent = [] if configuration.mixes else ["labels", "partners", "weights", "step"]
-    absent += [] if plan.policy.taps else ["taps_across", "taps_down"]
-    absent += [] if plan.measures else ["statistics"]
-    constants = {name: value for name, value in (fixed | dict.fromkeys(absent)).items() if name in kernel.arg_names}
-    types = {name: kind for kind, names in _TYPES.items() for name in names}
-    warps = 4 if configuration.kernel == "mix_kernel" else plan.warps
-    return machine_code(
-        kernel,
-        target,
-        constants,
-        lambda name: types.get(name, f"*{configuration.dtype}"),
-        {"num_warps": warps, **augment.OPTIONS},
-    )

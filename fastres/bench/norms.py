@@ -1,11 +1,12 @@
 """BatchNorm with what follows it as cases to be timed: shapes, traffic, tensors, and calls of `fastres.kernels`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from fastres.bench.timing import Call
 from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
@@ -73,8 +74,7 @@ class Case:
         return tensors * self.tensor_bytes + masks * mask_bits * elements // 8
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """A case's tensors. x, other and gradient: [N, C, H, W], channels-last; the norms' vectors: [C], fp32."""
 
     x: Tensor
@@ -99,18 +99,9 @@ class Problem:
         """The running statistics, which training changes in place."""
         norms = {"": self.norm, "other_": self.other_norm}
         given = {prefix: norm for prefix, norm in norms.items() if norm is not None}
-        tensors = {f"{prefix}{key}": getattr(norm, key) for prefix, norm in given.items() for key in _STATISTICS}
+        keys = ("running_mean", "running_var")
+        tensors = {f"{prefix}{key}": getattr(norm, key) for prefix, norm in given.items() for key in keys}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
-
-    def with_own_statistics(self) -> "Problem":
-        """The same tensors, but for copies of the running statistics."""
-
-        def own(norm: Norm) -> Norm:
-            given = {key: getattr(norm, key) for key in _STATISTICS}
-            return norm._replace(**{key: value.clone() for key, value in given.items() if value is not None})
-
-        other_norm = None if self.other_norm is None else own(self.other_norm)
-        return replace(self, norm=own(self.norm), other_norm=other_norm)
 
     def copy(self, dtype: torch.dtype | None = None) -> "Problem":
         """The same values in tensors of their own; with `dtype` float64 all of them in it, the vectors too."""
@@ -120,23 +111,8 @@ class Problem:
             copied = value.detach().to(dtype if wide else value.dtype, copy=True)
             return copied.requires_grad_(value.requires_grad)
 
-        def norm(value: Norm) -> Norm:
-            parts: dict[str, Any] = {
-                key: tensor(part) for key, part in value._asdict().items() if torch.is_tensor(part)
-            }
-            return value._replace(**parts)
-
-        return Problem(
-            tensor(self.x),
-            norm(self.norm),
-            None if self.other is None else tensor(self.other),
-            None if self.other_norm is None else norm(self.other_norm),
-            tensor(self.gradient),
-            self.activation,
-        )
-
-
-_STATISTICS = ("running_mean", "running_var")
+        copied: Problem = tree_map_only(Tensor, tensor, self)
+        return copied
 
 
 def problem(case: Case, device: torch.device, seed: int = 0) -> Problem:
@@ -253,12 +229,13 @@ def call(which: str, forward: Forward, problem: Problem) -> Call:
     A backward alone is autograd over the graph of one forward that is kept, so it must be made where it is captured
     (`timing.side_stream`); a forward in training saves for its backward what a training step would.
     """
-    leaves = tuple(problem.leaves.values())
     if which == "forward":
         return lambda: forward(problem, True)
     if which == "backward":
-        # PyTorch's own backward refuses when another forward has moved the running statistics since.
-        y = forward(problem.with_own_statistics(), True)
+        problem = problem.copy()  # PyTorch's own refuses when another forward has moved the running statistics since
+        y = forward(problem, True)
+    leaves = tuple(problem.leaves.values())
+    if which == "backward":
         return lambda: torch.autograd.grad(y, leaves, problem.gradient, retain_graph=True)
     if which == "forward+backward":
         return lambda: torch.autograd.grad(forward(problem, True), leaves, problem.gradient)

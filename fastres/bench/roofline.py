@@ -7,7 +7,6 @@ machine may meet one of the two; operations and bytes are counted (counts.py).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -26,9 +25,10 @@ from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
 from fastres.errors import UserError
 from fastres.recipe import Recipe
-from fastres.runs import directory
+from fastres.runs.many import Results, whole_folder
 from fastres.training.data import shape_of
 from fastres.training.session import prepare_process
+from fastres.utils.machine import contention
 
 Measured = TypeVar("Measured")
 ROOM = 1.1
@@ -61,15 +61,6 @@ TINY = Scale(DRY, 2**16, (32, 64), 2**13)
 """To run the code, not to measure."""
 
 
-@dataclass(frozen=True)
-class RooflineResult:
-    """Results of the measurement."""
-
-    folder: Path
-    facts: Roofline
-    """Contents of roofline.json."""
-
-
 def roofline(
     path: Path | None = None,
     *,
@@ -77,7 +68,7 @@ def roofline(
     out: Path | None = None,
     device: str = "auto",
     scale: Scale | None = None,
-) -> RooflineResult:
+) -> Results[Roofline]:
     """Measure the step of the recipe at `path`, by default that of `Recipe()`, on random images, and write table and
     figure into the new folder `out`, by default runs/roofline-<time>.
 
@@ -85,18 +76,11 @@ def roofline(
     """
     where = choose_device(device)
     recipe = _load(path, settings)
-    folder = directory.new_folder(out, "roofline")
-    try:
+    with whole_folder(out, "roofline") as folder:
         measured = measure_step(recipe, where, scale or scale_for(where))
         facts = measured.updated(recipe="the defaults" if path is None else path.name, set=[*settings])
         roofline_page.write(folder, facts)
-    except BaseException:
-        for path in folder.glob("roofline.*"):
-            path.unlink()
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-    return RooflineResult(folder, facts)
+    return Results(folder, facts)
 
 
 def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
@@ -116,6 +100,7 @@ def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
 
 def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline:
     """Contents of roofline.json except the recipe's name."""
+    busy = contention()
     prepare_process(recipe, device)
     torch.manual_seed(0)
     classes, side, _ = shape_of(recipe.data)
@@ -147,6 +132,7 @@ def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline
         products=products,
         points=points,
         above=above(points),
+        contention=busy,
     )
 
 

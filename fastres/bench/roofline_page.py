@@ -12,7 +12,21 @@ from fastres.bench.schema import Point, Roofline
 from fastres.report import document
 from fastres.report.document import Note, Part, Picture, Table
 from fastres.report.labels import Label, write_beside
-from fastres.report.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, SMALL, TEXT, Look, legend, png, single
+from fastres.report.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SKY,
+    SMALL,
+    TEXT,
+    Look,
+    legend,
+    own_settings,
+    png,
+    single,
+)
 from fastres.utils.format import plural
 
 RESULTS, MARKDOWN = "roofline.json", "roofline.md"
@@ -79,8 +93,8 @@ def table(facts: Roofline) -> Table:
 
 
 def warnings(facts: Roofline) -> list[str]:
-    """Points that cannot be where they are."""
-    texts = []
+    """Other work of the machine, and points that cannot be where they are."""
+    texts = [facts.contention] if facts.contention else []
     for point in (point for point in facts.points if point.name in facts.above):
         text = (
             f"{point.name} lies above its roof, at {point.share:.0%} of it: its operations or bytes are counted "
@@ -98,6 +112,7 @@ def picture(facts: Roofline) -> bytes:
     return png(figure(facts))
 
 
+@own_settings()
 def figure(facts: Roofline) -> Figure:
     """The roofs with their measured figures, and the points with their numbers."""
     points = facts.points

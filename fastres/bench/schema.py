@@ -79,3 +79,5 @@ class Roofline(File):
     points: list[Point]
     above: list[str]
     """Names of the points above their roofs."""
+    contention: str | None = None
+    """A line where the machine had other work before."""

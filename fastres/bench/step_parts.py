@@ -5,7 +5,7 @@ and interpolation of an augmentation, which differ from image to image.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class StepParts:
         self.network = build(recipe.model, classes, side)
         self.layers = layers_of(self.network, side)
         self.batch, self.dtype = recipe.train.batch_size, DTYPES[recipe.train.precision]
+        self.cases = [replace(case, batch=self.batch, dtype=self.dtype) for case in self.layers.norms]
         tf32 = recipe.train.precision == "fp32" and device.type == "cuda"  # in which cuDNN convolves by default
         self.products = "tf32" if tf32 else recipe.train.precision
         self.data_module = random_data_module(recipe, count, device, side, classes)
@@ -113,9 +114,9 @@ class StepParts:
     def _norms(self) -> list[Part]:
         """The first BN with an activation alone after it of each size of maps."""
         shown: dict[int, norms.Case] = {}
-        for norm in self.layers.norms:
-            if norm.join == "none" and norm.activation != "none":
-                shown.setdefault(norm.shape[1], norm.case(self.batch, self.dtype))
+        for case in self.cases:
+            if case.join == "none" and case.activation != "none":
+                shown.setdefault(case.height, case)
         return [self._norm(case, which) for case in shown.values() for which in PASSES]
 
     def _norm(self, case: norms.Case, which: str) -> Part:
@@ -146,11 +147,10 @@ class StepParts:
 
     def _step(self, parts: Sequence[Part]) -> Part:
         """`parts`, all BNs and the classifier."""
-        cases = [norm.case(self.batch, self.dtype) for norm in self.layers.norms]
         operations, moved = total(
             [
                 *((part.operations, part.bytes) for part in parts),
-                *((norm_operations(case, which), case.floor_bytes(which)) for case in cases for which in PASSES),
+                *((norm_operations(case, which), case.floor_bytes(which)) for case in self.cases for which in PASSES),
                 (6 * self.layers.linear * self.batch, 0),
             ]
         )

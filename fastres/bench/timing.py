@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -87,6 +88,18 @@ class Timing:
         """First and third quartile, in seconds."""
         low, _, high = statistics.quantiles(self.samples, n=4)
         return low, high
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON, in microseconds."""
+        quartiles = [end * 1e6 for end in self.quartiles]
+        facts = {"microseconds": self.seconds * 1e6, "quartiles_microseconds": quartiles, "method": self.method}
+        return facts | ({"note": self.note} if self.note else {})
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds(function: Call) -> float:

@@ -39,16 +39,6 @@ class Ours:
         self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
         self.runner = Runner(self.step, data_module, self.epoch_metrics, self.stall)
 
-    @property
-    def captured(self) -> bool:
-        """Whether steps are replays of CUDA graphs."""
-        return bool(self.runner.captured)
-
-    @property
-    def fallback_reason(self) -> str | None:
-        """Why they are not."""
-        return self.runner.fallback_reason
-
     def epoch(self, number: int, count: int | None = None) -> Iterator[Launch]:
         """Train on epoch `number`, or its first `count` steps; yields launches, with their `steps` and `images`."""
         return self.runner.epoch(number, 0, len(self.data_module.train) if count is None else count)

@@ -4,13 +4,10 @@ Results go to standard output, progress and errors to standard error. Exit codes
 one or two lines that name the fix; 130 interrupted, in training after a checkpoint was saved.
 """
 
-import io
-import signal
+import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +15,8 @@ from typer.core import TyperGroup
 
 from fastres.cli import bench, data, evaluate, inspect, reproduce, train
 from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
-from fastres.utils.terminal import flushed, printable, quiet_thread
-
-_PRINTING = Path(__file__).parent
+from fastres.utils.signals import Ending
+from fastres.utils.terminal import ReaderGone, flushed, lasting_streams, printable, quiet_thread, tell
 
 
 class _Group(TyperGroup):
@@ -32,17 +28,15 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
-        except BrokenPipeError as error:
-            # Results are printed in this folder and nowhere else; anything else is work that ends halfway: its progress
-            # has lost its reader, or a process that it needs has died.
-            if Path([*traceback.walk_tb(error.__traceback__)][-1][0].f_code.co_filename).parent != _PRINTING:
-                raise RuntimeError("a pipe broke in the middle of the work") from error
+        except ReaderGone:
             sys.exit(0)  # head, or less, has read enough
+        except BrokenPipeError as error:  # Typer would end it with status 1: a process that the work needs has died
+            raise RuntimeError("a pipe broke in the middle of the work") from error
         except Exception as error:
             if not out_of_gpu_memory(error):
                 raise
             fix = "lower train.batch_size (or eval.batch_size, if it was testing)"
-            if ctx.invoked_subcommand in ("eval", "predict"):
+            if ctx.invoked_subcommand in ("eval", "predict", "report"):
                 fix = "lower eval.batch_size in the run's recipe.toml"
             raise UserError(f"the GPU has too little free memory: {fix}, or choose --device cpu") from error
 
@@ -59,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "speedrun": train.speedrun,
     "sweep": train.sweep,
     "eval": evaluate.evaluate,
+    "report": evaluate.report,
     "predict": evaluate.predict,
     "compare": evaluate.compare,
     "reproduce": reproduce.reproduce,
@@ -88,41 +83,37 @@ def _root(
 
 def main() -> None:
     """Entry point of the `fastres` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that are not UTF-8, a terminal that knows no ×
-            stream.reconfigure(errors="replace")
-    threading.excepthook = quiet_thread
-    # SIGTERM ends a command as Ctrl-C does, so that it cleans up; who starts us with SIGTERM ignored has a reason.
-    before = signal.getsignal(signal.SIGTERM)
-    if before is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with lasting_streams(), Ending():
+        threading.excepthook = quiet_thread
         sys.exit(_run())
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run() -> int:
     """Run the command of sys.argv, say on standard error what stopped it, and return the exit status."""
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, which this process may lack; figures go into files
     try:
         try:
             app()
         except SystemExit as stop:  # the way in which Typer always ends
+            if Ending.asked:  # while it read the arguments
+                raise Interrupted("interrupted") from None
             # rich, which prints help and `doctor`, makes status 1 of a reader that has gone.
             code = 0 if isinstance(stop.__context__, BrokenPipeError) and stop.code == 1 else int(stop.code or 0)
         flushed(sys.stdout)
         return code
     except UserError as error:
         return _say(str(error), 2)
-    except Interrupted as stop:
-        return _say(str(stop), 130)
-    except OSError as error:
-        fault = disk_fault(error)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _say(str(stop) or "interrupted", 130)
+    except Exception as error:
+        if Ending.asked:  # an import that was interrupted fails in its own way
+            return _say("interrupted", 130)
+        fault = disk_fault(error) if isinstance(error, OSError) else None
         if fault is None:
             raise
         return _say(fault, 2)
 
 
 def _say(message: str, code: int) -> int:
-    print("fastres: " + "\n".join(printable(line) for line in message.split("\n")), file=sys.stderr)
+    tell("fastres: " + "\n".join(printable(line) for line in message.split("\n")))
     return code

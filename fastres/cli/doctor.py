@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sysconfig
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +43,7 @@ EXTRAS = (
 )
 ENOUGH_DISK = 2 << 30  # bytes: CIFAR-10's archive, its store and a run's checkpoints take about 0.5 GiB
 COMPILER_FIX = "apt-get install g++ python3-dev"
+ELSEWHERE = "set FASTRES_DATA, or data.root in the recipe, to another folder"
 
 
 class Problem(Entry):
@@ -126,23 +128,22 @@ def examine(root: str | Path | None = None) -> Examination:
     raises for what is missing, changes nothing, and takes about 3 s."""
     facts = environment()
     compilers = {"c++": _compiler("CXX", "g++", "clang++", "c++"), "c": _compiler("CC", "gcc", "clang", "cc")}
-    data, problems = _data(root)
+    data, unreadable = _data(root)
+    problems = [*_machine_problems(facts, compilers), *unreadable, *_data_problems(data)]
     return Examination(
         environment=facts,
         devices=[*(f"cuda:{index} {gpu.name}" for index, gpu in enumerate(facts.gpus)), f"cpu {facts.cpu_model}"],
         compilers=compilers,
         extras=[
-            Extra(name=name, what=what, version=_first_version(distributions), install=install)
-            for name, distributions, what, install in EXTRAS
+            Extra(
+                name=name, what=what, version=next(filter(None, map(installed_version, names)), None), install=install
+            )
+            for name, names, what, install in EXTRAS
         ],
         data=data,
         caches=_caches(),
-        problems=_software_problems(facts) + _gpu_problems(facts) + _compiler_problems(facts, compilers) + problems,
+        problems=[Problem(what=what, fix=fix) for what, fix in problems],
     )
-
-
-def _first_version(distributions: tuple[str, ...]) -> str | None:
-    return next((version for name in distributions if (version := installed_version(name))), None)
 
 
 def _compiler(variable: str, *names: str) -> Compiler | None:
@@ -154,87 +155,71 @@ def _compiler(variable: str, *names: str) -> Compiler | None:
     return None
 
 
-def _software_problems(facts: Environment) -> list[Problem]:
-    problems = []
+def _machine_problems(facts: Environment, compilers: dict[str, Compiler | None]) -> Iterator[tuple[str, str]]:
+    """What is wrong with software, GPU and compilers, each with the line that puts it right."""
     for name in NEEDED:
-        if installed_version(name) is None and not (
-            name == "triton" and not (facts.platform or "").startswith("Linux")
-        ):
-            problems.append(Problem(what=f"{name} is not installed", fix=f"pip install {name}"))
+        elsewhere = name == "triton" and not (facts.platform or "").startswith("Linux")
+        if installed_version(name) is None and not elsewhere:
+            yield f"{name} is not installed", f"pip install {name}"
     low, high = (".".join(map(str, version)) for version in TORCH)
     parsed = re.match(r"(\d+)\.(\d+)", facts.torch or "")
     if parsed and not TORCH[0] <= (int(parsed[1]), int(parsed[2])) < TORCH[1]:
         what = f"torch {facts.torch} is not one that fastres is tested with ({low} up to, not including, {high})"
-        problems.append(Problem(what=what, fix=f"pip install {TORCH_FIX}"))
+        yield what, f"pip install {TORCH_FIX}"
     if facts.torch and facts.threads is None:
         fix = "python -c 'import torch' says why; pip install --force-reinstall torch torchvision"
-        problems.append(Problem(what=f"torch {facts.torch} is installed but cannot be imported", fix=fix))
+        yield f"torch {facts.torch} is installed but cannot be imported", fix
     limits = [name for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
     if limits and facts.threads is not None and facts.threads < (facts.usable_cores or 1):
         what = f"{limits[0]} keeps torch to {facts.threads} of {facts.usable_cores} cores"
-        problems.append(Problem(what=what, fix=f"unset {' '.join(limits)}"))
-    return problems
-
-
-def _gpu_problems(facts: Environment) -> list[Problem]:
-    if facts.gpus:
-        return []
-    seen = nvidia_gpus()
-    if not seen:
-        return []
-    if facts.cuda is None:
+        yield what, f"unset {' '.join(limits)}"
+    seen = [] if facts.gpus else nvidia_gpus()
+    if seen and facts.cuda is None:
         what = f"there is a GPU ({seen[0]['name']}), but torch {facts.torch} is built without CUDA"
-        return [Problem(what=what, fix=f"pip install --force-reinstall {TORCH_FIX}")]
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [Problem(what="CUDA_VISIBLE_DEVICES hides the GPU", fix="unset CUDA_VISIBLE_DEVICES")]
-    what = f"torch cannot use the GPU ({seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts.cuda})"
-    return [Problem(what=what, fix=f"install a driver for CUDA {facts.cuda} or later")]
-
-
-def _compiler_problems(facts: Environment, compilers: dict[str, Compiler | None]) -> list[Problem]:
-    problems = []
+        yield what, f"pip install --force-reinstall {TORCH_FIX}"
+    elif seen and "CUDA_VISIBLE_DEVICES" in os.environ:
+        yield "CUDA_VISIBLE_DEVICES hides the GPU", "unset CUDA_VISIBLE_DEVICES"
+    elif seen:
+        about = f"{seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts.cuda}"
+        yield f"torch cannot use the GPU ({about})", f"install a driver for CUDA {facts.cuda} or later"
     if compilers["c++"] is None:
-        what = "there is no C++ compiler: training on the CPU goes uncompiled, which is slower"
-        problems.append(Problem(what=what, fix=COMPILER_FIX))
+        yield "there is no C++ compiler: training on the CPU goes uncompiled, which is slower", COMPILER_FIX
     elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         what = "Python.h is missing, which TorchInductor's and Triton's code includes: training goes uncompiled"
-        problems.append(Problem(what=what, fix=COMPILER_FIX))
+        yield what, COMPILER_FIX
     if facts.gpus and compilers["c"] is None:
-        problems.append(Problem(what="there is no C compiler, which Triton launches with", fix="apt-get install gcc"))
-    return problems
+        yield "there is no C compiler, which Triton launches with", "apt-get install gcc"
 
 
-def _data(root: str | Path | None) -> tuple[DataFolder, list[Problem]]:
-    """The folder of downloads and stores, and what is wrong with it."""
-    facts = DataFolder(downloads=[], stores=[])
-    problems = []
-    elsewhere = "set FASTRES_DATA, or data.root in the recipe, to another folder"
+def _data(root: str | Path | None) -> tuple[DataFolder, list[tuple[str, str]]]:
+    """The folder of downloads and stores, and why it cannot be looked at."""
     try:
         from fastres.data import data_root
 
         data_folder = data_root(root)
         # The nearest folder that exists says whether the rest could be made.
         standing = next(folder for folder in (data_folder, *data_folder.parents) if folder.exists())
-        free = shutil.disk_usage(standing).free
-        writable = standing.is_dir() and os.access(standing, os.W_OK | os.X_OK)
-        facts = DataFolder(root=str(data_folder), writable=writable, free_bytes=free, downloads=[], stores=[])
-        if not writable:
-            problems.append(Problem(what=f"{data_folder} cannot be written", fix=elsewhere))
-        if free < ENOUGH_DISK:
-            what = f"only {_size(free)} are free at {data_folder}"
-            problems.append(Problem(what=what, fix=f"free some space, or {elsewhere}"))
-        facts.downloads.extend(
-            Download(name=path.name, bytes=_bytes(path)[0]) for path in _listed(data_folder / "downloads")
-        )
-        for path in _listed(data_folder / "stores"):
-            if path.is_dir():
-                facts.stores.append(_store_folder(path))
-            if path.is_dir() and not facts.stores[-1].sound:
-                what = f"the prepared store {path} is damaged"
-                problems.append(Problem(what=what, fix=f"rm -r {shlex.quote(str(path))}"))
+        downloads, stores = _listed(data_folder / "downloads"), _listed(data_folder / "stores")
+        return DataFolder(
+            root=str(data_folder),
+            writable=standing.is_dir() and os.access(standing, os.W_OK | os.X_OK),
+            free_bytes=shutil.disk_usage(standing).free,
+            downloads=[Download(name=path.name, bytes=_bytes(path)[0]) for path in downloads],
+            stores=[_store_folder(path) for path in stores if path.is_dir()],
+        ), []
     except (ImportError, OSError, RuntimeError) as error:
-        problems.append(Problem(what=f"the data folder cannot be looked at: {error}", fix=elsewhere))
-    return facts, problems
+        return DataFolder(downloads=[], stores=[]), [(f"the data folder cannot be looked at: {error}", ELSEWHERE)]
+
+
+def _data_problems(data: DataFolder) -> Iterator[tuple[str, str]]:
+    if data.writable is False:
+        yield f"{data.root} cannot be written", ELSEWHERE
+    if data.free_bytes is not None and data.free_bytes < ENOUGH_DISK:
+        yield f"only {_size(data.free_bytes)} are free at {data.root}", f"free some space, or {ELSEWHERE}"
+    for store in data.stores:
+        if not store.sound:
+            path = f"{data.root}/stores/{store.folder}"
+            yield f"the prepared store {path} is damaged", f"rm -r {shlex.quote(path)}"
 
 
 def _store_folder(path: Path) -> StoreFolder:

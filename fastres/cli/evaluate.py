@@ -1,4 +1,4 @@
-"""`fastres eval`, `predict` and `compare`."""
+"""`fastres eval`, `report`, `predict` and `compare`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -57,17 +57,31 @@ def evaluate(
         print(corrupted.describe(corruptions))
 
 
+def report(run: RunFolder, device: Device = "auto", as_json: Json = False) -> None:
+    """Draw the page of a run again, complete or not."""
+    from fastres.training.page import redraw
+
+    page = redraw(run, device=device)
+    if as_json:
+        print_json({"out": str(page)})
+        return
+    print(printable(f"page {page}"))
+
+
 def predict(
     run: RunFolder,
     source: Source,
     out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("submission.csv"),
+    spreadsheet: Annotated[
+        bool, typer.Option("--spreadsheet", help="Put ' before names that a spreadsheet would run as formulas.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write the predicted class of each image to a CSV file with the header ID,Labels."""
     from fastres.evaluation.predict import predict as write_predictions
 
-    count = write_predictions(run, source, out, device=device)
+    count = write_predictions(run, source, out, device=device, spreadsheet=spreadsheet)
     if as_json:
         print_json({"out": str(out), "images": count})
         return

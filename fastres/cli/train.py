@@ -69,9 +69,9 @@ def speedrun(
     loaded = Recipe.load(recipe, set_)
     result = run_all(loaded, runs, target=target, out=out, device=device, name=recipe.stem)
     if as_json:
-        print_json({"out": str(result.folder), **result.summary.to_json()})
+        print_json({"out": str(result.folder), **result.facts.to_json()})
         return
-    print(describe(result.summary))
+    print(describe(result.facts))
     print(f"speedrun folder {result.folder}")
 
 
@@ -101,12 +101,12 @@ def sweep(
             raise UserError("--workers is for a [sweep.search]: the points of a grid are trained one after the other")
         result = train_all(sweeps.load(recipe, set_), out=out, device=device, name=recipe.stem)
     if as_json:
-        print_json({"out": str(result.folder), **result.summary.to_json()})
+        print_json({"out": str(result.folder), **result.facts.to_json()})
         return
-    print(table(result.summary).for_terminal())
-    if result.summary.means:
+    print(table(result.facts).for_terminal())
+    if result.facts.means:
         print()
-        print(means_table(result.summary).for_terminal())
-    for note in notes(result.summary):
+        print(means_table(result.facts).for_terminal())
+    for note in notes(result.facts):
         print(f"\n{note}")
     print(f"\nsweep folder {result.folder}")

@@ -5,6 +5,7 @@ stores; order.py is the order of an epoch, loaders/ yield its batches; compat/ i
 """
 
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,10 @@ def _torchvision() -> ModuleType:
 torchvision_cpu = aliases.module("fastres.data.torchvision_cpu", _torchvision)
 
 
+def __dir__() -> list[str]:
+    return [*globals(), "Batch", "Loader", "make_loader"]
+
+
 def __getattr__(name: str) -> Any:
     """`make_loader` and its classes, which bring torch along, only when they are asked for."""
     if name in ("Batch", "Loader", "make_loader"):
@@ -55,7 +60,7 @@ def __getattr__(name: str) -> Any:
 
 
 def open_dataset(
-    source: str,
+    source: str | Path,
     *,
     store: Store = "decoded",
     image_size: int | None = None,
@@ -75,6 +80,7 @@ def open_dataset(
     Opening a prepared store reads headers and labels only. Raises UserError for a source that is missing, damaged,
     hostile or not for this kind of store, for a full disk, and for a damaged store; nothing half-written is left.
     """
+    source = str(source)
     resolved = resolve(source, store=store, image_size=image_size, root=root)
     if not resolved.store.exists():
         return prepare(source, store=store, image_size=image_size, root=root, quiet=quiet)
@@ -82,7 +88,7 @@ def open_dataset(
 
 
 def prepare(
-    source: str,
+    source: str | Path,
     *,
     store: Store = "decoded",
     image_size: int | None = None,
@@ -90,6 +96,7 @@ def prepare(
     quiet: bool = False,
 ) -> Dataset:
     """As `open_dataset`, but a store that does not open is built again instead of refused."""
+    source = str(source)
     resolved = resolve(source, store=store, image_size=image_size, root=root)
     with building(resolved.store, quiet=quiet, rebuild=True) as folder:
         if folder is not None:
@@ -109,7 +116,7 @@ def prepare(
 
 
 def info(
-    source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
+    source: str | Path, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
 ) -> dict[str, Any]:
     """Facts about `source`, ready for JSON; reads no image, downloads and prepares nothing.
 
@@ -119,6 +126,7 @@ def info(
     bytes, fingerprint, parts: for each part its number of images and, where labelled, the images of each class; and
     beton: path and bytes of the store in FFCV's file format, None if there is none.
     """
+    source = str(source)
     resolved = resolve(source, store=store, image_size=image_size, root=root)
     facts: dict[str, Any] = {
         "source": encodable(source),
@@ -157,17 +165,18 @@ def _about_beton(dataset: Dataset) -> dict[str, Any] | None:
 
 
 def verify(
-    source: str, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
+    source: str | Path, *, store: Store = "decoded", image_size: int | None = None, root: str | Path | None = None
 ) -> list[str]:
     """Read the whole store of `source` and list what is wrong with it: wrong sizes, shapes, or sha256 sums; of an
     encoded store also each image file that is gone or has changed; and of the beton store of the same data, if any.
 
     An empty list means that it is sound. Raises UserError if it was never prepared.
     """
+    source = str(source)
     resolved = resolve(source, store=store, image_size=image_size, root=root)
     if not resolved.store.exists():
         kind = " --store encoded" if store == "encoded" else ""
-        raise UserError(f"{source} is not prepared: run `fastres data prepare {source}{kind}`")
+        raise UserError(f"{source} is not prepared: run `fastres data prepare {quote(source)}{kind}`")
     problems = verify_store(resolved.store)
     if not problems and beton.beton_folder(dataset := open_store(resolved.store, source)).exists():
         problems += beton.verify(dataset)

@@ -38,8 +38,6 @@ class Compiled:
         self._eager, self._network, self._about = function, network, about
         self.fallback_reason: str | None = "train.compile is false"
         if enabled:
-            # A process that trains several networks compiles this same line of code anew for each of them.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             self.fallback_reason = missing_compiler()
         self.active = self.fallback_reason is None
         """Whether calls run compiled code."""
@@ -81,7 +79,9 @@ class Compiled:
         from torch._inductor.exc import InductorError
 
         try:
-            with signals_wait():
+            # A process that trains several networks compiles the same line of code anew for each of them.
+            limit = max(64, torch._dynamo.config.recompile_limit)
+            with signals_wait(), torch._dynamo.config.patch(recompile_limit=limit):
                 graph = self._kept(arguments)
                 result = (graph or self._plain())(*arguments)
             self._graphs[case] = graph

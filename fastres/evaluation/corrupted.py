@@ -14,6 +14,7 @@ from fastres.evaluation.corruptions.values import Pixels
 from fastres.evaluation.metrics import Measures, measure
 from fastres.evaluation.predict import test_set
 from fastres.evaluation.trained import TrainedModel
+from fastres.report import any_backend
 from fastres.report.document import Table
 from fastres.runs.schema import Corruptions
 from fastres.utils.files import check_writable, write_bytes
@@ -42,9 +43,7 @@ def choose_severities(text: str | None) -> tuple[int, ...]:
     try:
         numbers = {int(number) for number in text.split(",")}
     except ValueError:
-        raise UserError(
-            f"--shift-severities {text}: give numbers from 1 to 5 with commas between, as in 1,3,5"
-        ) from None
+        raise UserError(f"severities {text}: give numbers from 1 to 5 with commas between, as in 1,3,5") from None
     for number in sorted(numbers):
         check(next(iter(KINDS)), number)
     return tuple(sorted(numbers))
@@ -92,8 +91,9 @@ def evaluate_corrupted(
         seed=SEED,
     )
     if unwritten is None:
-        from fastres.report import run_figures
-        from fastres.report.style import png
+        with any_backend():
+            from fastres.report import run_figures
+            from fastres.report.style import png
 
         write_bytes(folder / FIGURE, png(run_figures.corruptions(summary)))
         summary.write(folder / FILE)

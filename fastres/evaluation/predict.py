@@ -10,6 +10,12 @@ from torch import Tensor
 from fastres.errors import UserError
 from fastres.evaluation.metrics import Measures, measure
 from fastres.recipe import DataConfig
+from fastres.utils.format import plural
+from fastres.utils.progress import say
+from fastres.utils.terminal import printable
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""With what a cell begins that spreadsheets run (OWASP, "CSV Injection")."""
 
 
 def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...], Measures]:
@@ -41,11 +47,12 @@ def test_set(data: DataConfig, classes: tuple[str, ...]) -> tuple[Any, Tensor]:
     return dataset.test.images[:count], torch.from_numpy(np.array(dataset.test.labels[:count]))
 
 
-def predict(run: str | Path, source: str, out: str | Path, *, device: str = "auto") -> int:
+def predict(run: str | Path, source: str, out: str | Path, *, device: str = "auto", spreadsheet: bool = False) -> int:
     """Write the predicted class of each image of `source` to a CSV file with the header `ID,Labels`; returns how many.
 
     Unlabelled images are taken where the source has some, its test images otherwise. An ID is the source's own where
-    it has ids, else the position, counted from 0; a file's name keeps its bytes, UTF-8 or not. Raises UserError where
+    it has ids, else the position, counted from 0; a file's name keeps its bytes, UTF-8 or not. Names that a spreadsheet
+    would run as a formula get a ' in front for a `spreadsheet`, and are mentioned otherwise. Raises UserError where
     images and network do not fit or `out` cannot be written, both before predicting.
     """
     from fastres.data import open_dataset
@@ -62,14 +69,22 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     check_writable(Path(out))
     predicted = model.logits(part.images).argmax(1).tolist()
     ids: list[Any] = part.ids.tolist() if part.ids is not None else list(range(len(predicted)))
-    rows = (_cell(name) + b",%d\n" % label for name, label in zip(ids, predicted, strict=True))
+    formulas = [name for name in ids if isinstance(name, str) and name.startswith(FORMULAS)]
+    if formulas and not spreadsheet:
+        say(
+            f"{plural(len(formulas), 'name', 'names')} such as {printable(formulas[0][:60])} would be a formula in a "
+            "spreadsheet: `fastres predict --spreadsheet` puts a ' in front"
+        )
+    rows = (_cell(name, spreadsheet) + b",%d\n" % label for name, label in zip(ids, predicted, strict=True))
     write_bytes(Path(out), b"".join([b"ID,Labels\n", *rows]))
     return len(predicted)
 
 
-def _cell(value: Any) -> bytes:
-    """A CSV cell: quoted where a file's name holds a comma, a quote or a line break."""
+def _cell(value: Any, spreadsheet: bool = False) -> bytes:
+    """A CSV cell: quoted where a file's name holds a comma, a quote or a line break, for a spreadsheet no formula."""
     text = str(value)
+    if spreadsheet and isinstance(value, str) and text.startswith(FORMULAS):
+        text = "'" + text
     if any(mark in text for mark in ',"\r\n'):
         text = '"' + text.replace('"', '""') + '"'
     try:

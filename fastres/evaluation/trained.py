@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from fastres.augment import Augment
 from fastres.engine.device import choose_device
 from fastres.engine.precision import DTYPES
+from fastres.engine.process import left_as_found
 from fastres.errors import UserError
-from fastres.evaluation.evaluator import Evaluator
+from fastres.evaluation.evaluator import Evaluator, everything
 from fastres.models import build
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
@@ -36,10 +38,11 @@ class TrainedModel:
         recipe, where = read_recipe(run), choose_device(device)
         path = run / checkpoint.FINAL
         if not path.is_file():
-            raise UserError(f"{run} is not finished: complete it with `fastres train --resume {run}`")
+            raise UserError(f"{run} is not finished: complete it with `fastres train --resume {quote(str(run))}`")
         weights, about = checkpoint.load_weights(path)
         try:
-            network = build(recipe.model, len(about["classes"]), about["image_size"])
+            with torch.random.fork_rng([], device_type="cuda"):  # the weights that are drawn are nobody's
+                network = build(recipe.model, len(about["classes"]), about["image_size"])
             network.load_state_dict(weights)
         except (RuntimeError, KeyError, TypeError) as error:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
@@ -57,16 +60,13 @@ class TrainedModel:
     def logits(self, images: Any) -> Tensor:
         """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time
         augmentation as in training, so that the same bits come out."""
-        from fastres.evaluation.evaluator import everything
-
         options = self.recipe.eval
-        return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
+        with left_as_found(self.device.type):
+            return self._evaluator.logits(everything(images, options.batch_size, self.device), options)
 
     @cached_property
-    def _evaluator(self) -> "Evaluator":
+    def _evaluator(self) -> Evaluator:
         """One for all calls: it compiles the network once."""
-        from fastres.evaluation.evaluator import Evaluator
-
         return Evaluator(
             self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
         )

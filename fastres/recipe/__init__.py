@@ -22,6 +22,7 @@ from fastres.recipe.data import DataConfig as DataConfig
 from fastres.recipe.data import ExtraConfig as ExtraConfig
 from fastres.recipe.fields import Precision as Precision
 from fastres.recipe.fields import Table as Table
+from fastres.recipe.loading import explain
 from fastres.recipe.methods import DinoConfig as DinoConfig
 from fastres.recipe.methods import DistillConfig as DistillConfig
 from fastres.recipe.methods import EmpSslConfig as EmpSslConfig
@@ -52,6 +53,8 @@ from fastres.recipe.sweeps import PointConfig as PointConfig
 from fastres.recipe.sweeps import RangeConfig as RangeConfig
 from fastres.recipe.sweeps import SearchConfig as SearchConfig
 from fastres.recipe.sweeps import SweepConfig as SweepConfig
+
+Table.explain = explain
 
 
 def __getattr__(name: str) -> Any:

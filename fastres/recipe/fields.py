@@ -1,8 +1,11 @@
 """The base of all tables of a recipe: the table itself, and the types of its values."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fastres.errors import InvalidRecipe
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Positive = Annotated[int, Field(gt=0)]
@@ -25,3 +28,23 @@ class Table(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, validate_default=True
     )
+
+    explain: ClassVar[Callable[[type[BaseModel], ValidationError, str, dict[Any, str], Any], str]]
+    """loading.py's, which imports the tables."""
+
+    def __init__(self, **values: Any) -> None:
+        """Raises InvalidRecipe, which names keys as the errors of a recipe file do."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            kind = type(self)
+            raise InvalidRecipe(kind.explain(kind, error, kind.__name__, {}, values)) from None
+
+    # Tables inside of a table are checked by pydantic itself, which then knows where in the whole they stand.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"a recipe stays as it is: load another one, Recipe.load(path, ['table.{name}=…']), "
+            f"or make one, {type(self).__name__}({name}=…)"
+        )

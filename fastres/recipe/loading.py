@@ -18,6 +18,8 @@ from fastres.errors import UserError
 from fastres.recipe.kinds import Kinds
 from fastres.recipe.networks import PRESETS
 from fastres.recipe.sweeps import TAGS
+from fastres.utils.files import as_on_disk
+from fastres.utils.format import MOST_FAULTS, listed
 
 Values = dict[str, Any]
 """A table as TOML gives it, before anything is known of its keys."""
@@ -48,7 +50,7 @@ def resolve(recipe: type[BaseModel], layers: list[Layer], path: Path) -> Any:
     try:
         return recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(recipe, error, str(path), origins, values)) from error
+        raise UserError(explain(recipe, error, str(path), origins, values)) from error
 
 
 def _spelt(sweep: Values) -> Values:
@@ -96,7 +98,7 @@ def nested(table: Values) -> Values:
 def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers that `path` stands for: what it extends first, itself last."""
     try:
-        layer = tomllib.loads(path.read_text(encoding="utf-8"))
+        layer = tomllib.loads(as_on_disk(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError:
         there = [str(file) for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), there, n=1, cutoff=0.5)
@@ -128,11 +130,11 @@ def _assignments(overrides: list[str]) -> list[Layer]:
         key, equals, value = text.partition("=")
         names = key.strip().split(".")
         if not equals or not all(names):
-            raise UserError(f"--set {text}: write it as table.key=value, for example --set train.epochs=3")
+            raise UserError(f"{text}: write it as table.key=value, for example train.epochs=3")
         parsed: Any = _value(value.strip())
         for name in reversed(names):
             parsed = {name: parsed}
-        layers.append((f"--set {text}", parsed, names[-1] != "name"))
+        layers.append((text, parsed, names[-1] != "name"))
     return [(origin, layer) for origin, layer, _ in sorted(layers, key=lambda item: item[2])]
 
 
@@ -188,10 +190,18 @@ def _merge(values: Values, layer: Values, origin: str, origins: Origins, at: tup
                 values[key] = value
 
 
-def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins, values: Values) -> str:
-    """The first fault as one line: place, key, what is wrong, what would be right."""
+def explain(recipe: type[BaseModel], error: ValidationError, path: str, origins: Origins, values: Values) -> str:
+    """What is wrong: the first fault on a line, up to nine others on a second one, which counts the rest."""
     faults = error.errors(include_url=False)
-    fault = faults[0]
+    (origin, first), *others = [_explain(recipe, fault, path, origins, values) for fault in faults[:MOST_FAULTS]]
+    if not others:
+        return f"{origin}: {first}"
+    also = [text if layer == origin else f"{layer}: {text}" for layer, text in others]
+    return f"{origin}: {first}\nalso {listed(also, len(faults) - 1)}"
+
+
+def _explain(recipe: type[BaseModel], fault: Any, path: str, origins: Origins, values: Values) -> tuple[str, str]:
+    """The place of a fault, and in a line its key, what is wrong, what would be right."""
     key, keys_here = _locate(recipe, values, fault["loc"])
     origin = next((origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), path)
     name, given = ".".join(key), fault.get("input")
@@ -221,8 +231,7 @@ def _explain(recipe: type[BaseModel], error: ValidationError, path: str, origins
         if fault["type"] == "literal_error" and isinstance(given, str):
             near = difflib.get_close_matches(given, fault["ctx"]["expected"].replace("'", "").split(), n=1)
             text += f"; did you mean '{near[0].strip(',')}'?" if near else ""
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{origin}: {text}{more}"
+    return origin, text
 
 
 def _locate(recipe: type[BaseModel], values: Any, location: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[str]]:

@@ -74,14 +74,14 @@ class Recipe(Table):
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
+    def load(cls, path: str | Path, overrides: str | list[str] | None = None) -> "Recipe":
         """Read a recipe from `path`, with `overrides` such as `"train.epochs=3"` on top.
 
         Raises UserError for anything wrong in the file, in a file it extends, or in an override.
         """
         from fastres.recipe.loading import load
 
-        return load(cls, Path(path), overrides or [])
+        return load(cls, Path(path), [overrides] if isinstance(overrides, str) else overrides or [])
 
     def check_single(self) -> None:
         """Raise UserError where the recipe is a sweep, which stands for many runs."""

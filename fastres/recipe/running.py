@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fastres.recipe.fields import NotNegative, Positive, Precision, Rate, Share, Table
+from fastres.utils.untrusted import name_of_folder
 
 
 class LookaheadConfig(Table):
@@ -77,8 +78,8 @@ class EvalConfig(Table):
 class RecordConfig(Table):
     """Records besides the metrics."""
 
-    name: str | None = None
-    """Name of the run; by default the recipe file's."""
+    name: Annotated[str, AfterValidator(name_of_folder)] | None = None
+    """Name of the run, with which that of its folder begins; by default the recipe file's."""
     report: bool = True
     """Draw the figures and the page at the end."""
     tensorboard: bool = False

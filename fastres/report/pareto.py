@@ -52,10 +52,10 @@ class Mark:
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds; None where no run has it."""
-        known = [value for run in self.runs if (value := run[key]) is not None]
-        return Sample.of(known) if known else None
+        return Sample.of_known(run[key] for run in self.runs)
 
 
+@style.own_settings()
 def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     """Mean test accuracy of each mark against training speed (left) and time of the run (right). Bars are one SD over
     seeds, small dots the runs themselves; what the Pareto front holds is filled, and a stepped line follows it.
@@ -71,8 +71,7 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
     for axes in stack[1:]:
         axes.tick_params(labelleft=False)
     _legend(figure, marks, records)
-    with style.missing_glyphs_are_boxes():
-        figure.draw_without_rendering()  # from here on it is known where points and letters lie
+    figure.draw_without_rendering()  # from here on it is known where points and letters lie
     for axes, key in zip(stack, costs, strict=True):
         _follow(axes, marks, key)
         labels = [
@@ -83,8 +82,7 @@ def pareto(marks: Sequence[Mark], records: Sequence[Record] = ()) -> Figure:
             Label(each.seconds, 100 * each.accuracy, letter, style.GREY, bold=False)
             for letter, each in zip(ascii_lowercase, records, strict=False)
         ]
-        with style.missing_glyphs_are_boxes():
-            write_beside(axes, [*labels, *(others if key == "seconds" else [])])
+        write_beside(axes, [*labels, *(others if key == "seconds" else [])])
     return figure
 
 

@@ -1,6 +1,6 @@
 """The figures of a run's page: one function a figure, from arrays or rows of metrics.jsonl to a matplotlib Figure.
 
-Figures are built as objects, without pyplot: nothing global changes, and threads may draw at once. All are 7 inches
+Figures are built as objects, without pyplot, under settings of their own (`style.own_settings`). All are 7 inches
 wide, so that text of 9 to 10 points stays readable where a page shows them 700 pixels wide. Class names are hostile:
 they are shortened, stripped of what does not print, and never read as TeX.
 """
@@ -18,6 +18,7 @@ from fastres.report import style
 from fastres.runs.schema import Best, Corruptions, Epoch, Speedrun, SpeedrunRow
 
 
+@style.own_settings()
 def samples(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], after: np.ndarray | None = None
 ) -> Figure:
@@ -28,11 +29,13 @@ def samples(
     return mixed(images, after, captions, min(8, max(4, len(images))))
 
 
+@style.own_settings()
 def mixed(images: np.ndarray, after: np.ndarray | None, captions: list[str], columns: int) -> Figure:
     """Images, uint8 [n, H, W, 3], above what augmentation and mixing make of them, float32 in 0 to 1: a row a batch."""
     return style.tiles(images, captions, columns=columns, empty="There is no training image to show.", after=after)
 
 
+@style.own_settings()
 def class_counts(
     train_labels: np.ndarray, val_labels: np.ndarray | None, classes: tuple[str, ...], *, leak: bool = False
 ) -> Figure:
@@ -89,6 +92,7 @@ _Curve = tuple[Sequence[Epoch], str, style.Look]
 _DASHED: style.Look = {"color": style.RED, "linestyle": (0, (5, 1.5))}
 
 
+@style.own_settings()
 def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> Figure:
     """Training loss in blue and validation loss in red by epoch: the report's Figure 4.
 
@@ -103,6 +107,7 @@ def loss(rows: list[Epoch], *, best: Best | None = None, leak: bool = False) -> 
     return _losses(curves, best)
 
 
+@style.own_settings()
 def honest_loss(code: Sequence[Epoch], honest: Sequence[Epoch]) -> Figure:
     """Losses of two runs: training (blue) and leaky validation (red) of the one with the code's split, and validation
     on held-out images (black) of the one without the leak, `honest`."""
@@ -123,6 +128,7 @@ def _losses(curves: list[_Curve], best: Best | None) -> Figure:
     return figure
 
 
+@style.own_settings()
 def accuracy(
     rows: list[Epoch],
     *,
@@ -151,6 +157,7 @@ def accuracy(
     return figure
 
 
+@style.own_settings()
 def learning_rate(rows: list[Epoch]) -> Figure:
     """Learning rate as each row of metrics.jsonl has it, by epoch."""
     figure, axes = style.single(2.6)
@@ -161,6 +168,7 @@ def learning_rate(rows: list[Epoch]) -> Figure:
     return figure
 
 
+@style.own_settings()
 def confusion(labels: np.ndarray, predicted: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Of each true class (rows), the share in percent that was given each class (columns); labels are int64 [N].
 
@@ -210,6 +218,7 @@ def _heatmap(height: float, values: np.ndarray, norm: Normalize, texts: _Texts, 
     return figure
 
 
+@style.own_settings()
 def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """The 15 test images, uint8 [N, H, W, 3], that were given a wrong class with the highest probability.
 
@@ -228,6 +237,7 @@ def worst_mistakes(images: Any, labels: np.ndarray, probabilities: np.ndarray, c
     return style.tiles(images[worst], captions, columns=5, empty="No test image was given a wrong class.")
 
 
+@style.own_settings()
 def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
     """Above, the accuracy of each run of a speedrun with mean, interval and target; below, its time. `rows` are those
     of runs.jsonl, `summary` is speedrun.json."""
@@ -256,6 +266,7 @@ def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
     return figure
 
 
+@style.own_settings()
 def corruptions(summary: Corruptions) -> Figure:
     """Accuracy in percent of each kind of corruption by severity, with means, and the clean accuracy above; `summary`
     is shift.json."""

@@ -1,11 +1,13 @@
 """The page of a run: `figures/` and `report.html`, one file that needs no network, no script and no other file."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from fastres.recipe import Recipe
 from fastres.report import run_figures
@@ -13,7 +15,7 @@ from fastres.report.document import Details, Heading, Note, Part, Picture, Table
 from fastres.report.style import LEAKY, png
 from fastres.runs.environment import Environment
 from fastres.runs.schema import Epoch, Summary
-from fastres.utils.format import DASH, number, plural, wall_time
+from fastres.utils.format import DASH, ONE_CLASS, number, plural, wall_time
 from fastres.utils.statistics import wilson
 
 PAGE = "report.html"
@@ -39,8 +41,8 @@ class ReportData:
     """uint8 [N, H, W, 3], an array or EncodedImages: all test images."""
     test_labels: np.ndarray
     """int64 [N]: their labels."""
-    test_probabilities: np.ndarray
-    """float32 [N, classes]: what the network makes of them."""
+    test_probabilities: np.ndarray | None
+    """float32 [N, classes]: what the network makes of them; None where it has not been tested."""
 
 
 def write_report(
@@ -50,32 +52,40 @@ def write_report(
     rows: list[Epoch],
     summary: Summary,
     environment: Environment,
-    report_data: ReportData,
+    report_data: ReportData | None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Draw `figures/*.png` into the run directory and write `report.html` with them inside; returns the page's path.
 
-    `rows` are those of metrics.jsonl. Raises UserError where the run directory cannot be written.
+    `rows` are those of metrics.jsonl. The summary of a run that is not complete has no `stopped`; without data, only
+    what the run wrote is shown. `notes` stand among the warnings. Raises UserError where the run directory cannot be
+    written.
     """
-    leak = summary.split == "report"
-    what = f"A {recipe.model.name} for {plural(len(report_data.classes), 'class', 'classes')} of {summary.source}."
-    total = plural(len(report_data.test_labels), "test image", "test images")
+    leak, tested = summary.split == "report", report_data is not None and report_data.test_probabilities is not None
+    classes = "" if report_data is None else f" for {plural(len(report_data.classes), 'class', 'classes')}"
+    images = plural(_tested_images(summary, report_data), "test image", "test images")
     machine = json.dumps(environment.to_json(), indent=2, ensure_ascii=False)
+    interval = (
+        f"The interval (Wilson, {images}) covers the choice of the test images only. Another seed gives another "
+        "network and another accuracy, by an amount that one run cannot show."
+    )
     parts: list[Part] = [
-        Note(what, "soft"),
-        _headline(summary, report_data),
-        f"The interval (Wilson, {total}) covers the choice of the test images only. Another seed gives another network "
-        "and another accuracy, by an amount that one run cannot show.",
-        *map(Note, _warnings(summary, leak=leak)),
+        Note(f"A {recipe.model.name}{classes} of {summary.source}.", "soft"),
+        _headline(summary, report_data, rows, recipe),
+        *[interval] * (summary.test_accuracy is not None),
+        *map(Note, [*_warnings(summary, report_data, rows, recipe, leak=leak), *notes]),
         Heading("How it was made"),
         "The resolved recipe lies beside this page, and is printed below; this trains it again:",
         Details("", "fastres train recipe.toml"),
         _made(summary, environment, report_data),
         Heading("Figures"),
         *_pictures(rows, summary, report_data, leak=leak),
-        Heading("Accuracy by class"),
-        _by_class(report_data),
+    ]
+    if report_data is not None and tested:
+        parts += [Heading("Accuracy by class"), _by_class(report_data)]
+    parts += [
         Heading("Details"),
-        Details("Every epoch", _epochs(rows, leak=leak)),
+        *[Details("Every epoch", _epochs(rows, leak=leak))] * bool(rows),
         Details("Recipe, resolved", recipe.to_toml()),
         Details("Environment", machine),
     ]
@@ -83,58 +93,102 @@ def write_report(
     return run / PAGE
 
 
-def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData, *, leak: bool) -> list[Picture]:
-    best, classes, predicted, accuracy = summary.best, shown.classes, _predicted(shown), summary.test_accuracy
-    mistakes = int((predicted != shown.test_labels).sum())
-    figures = {
-        "samples": run_figures.samples(shown.samples, shown.sample_labels, classes),
-        "class_counts": run_figures.class_counts(shown.train_labels, shown.val_labels, classes, leak=leak),
-        "augmented": run_figures.samples(shown.samples, shown.sample_labels, classes, shown.augmented),
-        "loss": run_figures.loss(rows, best=best, leak=leak),
-        "accuracy": run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=accuracy),
-        "learning_rate": run_figures.learning_rate(rows),
-        "confusion": run_figures.confusion(shown.test_labels, predicted, classes),
-        "worst_mistakes": run_figures.worst_mistakes(
-            shown.test_images, shown.test_labels, shown.test_probabilities, classes
-        ),
-    }
+def _tested_images(summary: Summary, shown: ReportData | None) -> int:
+    return (summary.test_images or 0) if shown is None else len(shown.test_labels)
+
+
+def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData | None, *, leak: bool) -> list[Picture]:
+    best, accuracy = summary.best, summary.test_accuracy
     best_note = " The vertical line is the epoch whose weights were tested." if best else ""
-    counted, validation, leaking = ".", "", ""
-    if shown.val_labels is not None:
-        counted = f", {len(shown.val_labels):,} for validation (red, hatched)."
-        validation = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
+    leaking = ""
     if leak:
-        counted += " Most of the latter are among the former."
         leaking = (
             " The validation images are the first of the training images, while training draws from all of them: most "
             "are trained on, so this curve is no estimate for new images."
         )
-    captions = [
-        "Training images as stored, under the names of their classes.",
-        f"Images of each class: {len(shown.train_labels):,} for training (blue){counted}",
-        "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
-        "before mixing and normalisation.",
-        f"Loss by epoch: training (blue), on augmented images while the weights move{validation}.{leaking}{best_note}",
-        "Accuracy by epoch; the axis spans the data, not 0 to 100%. The level line is the test accuracy at the end."
-        f"{leaking}{best_note}",
-        "Learning rate at the last step of each epoch.",
-        "Each row is a true class and adds up to 100%: the share of its test images given to each class"
-        f"{', with their number in brackets' if len(classes) <= 10 else ''}. The colour follows the square root, so "
-        "that rare confusions show.",
-        f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
-        "probability: true class → predicted class, probability."
-        if mistakes
-        else "Every test image was given its true class.",
-    ]
-    return [Picture(name, png(figures[name]), caption) for name, caption in zip(figures, captions, strict=True)]
+    validated = any(row.val_loss is not None for row in rows) if shown is None else shown.val_labels is not None
+    validation = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
+    level = "" if accuracy is None else " The level line is the test accuracy at the end."
+    curves = {
+        "loss": (
+            run_figures.loss(rows, best=best, leak=leak),
+            "Loss by epoch: training (blue), on augmented images while the weights move"
+            f"{validation if validated else ''}.{leaking}{best_note}",
+        ),
+        "accuracy": (
+            run_figures.accuracy(rows, best=best, leak=leak, test_accuracy=accuracy),
+            f"Accuracy by epoch; the axis spans the data, not 0 to 100%.{level}{leaking}{best_note}",
+        ),
+        "learning_rate": (run_figures.learning_rate(rows), "Learning rate at the last step of each epoch."),
+    }
+    figures = curves if shown is None else _of_images(shown, leak=leak) | curves | _of_tests(shown)
+    return [Picture(name, png(figure), caption) for name, (figure, caption) in figures.items()]
+
+
+def _of_images(shown: ReportData, *, leak: bool) -> dict[str, tuple[Figure, str]]:
+    """The figures of the images, with their captions."""
+    counted = "." if shown.val_labels is None else f", {len(shown.val_labels):,} for validation (red, hatched)."
+    if leak:
+        counted += " Most of the latter are among the former."
+    classes = shown.classes
+    return {
+        "samples": (
+            run_figures.samples(shown.samples, shown.sample_labels, classes),
+            "Training images as stored, under the names of their classes.",
+        ),
+        "class_counts": (
+            run_figures.class_counts(shown.train_labels, shown.val_labels, classes, leak=leak),
+            f"Images of each class: {len(shown.train_labels):,} for training (blue){counted}",
+        ),
+        "augmented": (
+            run_figures.samples(shown.samples, shown.sample_labels, classes, shown.augmented),
+            "Training images (above) and the same after augmentation (below), as the network sees them in one epoch; "
+            "before mixing and normalisation.",
+        ),
+    }
+
+
+def _of_tests(shown: ReportData) -> dict[str, tuple[Figure, str]]:
+    """The figures of what the network makes of the test images, with their captions."""
+    if shown.test_probabilities is None:
+        return {}
+    labels, predicted, classes = shown.test_labels, _predicted(shown), shown.classes
+    mistakes = int((predicted != labels).sum())
+    wrong = run_figures.worst_mistakes(shown.test_images, labels, shown.test_probabilities, classes)
+    return {
+        "confusion": (
+            run_figures.confusion(labels, predicted, classes),
+            "Each row is a true class and adds up to 100%: the share of its test images given to each class"
+            f"{', with their number in brackets' if len(classes) <= 10 else ''}. The colour follows the square root, "
+            "so that rare confusions show.",
+        ),
+        "worst_mistakes": (
+            wrong,
+            f"Of {plural(mistakes, 'wrong answer', 'wrong answers')} on the test images, those given with the highest "
+            "probability: true class → predicted class, probability."
+            if mistakes
+            else "Every test image was given its true class.",
+        ),
+    }
 
 
 def _predicted(shown: ReportData) -> np.ndarray:
+    assert shown.test_probabilities is not None
     return np.nan_to_num(shown.test_probabilities).argmax(axis=1)
 
 
-def _headline(summary: Summary, shown: ReportData) -> Tiles:
-    total = len(shown.test_labels)
+def _headline(summary: Summary, shown: ReportData | None, rows: list[Epoch], recipe: Recipe) -> Tiles:
+    if summary.stopped is None:
+        last = rows[-1] if rows else Epoch(epoch=0)
+        return Tiles(
+            [
+                ("Epochs done", f"{last.epoch}", f"of {recipe.train.epochs:g}"),
+                ("Training accuracy", number(last.train_accuracy, ".2%"), "of the last of them, augmented images"),
+                ("Validation accuracy", number(last.val_accuracy, ".2%"), "after it"),
+                ("Training speed", number(last.images_per_second, ",.0f"), "images a second in it"),
+            ]
+        )
+    total = _tested_images(summary, shown)
     accuracy, multiply_adds = summary.test_accuracy or 0.0, summary.multiply_adds or 0
     low, high = wilson(round(accuracy * total), total)
     cold, warm = summary.cold_seconds, summary.warm_seconds  # a run of an older version has no warm figure
@@ -154,8 +208,12 @@ def _headline(summary: Summary, shown: ReportData) -> Tiles:
     )
 
 
-def _warnings(summary: Summary, *, leak: bool) -> list[str]:
+def _warnings(
+    summary: Summary, shown: ReportData | None, rows: list[Epoch], recipe: Recipe, *, leak: bool
+) -> list[str]:
     texts = []
+    if shown is not None and len(shown.classes) == 1:
+        texts.append(f"{ONE_CLASS.capitalize()}.")
     if leak:
         texts.append(
             'Leaky validation. With data.split = "report" most validation images are trained on. Their loss and '
@@ -167,7 +225,12 @@ def _warnings(summary: Summary, *, leak: bool) -> list[str]:
             "Chosen on the test images. The tested weights are those of the epoch with the best "
             f"{summary.best.metric.replace('_', ' ')}, so the test accuracy above is optimistic."
         )
-    if summary.stopped != "completed":
+    if summary.stopped is None:
+        texts.append(
+            f"Not complete: {len(rows)} of {recipe.train.epochs:g} epochs are done, and nothing has been tested. "
+            "`fastres train --resume` with this folder goes on."
+        )
+    elif summary.stopped != "completed":
         texts.append(f"Stopped after {_epochs_of(summary)}: {summary.stopped}.")
     return texts
 
@@ -176,20 +239,23 @@ def _epochs_of(summary: Summary) -> str:
     return plural(summary.epochs or 0, "epoch", "epochs")
 
 
-def _made(summary: Summary, environment: Environment, shown: ReportData) -> Table:
+def _made(summary: Summary, environment: Environment, shown: ReportData | None) -> Table:
     version = str(environment.fastres)
     if environment.commit:
         version += f", commit {environment.commit[:12]}" + (" with changes" if environment.dirty else "")
     best = summary.best
     weights = f"epoch {best.epoch}, by {best.metric} = {best.value:.5g}" if best else "those of the last step"
-    compiled = "no" if not summary.compiled else "by an earlier run" if summary.compiled_from_cache else "yes"
+    made = "by an earlier run" if summary.compiled_from_cache else "yes"
+    compiled = DASH if summary.compiled is None else made if summary.compiled else "no"
     if summary.compile_note:
         compiled += f": {summary.compile_note}"
     calibration, memory = summary.expected_calibration_error, summary.peak_memory_bytes
+    images = f"{summary.source}, split “{summary.split}”"
+    if shown is not None:
+        validation = "no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on"
+        images += f": {len(shown.train_labels):,} to train on, {validation}, {len(shown.test_labels):,} to test on"
     facts = {
-        "Images": f"{summary.source}, split “{summary.split}”: {len(shown.train_labels):,} to train on, "
-        + ("no validation" if shown.val_labels is None else f"{len(shown.val_labels):,} to validate on")
-        + f", {len(shown.test_labels):,} to test on",
+        "Images": images,
         "Length": f"{_epochs_of(summary)}, {plural(summary.steps or 0, 'step', 'steps')}",
         "Weights tested": weights,
         "Test loss": DASH if summary.test_loss is None else f"{summary.test_loss:.4f} nats an image",

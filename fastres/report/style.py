@@ -2,11 +2,13 @@
 
 import io
 import math
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,19 +30,26 @@ Look = dict[str, Any]
 """Options of matplotlib."""
 
 
+_ONE_AT_A_TIME = threading.RLock()
+
+
 @contextmanager
-def missing_glyphs_are_boxes() -> Iterator[None]:
-    """No warning where a name is in a script that the font lacks: the page's tables have it in full."""
-    with warnings.catch_warnings():
+def own_settings() -> Iterator[None]:
+    """matplotlib's defaults, whatever the user has chosen (a matplotlibrc, text.usetex, a style), while a figure is
+    made or written: a decorator of what makes one. matplotlib's settings are global, so one thread draws at a time.
+
+    No warning where a name is in a script that the font lacks: the page's tables have it in full.
+    """
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), matplotlib.style.context("default"):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
+@own_settings()
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file, free of time stamps and versions: the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    with missing_glyphs_are_boxes():
-        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 

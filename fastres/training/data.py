@@ -23,6 +23,8 @@ from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
 from fastres.recipe import DataConfig, Recipe
+from fastres.utils.format import ONE_CLASS
+from fastres.utils.progress import say
 
 MakeViews = Callable[[Recipe, Augment, int], Views | None]
 """Of a recipe, its augmentation and the number of images: see `methods.base.Method.views`."""
@@ -127,6 +129,8 @@ def open_data_module(
     """
     data, options = recipe.data, recipe.train
     dataset = open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
+    if len(dataset.classes) == 1:
+        say(f"{data.source} has {ONE_CLASS}", quiet=quiet)
     images, labels = _labelled(dataset, "train", data.train_images)
     test_images, test_labels = _labelled(dataset, "test", data.test_images)
     train_indices, held = split(data, len(images), options.seed)

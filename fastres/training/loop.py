@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import Tensor
@@ -23,13 +24,13 @@ from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Epoch, Summary
 from fastres.runs.tracking import Tracker, check_tracker
 from fastres.training.data import labels_of
 from fastres.training.methods.base import Method
+from fastres.training.metrics import input_stall, peak_memory
 from fastres.training.page import draw_page
 from fastres.training.progress import Progress
 from fastres.training.session import Session
 from fastres.training.state import TrainState
 from fastres.training.step import StepVariant
-from fastres.training.summary import input_stall, peak_memory
-from fastres.utils.machine import computes_bf16
+from fastres.utils.machine import computes_bf16, contention
 from fastres.utils.signals import Interrupt
 
 OnEpoch = Callable[[list[Epoch]], str | None]
@@ -66,6 +67,7 @@ class Run(Session):
     ) -> None:
         self.on_epoch = on_epoch
         self.startup_timer, self.began = startup_timer, startup_timer.seconds
+        self.busy = contention()
         if recipe.record.tensorboard:
             summary_writer()  # raises where it is missing, before there is a run directory
         check_tracker(recipe.record)
@@ -101,6 +103,8 @@ class Run(Session):
             with side_stream(self.device), self.progress, Interrupt() as self.interrupt:
                 self.progress.message(f"{run}: {self.parameters:,} parameters on {self.device}")
                 self.progress.message(f"loader {self.data_module.loading.name}: {self.data_module.loading.reason}")
+                if self.busy:
+                    self.progress.message(self.busy)
                 if (
                     options.precision == "bf16"
                     and self.device.type == "cpu"
@@ -171,7 +175,7 @@ class Run(Session):
         if self.interrupt.requested:
             raise Interrupted(
                 f"{self.interrupt.requested}: saved after step {self._steps_done()}; "
-                f"go on with `fastres train --resume {self.run}`"
+                f"go on with `fastres train --resume {quote(str(self.run))}`"
             )
 
     def _show(self, step: int, images: int) -> None:
@@ -340,7 +344,8 @@ class Run(Session):
             except UserError:
                 raise
             except Exception as error:  # a figure that cannot be drawn must not cost the run its result
-                self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error})")
+                again = f"`fastres report {quote(str(self.run))}` draws it again"
+                self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error}): {again}")
         summary.write(self.run / SUMMARY)  # last: its presence says that the run is complete
         return summary
 

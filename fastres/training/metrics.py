@@ -1,4 +1,4 @@
-"""Metrics of an epoch, summed on the device, and how long the device waits for data."""
+"""Metrics of an epoch, summed on the device, how long the device waits for data, and the memory of a run."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastres.data.loaders import Batch
+from fastres.runs.schema import Epoch
 
 
 class StallMeter:
@@ -79,3 +80,20 @@ class EpochMetrics:
     def clear(self) -> None:
         """Begin an epoch."""
         self.sums.zero_()
+
+
+def input_stall(rows: list[Epoch]) -> float | None:
+    """Share of the time of all training steps in which the device waited for data, from the rows of metrics.jsonl."""
+    measured = [
+        (row.input_stall * row.seconds, row.seconds) for row in rows if row.input_stall is not None and row.seconds
+    ]
+    return sum(waited for waited, _ in measured) / sum(seconds for _, seconds in measured) if measured else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory that this process has held, in bytes: of the GPU on CUDA, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

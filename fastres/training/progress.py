@@ -2,11 +2,9 @@
 
 import math
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from fastres.runs.schema import Epoch
 from fastres.utils.format import duration
+from fastres.utils.terminal import on_terminal, tell
 
 
 class Pace:
@@ -117,7 +116,7 @@ class Progress:
         # A redraw takes about 2 ms and a log should stay short: a bar moves 4 times a second, a log grows twice a
         # minute.
         console = Console(stderr=True, highlight=False)
-        live = sys.stderr.isatty() and not console.is_dumb_terminal and not quiet
+        live = on_terminal() and not console.is_dumb_terminal and not quiet
         self._interval = 0.25 if live else 30.0
         self._next = clock() + (0.0 if live else self._interval)
         if live:
@@ -137,9 +136,7 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *about: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -196,4 +193,4 @@ class Progress:
             self._bar.console.print(text, markup=False, soft_wrap=True)
         else:
             self._next = self._clock() + self._interval
-            print(text, file=sys.stderr, flush=True)
+            tell(text)

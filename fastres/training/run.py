@@ -1,10 +1,12 @@
 """A training from top to bottom."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fastres.data import Dataset
 from fastres.engine.memory import StartupTimer
+from fastres.engine.process import left_as_found
 from fastres.errors import Interrupted, UserError
 from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
@@ -17,31 +19,40 @@ from fastres.utils.progress import say
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     out: str | Path | None = None,
     device: str = "auto",
     quiet: bool = False,
-    name: str = "run",
+    name: str | None = None,
     startup_timer: StartupTimer | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> RunResult:
-    """Train `recipe` into the new run directory `out` (by default runs/<name>-<time>) and test what comes out.
+    """Train `recipe`, or that at this path, into the new run directory `out` (by default runs/<name>-<time>, the name
+    being `record.name` or `name`, else that of the file or "run") and test what comes out.
 
     `startup_timer` is given by who began before this call. `on_epoch` is called after each epoch with the rows of
     metrics.jsonl so far; a text that it returns ends the training there, as `stopped` of the summary.
 
     Raises UserError for what the user can put right (Diverged where the loss is not finite), Interrupted after
-    SIGINT or SIGTERM, when a checkpoint has been saved.
+    SIGINT or SIGTERM, when a checkpoint has been saved. What was interrupted before leaves no folder.
     """
+    if not isinstance(recipe, Recipe):
+        if not isinstance(recipe, (str, Path)):
+            raise TypeError(f"train takes a fastres.Recipe or the path of one, not {type(recipe).__name__}")
+        name, recipe = name or Path(recipe).stem, Recipe.load(recipe)
     recipe.check_single()
     recipe = self_contained(recipe)
     directory.check_free(out)
-    with _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
+    with left_as_found(device), _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
         job = method_of(recipe.method).runs(recipe, trainer, begun=False)
-        folder = directory.create(out, recipe.record.name or name, recipe)
-        with directory.run_lock(folder):
-            return RunResult(folder, job.execute(folder))
+        folder = directory.create(out, recipe.record.name or name or "run", recipe)
+        try:
+            with directory.run_lock(folder):
+                return RunResult(folder, job.execute(folder))
+        except (KeyboardInterrupt, Interrupted):
+            directory.remove_unsaved(folder)
+            raise
 
 
 def resume(
@@ -60,8 +71,8 @@ def resume(
     recipe = directory.read_recipe(folder)
     recipe.check_single()
     if (folder / SUMMARY).is_file():
-        raise UserError(f"{folder} is complete: look at it with `fastres eval {folder}`, or train again")
-    with directory.run_lock(folder), _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
+        raise UserError(f"{folder} is complete: look at it with `fastres eval {quote(str(folder))}`, or train again")
+    with directory.run_lock(folder), left_as_found(device), _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
         job = method_of(recipe.method).runs(recipe, trainer, begun=True)
         return RunResult(folder, job.execute(folder))
 

@@ -1,15 +1,19 @@
 """Files that are complete or absent at any instant: write beside, fsync, rename."""
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from fastres.errors import UserError, disk_errors_are_the_users
+from fastres.utils.locks import open_lock, try_lock
 
 
 def sync_folder(path: Path) -> None:
@@ -35,6 +39,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -46,14 +52,30 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
+def as_on_disk(path: Path) -> Path:
+    """`path` with its names in the Unicode form in which they lie on the disk, where they are there in another one:
+    typed, é is one character, and in the names that macOS wrote, two. Any other path is given back as it is."""
+    if str(path).isascii() or os.path.lexists(path) or path == path.parent:
+        return path
+    parent, wanted = as_on_disk(path.parent), unicodedata.normalize("NFC", path.name)
+    with suppress(OSError, ValueError):
+        alike = [other for other in parent.iterdir() if unicodedata.normalize("NFC", other.name) == wanted]
+        return min(alike, default=path)
+    return path
+
+
 class _Writable(Exception):
     """Ends a trial."""
 
 
 def check_writable(path: Path) -> None:
     """Raise the UserError that writing `path` would, before the work whose result it is to hold. A temporary file is
-    made and taken away again; folders on the way to `path` stay."""
+    made and taken away again, as are those of killed processes; folders on the way to `path` stay."""
     with suppress(_Writable), atomic_file(path):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*-????????.tmp"):
+            with suppress(OSError, UserError), open_lock(leftover) as held:
+                if try_lock(held):
+                    leftover.unlink()
         raise _Writable
 
 

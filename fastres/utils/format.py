@@ -1,7 +1,13 @@
-"""Numbers, counts and durations as people read them."""
+"""Numbers, counts, lists and durations as people read them."""
+
+from collections.abc import Iterable
 
 DASH = "–"
 """In the place of what is not known."""
+ONE_CLASS = "a single class: every answer is right, so that an accuracy of 100% says nothing"
+"""Warning about data of one class."""
+MOST_FAULTS = 10
+"""Faults of one kind that an error names; it counts the others."""
 
 
 def number(value: float | None, form: str) -> str:
@@ -12,6 +18,13 @@ def number(value: float | None, form: str) -> str:
 def plural(count: float, one: str, many: str) -> str:
     """`count` with the word that fits it."""
     return f"{count:,} {one if count == 1 else many}"
+
+
+def listed(texts: Iterable[str], total: int) -> str:
+    """The first of `total` texts, which are all that are known, and how many there are besides."""
+    shown = [*texts]
+    more = [f"and {total - len(shown):,} more"] * (total > len(shown))
+    return "; ".join([*shown, *more])
 
 
 def wall_time(value: float | None) -> str:

@@ -35,6 +35,16 @@ def computes_bf16(isa: Collection[str]) -> bool:
     return not isa or bool({"avx512_bf16", "amx_bf16", "bf16"} & set(isa))
 
 
+def contention() -> str | None:
+    """A line where other processes keep the cores busy, so that what is measured now is not the machine's own speed;
+    None where none do, or nobody knows. To be asked before the work: its own threads are a load too."""
+    with suppress(OSError):
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        if load > cores:
+            return f"this machine is busy (load {load:.1f} on {cores} cores): rates below are not its own"
+    return None
+
+
 def usable_memory() -> int:
     """Bytes of this machine's memory, or of what this process's control groups may use of it."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -115,13 +125,10 @@ def _cpu() -> dict[str, Any]:
 
 
 def _memory() -> int | None:
-    """Bytes of main memory that this process may use."""
-    try:
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-    limit = _read("/sys/fs/cgroup/memory.max").strip()
-    return min(physical, int(limit)) if limit.isdigit() else physical
+    """`usable_memory`, where the system tells."""
+    with suppress(AttributeError, OSError, ValueError):
+        return usable_memory()
+    return None
 
 
 def _torch() -> dict[str, Any]:

@@ -5,10 +5,11 @@ elsewhere: `logging.getLogger("fastres").handlers.clear()`, and let it propagate
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from fastres.utils.terminal import on_terminal, tell
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -21,7 +22,7 @@ def progress(what: str, total: int | None, *, quiet: bool = False) -> Iterator[C
     """Yield a function that is told how many more of `total` (None: unknown) are done. `quiet` shows nothing."""
     if quiet:
         yield lambda count: None
-    elif sys.stderr.isatty():
+    elif on_terminal():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -62,7 +63,7 @@ class _StandardError(logging.Handler):
     """Writes to what standard error is at the moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr, flush=True)
+        tell(record.getMessage())
 
 
 LOG = logging.getLogger("fastres")

@@ -1,4 +1,4 @@
-"""Inference from a sample of runs on the mean of all possible ones: Student's t distribution and two uses of it.
+"""Inference from a sample of runs on the mean of all possible ones: Student's t distribution and its uses.
 
 Probabilities come from the finite series for whole degrees of freedom in Abramowitz and Stegun, "Handbook of
 Mathematical Functions" (1964), 26.7.3 and 26.7.4; their absolute error is some 1e-15.
@@ -6,7 +6,7 @@ Mathematical Functions" (1964), 26.7.3 and 26.7.4; their absolute error is some 
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -44,6 +44,10 @@ def quantile(confidence: float, degrees: int) -> float:
     return high
 
 
+TWO_SEEDS = "two seeds say little (t is 12.7 with one degree of freedom)"
+"""Stands beside the interval of a mean over two seeds."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Mean and spread of independent, roughly normal values; what takes two of them is None for a single one."""
@@ -58,12 +62,39 @@ class Sample:
         """The sample `values`, of at least one. Sums are exact, so that equal values have a deviation of 0."""
         return cls(len(values), statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float] | None:
-        """Student's interval for the mean of all possible values."""
+    @classmethod
+    def of_known(cls, values: Iterable[float | None]) -> "Sample | None":
+        """The sample of those values that are not None; None without any."""
+        known = [value for value in values if value is not None]
+        return cls.of(known) if known else None
+
+    def interval(
+        self, confidence: float = 0.95, *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[float, float] | None:
+        """Student's interval for the mean of all possible values, which lie between `low` and `high`.
+
+        Between two bounds it is formed on the scale of the logit, so that it stays there. Of shares with the mean p and
+        its standard error e = SD/√n the ends are expit(logit(p) ± t·e/(p(1 − p))), logit(p) = ln(p/(1 − p)), whose
+        error is that by the delta method: "xlogit" of `svyciprop` in R's package survey (Lumley), SUDAAN's way with
+        proportions. Above `low` alone the scale is that of the logarithm: m·exp(± t·e/m) for a mean m above it. A mean
+        that is a bound, such as 0% or 100%, is one of equal values, and of those the interval is that point: without a
+        spread there is nothing to tell how far the mean may be.
+        """
         if self.sd is None:
             return None
         reach = quantile(confidence, self.count - 1) * self.sd / math.sqrt(self.count)
-        return self.mean - reach, self.mean + reach
+        if low == -math.inf:
+            return self.mean - reach, self.mean + reach
+        above, below = self.mean - low, high - self.mean
+        if not reach or min(above, below) <= 0:
+            return self.mean, self.mean
+        if high == math.inf:
+            factor = math.exp(reach / above)
+            return low + above / factor, low + above * factor
+        factor = math.exp(reach * (high - low) / (above * below))
+        first, last = (low + (high - low) * above / (above + below * by) for by in (factor, 1 / factor))
+        # The mean lies within by definition; rounding may put it 1e-16 outside where the spread is as small.
+        return min(first, self.mean), max(last, self.mean)
 
     def p_above(self, target: float) -> float | None:
         """One-sided p of "the mean of all possible values is above `target`": how probable a sample mean at least this

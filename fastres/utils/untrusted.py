@@ -64,6 +64,13 @@ def read_exactly(path: str, size: int) -> bytes:
         os.close(descriptor)
 
 
+def name_of_folder(name: str) -> str:
+    """`name`, if a folder's can begin with it. Raises ValueError for a path, which would lead elsewhere."""
+    if {"/", "\0"} & {*name} or not 0 < len(name) <= 200:
+        raise ValueError(f"{name[:60]!r} is no beginning of a folder's name: 1 to 200 characters without a slash")
+    return name
+
+
 def encodable(name: str) -> str:
     """`name` with what UTF-8 cannot hold written out: the byte E9 of a Latin-1 file name becomes `\\udce9`.
 

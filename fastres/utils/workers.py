@@ -28,11 +28,15 @@ def stop_without_parent(rows: object = None) -> None:
 
 
 def run(workers: Sequence[Works]) -> None:
-    """Run `workers`, each in a process of its own with its share of the threads, to their end.
+    """Run `workers` to their end: one in this process, several each in its own with its share of the threads.
 
     Raises Interrupted when all have stopped after SIGINT or SIGTERM, UserError with what the first of them met that the
     user can put right or where one was killed, RuntimeError where one crashed.
     """
+    if len(workers) < 2:
+        for worker in workers:
+            worker.work()
+        return
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and, on a GPU, its context
     answers = context.SimpleQueue()
     processes = [context.Process(target=_process, args=(worker, answers)) for worker in workers]
@@ -68,7 +72,7 @@ def run(workers: Sequence[Works]) -> None:
     if status < 0:
         raise UserError(
             f"a worker was killed by {signal.Signals(-status).name}: the same command goes on; "
-            "where memory was short, with fewer --workers"
+            "where memory was short, with fewer workers"
         )
     if status > 0:
         raise RuntimeError(f"a worker ended with status {status}")
@@ -93,4 +97,4 @@ def _process(worker: Works, answers: Any) -> None:
     except Exception as error:
         if not out_of_gpu_memory(error):
             raise
-        answers.put(UserError("the GPU has too little free memory: lower train.batch_size, or --workers"))
+        answers.put(UserError("the GPU has too little free memory: lower train.batch_size, or the number of workers"))

@@ -219,11 +219,12 @@ def merge_moments(partials, splits, rows_per_split, M, columns, C, BLOCK_S: tl.c
 
 
 @triton.jit
-def finish_statistics(
-    statistics, running_mean, running_var, batches, mean, m2, columns, first_column, M, C, eps, momentum
-):
-    """Write mean and 1/deviation, and move the running statistics, with the unbiased variance as in PyTorch."""
+def finish_statistics(statistics, running, moments, columns, first_column, M, C, eps, momentum):
+    """Write mean and 1/deviation of `moments`, and move the `running` statistics (mean, variance, number of batches),
+    with the unbiased variance as in PyTorch."""
     inside = columns < C
+    running_mean, running_var, batches = running
+    mean, m2 = moments
     rstd = 1.0 / tl.sqrt_rn(m2 / M + eps)
     tl.store(statistics + columns, mean, mask=inside)
     tl.store(statistics + C + columns, rstd, mask=inside)

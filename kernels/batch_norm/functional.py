@@ -91,13 +91,13 @@ def _batch_norm_act(
         raise ValueError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: one of {', '.join(BACKENDS)}")
-    if backend != "torch" and _takes_kernels(x, second, x_norm, z_norm, training, backend == "triton"):
+    if backend != "torch" and takes_kernels(x, second, x_norm, z_norm, training, backend == "triton"):
         return _kernels(x, second, x_norm, z_norm, training, activation, fork)
     y = _plain(x, second, x_norm, z_norm, training, activation)
     return (y, y.view_as(y)) if fork else y
 
 
-def _takes_kernels(
+def takes_kernels(
     x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool, insists: bool
 ) -> bool:
     """Whether the kernels can do it, and would do it well; who insists learns why not."""

@@ -40,33 +40,17 @@ def tile_moments(tile, within, count, OPAQUE: tl.constexpr):
 
 
 @triton.jit
-def batch_terms(
-    statistics,
-    running_mean,
-    running_var,
-    batches,
-    weight,
-    bias,
-    mean,
-    m2,
-    columns,
-    first_column,
-    writes,
-    M,
-    C,
-    eps,
-    momentum,
-):
-    """Scale and bias of some channels from their moments; the program that `writes` records the statistics."""
+def batch_terms(statistics, running, affine, moments, columns, first_column, writes, M, C, eps, momentum):
+    """Scale and bias of some channels from their moments; the program that `writes` records the statistics. `running`
+    is as `finish_statistics` takes it, `affine` are weight and bias."""
     inside = columns < C
-    scale = 1.0 / tl.sqrt_rn(m2 / M + eps)
+    weight, bias = affine
+    scale = 1.0 / tl.sqrt_rn(moments[1] / M + eps)
     if writes:
-        finish_statistics(
-            statistics, running_mean, running_var, batches, mean, m2, columns, first_column, M, C, eps, momentum
-        )
+        finish_statistics(statistics, running, moments, columns, first_column, M, C, eps, momentum)
     if weight is not None:
         scale = scale * tl.load(weight + columns, mask=inside, other=0.0)
-    shift = tl.zeros_like(mean)
+    shift = tl.zeros_like(moments[0])
     if bias is not None:
         shift = tl.load(bias + columns, mask=inside, other=0.0)
     return scale, shift
@@ -140,43 +124,17 @@ def resident_forward_kernel(
                 z_mean, z_m2 = merge_moments(z_partials, splits, rows_per_split, M, columns, C, BLOCK_S)
 
     if PHASE != "sums":
+        running, writes = (x_running_mean, x_running_var, x_batches), split == 0
         scale, bias = batch_terms(
-            statistics,
-            x_running_mean,
-            x_running_var,
-            x_batches,
-            x_weight,
-            x_bias,
-            mean,
-            m2,
-            columns,
-            first_column,
-            split == 0,
-            M,
-            C,
-            x_eps,
-            x_momentum,
+            statistics, running, (x_weight, x_bias), (mean, m2), columns, first_column, writes, M, C, x_eps, x_momentum
         )
         out = normalise(unpack(tile, OPAQUE), mean, scale, bias)
         if SECOND == "add":
             out += unpack(other, OPAQUE)
         if SECOND == "dual":
+            running, affine, moments = (z_running_mean, z_running_var, z_batches), (z_weight, z_bias), (z_mean, z_m2)
             scale, bias = batch_terms(
-                statistics + 2 * C,
-                z_running_mean,
-                z_running_var,
-                z_batches,
-                z_weight,
-                z_bias,
-                z_mean,
-                z_m2,
-                columns,
-                first_column,
-                split == 0,
-                M,
-                C,
-                z_eps,
-                z_momentum,
+                statistics + 2 * C, running, affine, moments, columns, first_column, writes, M, C, z_eps, z_momentum
             )
             out += normalise(unpack(other, OPAQUE), z_mean, scale, bias)
         if bits is not None:

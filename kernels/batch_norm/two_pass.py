@@ -92,37 +92,13 @@ def statistics_kernel(
         mean, m2 = split_moments(z, row, rows, columns, C, BLOCK_M)
         store_moments(partials + 2 * splits * C, split, mean, m2, columns, C)
     if is_last(counters + tl.program_id(0), splits):
-        mean, m2 = merge_moments(partials, splits, rows_per_split, M, columns, C, BLOCK_S)
-        finish_statistics(
-            statistics,
-            x_running_mean,
-            x_running_var,
-            x_batches,
-            mean,
-            m2,
-            columns,
-            first_column,
-            M,
-            C,
-            x_eps,
-            x_momentum,
-        )
+        moments = merge_moments(partials, splits, rows_per_split, M, columns, C, BLOCK_S)
+        running = (x_running_mean, x_running_var, x_batches)
+        finish_statistics(statistics, running, moments, columns, first_column, M, C, x_eps, x_momentum)
         if DUAL:
-            mean, m2 = merge_moments(partials + 2 * splits * C, splits, rows_per_split, M, columns, C, BLOCK_S)
-            finish_statistics(
-                statistics + 2 * C,
-                z_running_mean,
-                z_running_var,
-                z_batches,
-                mean,
-                m2,
-                columns,
-                first_column,
-                M,
-                C,
-                z_eps,
-                z_momentum,
-            )
+            moments = merge_moments(partials + 2 * splits * C, splits, rows_per_split, M, columns, C, BLOCK_S)
+            running = (z_running_mean, z_running_var, z_batches)
+            finish_statistics(statistics + 2 * C, running, moments, columns, first_column, M, C, z_eps, z_momentum)
 
 
 @triton.jit

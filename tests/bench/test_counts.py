@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastres.bench.counts import Convolution, Layers, Norm, layers_of, norm_operations, total, update_work
+from fastres.bench.counts import Convolution, Layers, layers_of, norm_operations, total, update_work
 from fastres.bench.norms import Case
 from fastres.models import build, count_parameters, layers
 from fastres.recipe import Recipe
@@ -73,7 +73,7 @@ def test_calls_are_the_convolution_and_its_gradients() -> None:
 def test_norms_are_found_with_what_follows_them() -> None:
     _, found = network(RESNET)
     # The first block keeps the shape (add), the first of the second stage does not (dual), the last one adds again.
-    assert [(norm.join, norm.activation, norm.shape) for norm in found.norms] == [
+    assert [(norm.join, norm.activation, (norm.channels, norm.height, norm.width)) for norm in found.norms] == [
         ("none", "relu", (4, 32, 32)),
         ("none", "relu", (4, 32, 32)),
         ("add", "relu", (4, 32, 32)),
@@ -88,15 +88,14 @@ def test_norms_are_found_with_what_follows_them() -> None:
 
 
 def test_norms_by_hand() -> None:
-    case = Norm("none", "relu", (5, 4, 3)).case(2, torch.bfloat16)
-    assert case == Case("none", "relu", 2, 5, 4, 3, torch.bfloat16)
+    case = Case("none", "relu", 2, 5, 4, 3, torch.bfloat16)
     values = 2 * 5 * 4 * 3
     assert [norm_operations(case, which) for which in ("forward", "backward")] == [7 * values, 10 * values]
     assert [case.floor_bytes(which) for which in ("forward", "backward")] == [2 * 2 * values, 3 * 2 * values]
-    dual = Norm("dual", "gelu", (5, 4, 3)).case(2, torch.float32)
+    dual = Case("dual", "gelu", 2, 5, 4, 3, torch.float32)
     assert [norm_operations(dual, which) for which in ("forward", "backward")] == [14 * values, 19 * values]
     # After an addition the sign is a bit that the forward writes, or, for other activations, the residual read again.
-    add, smooth = (Norm("add", name, (5, 4, 8)).case(2, torch.float32) for name in ("relu", "gelu"))
+    add, smooth = (Case("add", name, 2, 5, 4, 8, torch.float32) for name in ("relu", "gelu"))
     values = 2 * 5 * 4 * 8
     assert [add.floor_bytes(which) for which in ("forward", "backward")] == [12 * values + 40, 16 * values + 40]
     assert [smooth.floor_bytes(which) for which in ("forward", "backward")] == [12 * values, 20 * values]

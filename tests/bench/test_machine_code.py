@@ -11,7 +11,7 @@ import triton
 from triton import knobs
 
 from fastres.bench import machine_code as ahead
-from fastres.bench.machine_code import Configuration, build, configurations, representative, resources
+from fastres.bench.machine_code import Configuration, configurations, representative, resources
 from fastres.kernels.batch_norm.routing import Tile
 
 if knobs.runtime.interpret:
@@ -53,7 +53,7 @@ SCHEMA = {
 
 @functools.cache
 def ptx(configuration: Configuration) -> str:
-    text: str = build(configuration, "cuda:90").asm["ptx"]
+    text: str = configuration.build("cuda:90").asm["ptx"]
     return text
 
 

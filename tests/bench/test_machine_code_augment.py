@@ -23,7 +23,7 @@ MIX = Configuration("mix_kernel", "bf16", "shift", True, (32, 32))
 
 @functools.cache
 def ptx(configuration: Configuration) -> str:
-    text: str = ahead.build(configuration, "cuda:90").asm["ptx"]
+    text: str = configuration.build("cuda:90").asm["ptx"]
     return text
 
 

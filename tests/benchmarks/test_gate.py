@@ -112,7 +112,7 @@ def test_the_baseline(tmp_path: Path) -> None:
 def test_both_processes(tmp_path: Path) -> None:
     """Every part is timed on both sides, each by its own fastres."""
     recipe = Recipe.load(gate.RECIPE, TINY)
-    with gate.Gate(gate.ROOT, recipe, checkout=power.plant(tmp_path), rule=gate.Rule(looks=(2,))) as sides:
+    with gate.opened(gate.ROOT, recipe, checkout=power.plant(tmp_path), rule=gate.Rule(looks=(2,))) as sides:
         for part in gate.PARTS:
             finding = sides.compare(part)
             assert finding.fours == 2 and not finding.decided, "two fours decide nothing"
@@ -166,15 +166,23 @@ def test_sides_that_compute_different_numbers(tmp_path: Path) -> None:
     copy = power.plant(
         tmp_path, "\n_call = Step.__call__\nStep.__call__ = lambda *a, **b: [2 * each for each in _call(*a, **b)]\n"
     )
-    with pytest.raises(gate.GateError, match=r"epoch: the working tree computes .* there is nothing to time"):
-        gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
+    recipe = Recipe.load(gate.RECIPE, TINY)
+    with (
+        pytest.raises(gate.GateError, match=r"epoch: the working tree computes .* there is nothing to time"),
+        gate.opened(gate.ROOT, recipe, checkout=copy),
+    ):
+        pass
 
 
 @pytest.mark.slow
 def test_a_side_that_does_not_start(tmp_path: Path) -> None:
     copy = power.plant(tmp_path, "\nraise RuntimeError('no such part')\n")
-    with pytest.raises(gate.GateError, match=r"ended: RuntimeError: no such part"):
-        gate.Gate(gate.ROOT, Recipe.load(gate.RECIPE, TINY), checkout=copy)
+    recipe = Recipe.load(gate.RECIPE, TINY)
+    with (
+        pytest.raises(gate.GateError, match=r"ended: RuntimeError: no such part"),
+        gate.opened(gate.ROOT, recipe, checkout=copy),
+    ):
+        pass
 
 
 def test_stored_figures(tmp_path: Path) -> None:

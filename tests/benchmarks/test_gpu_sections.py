@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,7 @@ def test_a_matrix_rate_counts_both_operations(precision: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- step
 
 
-@pytest.mark.parametrize("case", step_timings.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", step_timings.CASES, ids=lambda case: case.label)
 def test_rivals_train_the_same_network(case: step_timings.StepCase) -> None:
     model = case.recipe(dry=False).model
     mine, plain = build(model, 10, 32), PlainResNet(model.blocks, model.channels)
@@ -132,13 +133,13 @@ def test_calls_of_several_steps_are_exact_in_sum() -> None:
 def test_step_section(stores: str) -> None:
     suite = dry_suite(stores)
     found = figures_of(suite, "step")
-    assert [each["case"] for each in found] == [case.name for case in step_timings.DRY_CASES] * 2
+    assert [each["case"] for each in found] == [case.label for case in step_timings.DRY_CASES] * 2
     assert [each["rivals"] for each in found[1:3]] == [["eager", "graphed"], ["max-autotune"]]
     for each in found:
         assert each["missing"] == {}
         assert list(each["variants"]) == ["ours", *each["rivals"]]
         for name, variant in each["variants"].items():
-            seconds = variant["milliseconds"] / 1e3
+            seconds = variant["microseconds"] / 1e6
             assert variant["images_per_second"] == pytest.approx(each["batch"] / seconds)
             # Forward and two gradients, a multiplication and an addition each.
             rate = 3 * 2 * each["multiply_adds"] * each["batch"] / seconds
@@ -157,7 +158,7 @@ def test_what_fails_is_missing_with_its_reason(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(DRY_RIVALS, "graphed", fails)
     monkeypatch.setitem(DRY_RIVALS, "max-autotune", fails)
-    two, one = (step_timings.Comparison(step_timings.DRY_CASES[1], group) for group in step_timings.GROUPS)
+    two, one = (replace(step_timings.DRY_CASES[1], rivals=group) for group in step_timings.GROUPS)
     found = [step_timings.time_steps(each, CPU, dry=True) for each in (two, one)]
     assert list(found[0]["variants"]) == ["ours", "eager"]
     assert found[0]["missing"] == {"graphed": "OutOfMemoryError: out of memory, as it must"}
@@ -259,7 +260,7 @@ def test_speedrun_section(stores: str, monkeypatch: pytest.MonkeyPatch) -> None:
             "mean_seconds": 2.5,
             "cold_seconds": 30.0,
         }
-        return SimpleNamespace(summary=defaultdict(lambda: None, summary))
+        return SimpleNamespace(facts=defaultdict(lambda: None, summary))
 
     monkeypatch.setitem(sys.modules, "fastres.experiments.speedrun.run", SimpleNamespace(speedrun=speedrun))  # type: ignore[arg-type]
     suite = dry_suite(stores)

@@ -12,8 +12,7 @@ from PIL import Image
 
 from benchmarks.published import readme
 from benchmarks.published.readme import DOCUMENTS, render
-from benchmarks.published.results import RESULTS, Results
-from benchmarks.published.tables import pictures, rounded, tables
+from benchmarks.published.tables import RESULTS, Results, pictures, rounded, tables
 from fastres.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.published.results import RESULTS
+from benchmarks.published.tables import RESULTS
 from fastres.bench.schema import Roofline
 from fastres.experiments.pareto.schema import Pareto
 from fastres.experiments.reproduce.schema import Reproduced

@@ -1,18 +1,20 @@
 """The pytest suites of benchmarks/: what is wrong is refused and not reported; what is reported was measured."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from benchmarks import conftest
 from benchmarks.harness.versus import Same, Side
 from benchmarks.rivals import plain
 from benchmarks.suites import (
@@ -188,6 +190,38 @@ def suites(versus: Any, dataset: Dataset, root: str, folder: Path) -> dict[str, 
         "mixing": lambda: bench_augment.test_augment("simple_mixed", small, versus),
         "start": lambda: bench_start.test_import(versus),
     }
+
+
+def test_no_benchmark_demands_seconds() -> None:
+    """A machine that is busy, or another one, takes longer: what is demanded is a ratio of two that took turns."""
+    left = [
+        f"{path.name}:{node.lineno}: {ast.unparse(compared)}"
+        for path in (ROOT / "benchmarks").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+        for compared in ast.walk(node.test)
+        if isinstance(compared, ast.Compare) and "seconds" in ast.unparse(compared)
+    ]
+    assert not left
+
+
+def test_other_work_of_the_machine_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reporter:
+        lines: ClassVar[list[str]] = []
+
+        def section(self, title: str) -> None:
+            self.lines.append(title)
+
+        def write_line(self, line: str) -> None:
+            self.lines.append(line)
+
+    monkeypatch.setattr(conftest, "FIGURES", {"a": {"suite": "bench_x", "value": 1.0}})
+    for busy, expected in ((None, []), ("this machine is busy", ["this machine is busy"])):
+        Reporter.lines.clear()
+        monkeypatch.setattr(conftest, "BUSY", busy)
+        conftest.pytest_terminal_summary(Reporter())
+        assert Reporter.lines[1 : 1 + len(expected)] == expected and len(Reporter.lines) > 2
+        assert ("this machine is busy" in Reporter.lines) == bool(busy)
 
 
 Change = Callable[[Any], Any]

@@ -1,6 +1,7 @@
 """The claims of the report: the rule of their verdicts, their quantities, how runs are scaled, planned and shown."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fastres.experiments.reproduce.results import find
 from fastres.experiments.reproduce.scaling import STEPS, TESTED, scaled, trained_images
 from fastres.experiments.reproduce.verdicts import (
     NOT_REPRODUCED,
+    OTHER_MACHINE,
     REPRODUCED,
     UNDECIDED,
     UNTESTABLE,
@@ -34,8 +36,8 @@ from fastres.recipe import Recipe
 from fastres.report.document import Details, Heading, Link, Note, Picture, Table, Tiles, html, markdown
 from fastres.report.run_figures import honest_loss
 from fastres.report.style import png
-from fastres.runs.schema import Epoch
-from fastres.utils.statistics import quantile
+from fastres.runs.schema import Epoch, Round, Summary
+from fastres.utils.statistics import TWO_SEEDS, Sample
 from tests.pages import Page
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -102,13 +104,35 @@ def test_a_verdict_follows_from_interval_and_limits_alone(
     found = judge(asked, values, 1)
     ends = interval_of(found)
     assert ends is not None
-    # Student's interval by its definition. Sums of up to 8 shares have errors of some 1e-16, t one of 1e-14.
-    reach = quantile(0.95, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    assert ends == pytest.approx((np.mean(values) - reach, np.mean(values) + reach), abs=1e-12)
+    # Of shares, Student's interval on the logit scale.
+    assert ends == Sample.of(values).interval(low=0, high=1) and 0 <= ends[0] <= ends[1] <= 1
     inside = low <= ends[0] and ends[1] <= low + width
     outside = ends[1] < low or low + width < ends[0]
     assert found.verdict == (REPRODUCED if inside else NOT_REPRODUCED if outside else UNDECIDED)
     assert judge(asked, data.draw(st.permutations(values)), 1).verdict == found.verdict
+
+
+def test_an_interval_stays_where_its_values_can_be() -> None:
+    # Two values far apart: ± t(1) standard errors alone would reach from -107 to 147 points, from -31 to 51 seconds.
+    points = interval_of(judge(claim(form="points"), [0.1, 0.3], 1))
+    seconds = interval_of(judge(claim(form="seconds", low=0.0, high=25.0), [5.0, 15.0], 1))
+    assert points is not None and -1 <= points[0] < 0.1 < 0.3 < points[1] <= 1
+    assert seconds is not None and 0 < seconds[0] < 5 < 15 < seconds[1]
+
+
+def test_two_seeds_say_little() -> None:
+    assert TWO_SEEDS.startswith("two seeds say little")
+    assert TWO_SEEDS in judge(claim(), [0.919, 0.921], 1).why
+    assert TWO_SEEDS not in judge(claim(), [0.919, 0.920, 0.921], 1).why
+
+
+def test_a_claim_about_a_machine_is_tested_there_alone() -> None:
+    [asked] = choose(["epoch-time"])
+    slow = [185.0, 185.3, 185.1]
+    for devices in ((), ("a processor",), ("Tesla T4", "a processor")):
+        assert judge(asked, slow, 1, devices=devices).verdict == OTHER_MACHINE == "not testable on this machine"
+    assert judge(asked, slow, 1, devices=("Tesla T4", "Tesla P100-PCIE-16GB")).verdict == NOT_REPRODUCED
+    assert judge(asked, [20.0, 20.1, 20.2], 0.1, devices=("Tesla T4",)).verdict == REPRODUCED
 
 
 def test_numbers_are_shown_with_their_spread() -> None:
@@ -125,6 +149,13 @@ def test_numbers_are_shown_with_their_spread() -> None:
 # ---------------------------------------------------------------------------------------------------- the quantities
 
 
+def epochs(train: Sequence[float], val: Sequence[float | None] = (None,) * 4) -> tuple[Epoch, ...]:
+    return tuple(
+        Epoch(epoch=number, train_loss=one, val_loss=other)
+        for number, (one, other) in enumerate(zip(train, val, strict=True), 1)
+    )
+
+
 def test_quantities_by_hand() -> None:
     # Changes of the second half, 1 → 2 → 1, are +1 and −1: their SD is √2.
     assert quantities.restlessness([9, 5, 3, 1, 2, 1]) == pytest.approx(math.sqrt(2), rel=1e-15)
@@ -134,15 +165,16 @@ def test_quantities_by_hand() -> None:
     assert quantities.epochs_until([3, 2, 1], 3.5) == 1
     assert quantities.epochs_until([3, 2, 1], 0.5) is None
     one = Measured(
-        0, 10, train_losses=(4, 3, 2, 1), val_losses=(4, 3, 2, 0.5), images_per_second=2000, test_accuracy=0.9
+        10, summary=Summary(images_per_second=2000, test_accuracy=0.9), epochs=epochs((4, 3, 2, 1), (4, 3, 2, 0.5))
     )
-    other = replace(one, train_losses=(3.5, 2.5, 2, 2), test_accuracy=0.8, rounds=(0.8, 0.7, 0.81))
+    rounds = tuple(Round(test_accuracy=accuracy) for accuracy in (0.8, 0.7, 0.81))
+    other = replace(one, summary=Summary(test_accuracy=0.8, rounds=rounds), epochs=epochs((3.5, 2.5, 2, 2)))
     # After half of its epochs the first has a loss of 3, by epoch 2; the second falls through 3 at epoch 1.5.
     assert quantities.faster([one, other]) == pytest.approx(2 / 1.5, rel=1e-15)
-    assert quantities.faster([one, replace(one, train_losses=(9, 9, 9, 9))]) == 0.5, "never counts as the last epoch"
-    assert quantities.faster([one, Measured(0, 10)]) is None
+    assert quantities.faster([one, replace(one, epochs=epochs((9, 9, 9, 9)))]) == 0.5, "never counts as the last epoch"
+    assert quantities.faster([one, Measured(10)]) is None
     difference = quantities.difference(quantities.accuracy(0), quantities.accuracy(1))
-    assert difference([one, other]) == pytest.approx(0.1, rel=1e-12) and difference([one, Measured(0, 10)]) is None
+    assert difference([one, other]) == pytest.approx(0.1, rel=1e-12) and difference([one, Measured(10)]) is None
     assert quantities.ratio(quantities.last_training_loss(), quantities.last_validation_loss())([one]) == 2
     assert quantities.epoch_seconds()([one]) == 20  # 40,000 images
     assert quantities.gain_of_pseudo_labels([other]) == pytest.approx(0.01, rel=1e-12)
@@ -152,10 +184,10 @@ def test_quantities_by_hand() -> None:
 @pytest.mark.parametrize("asked", CLAIMS, ids=lambda claim: claim.name)
 def test_a_claim_without_runs_has_no_number(asked: Claim) -> None:
     """As after a divergence: nothing fails, nothing is made up."""
-    values = [asked.measure([Measured(0, 10, leaked=0.8)] * len(asked.needs)) for _ in range(2)]
+    values = [asked.measure([Measured(10, leaked=0.8)] * len(asked.needs)) for _ in range(2)]
     if asked.trains:
         assert values == [None, None]
-        assert judge(asked, values, 1).verdict == UNDECIDED
+        assert judge(asked, values, 1).verdict == (OTHER_MACHINE if asked.devices else UNDECIDED)
     else:
         assert None not in values
 

@@ -18,8 +18,9 @@ from rich.console import Console
 from fastres.errors import UserError
 from fastres.experiments.compare import figures
 from fastres.experiments.compare import page as compare_page
-from fastres.experiments.compare.compare import Comparison, compare, differences, facts, flatten, ranges
+from fastres.experiments.compare.compare import Comparison, compare, differences, facts, ranges
 from fastres.recipe import Recipe
+from fastres.recipe.loading import dotted
 from fastres.report import document
 from fastres.report.pareto import pareto_front
 from fastres.report.style import png
@@ -109,14 +110,14 @@ def test_the_differing_keys_by_hand() -> None:
         {"optimizer": {"name": "sgd", "momentum": 0.9}, "mix": None, "train": {"seed": 0}, "record": {"name": "a"}},
         {"optimizer": {"name": "adam"}, "mix": {"until": 3}, "train": {"seed": 0}, "record": {"name": "b"}},
     ]
-    assert flatten(recipes[1]) == {
+    assert dotted(recipes[1]) == {
         "optimizer.name": "adam",
         "mix.until": 3,
         "train.seed": 0,
         "record.name": "b",
     }
     # The name of the record changes no number; a table that is absent differs in its keys, not as a whole.
-    assert differences([flatten(recipe) for recipe in recipes]) == {
+    assert differences([dotted(recipe) for recipe in recipes]) == {
         "optimizer.name": ["sgd", "adam"],
         "optimizer.momentum": [0.9, None],
         "mix.until": [None, 3],
@@ -215,11 +216,12 @@ def test_seeds_are_grouped_with_mean_and_sd(tmp_path: Path) -> None:
     assert accuracy is not None and accuracy.sd is not None
     # By hand: mean 0.92, squares 0.0004 + 0 + 0.0004, SD √(0.0008 / 2) = 0.02; a few roundings of 1e-16.
     assert (accuracy.mean, accuracy.sd) == (pytest.approx(0.92, abs=1e-15), pytest.approx(0.02, abs=1e-15))
-    # t of 2 degrees of freedom at 97.5% is 4.302653 (tables, six decimals): 0.02 · 4.302653 / √3 = 0.0496828.
-    assert "1–3 3 92.00 ± 2.00% 87.03–96.97% 100.0 ± 0.0 500 ± 0" in " ".join(shown(comparison).split())
+    # t of 2 degrees of freedom at 97.5% is 4.302653 (tables, six decimals): 0.02 · 4.302653 / √3 = 0.0496828, which on
+    # the logit scale is 0.0496828 / (0.92 · 0.08) = 0.6750375 about ln(0.92 / 0.08) = 2.4423470.
+    assert "1–3 3 92.00 ± 2.00% 85.41–95.76% 100.0 ± 0.0 500 ± 0" in " ".join(shown(comparison).split())
     [told] = facts(comparison)["groups"]
     assert told["runs"] == [1, 2, 3] and told["seeds"] == [0, 1, 2]
-    assert told["interval"] == pytest.approx((0.8703172, 0.9696828), abs=1e-7)
+    assert told["interval"] == pytest.approx((0.8541228, 0.9576042), abs=1e-7)
 
 
 def test_what_is_no_sample_of_seeds_is_not_counted(tmp_path: Path) -> None:

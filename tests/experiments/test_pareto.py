@@ -155,6 +155,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert "| good | 92.00 ± 2.00% | 2 | 500 | 700.0 | 30.0 | 4.0 | 1,000,000 | time |" in text
     assert "| quick | 70.00% | 1 | 1,500 | 100.0 | 30.0 | 4.0 | 1,000,000 | time and speed |" in text
     assert "| poor | 60.00% | 1 (1 diverged) |" in text and "| lost | – | 0 (1 diverged) | – |" in text
+    assert "two seeds say little" in text
     assert "poor,seed=1: diverged: the loss is not finite at step 3" in text
     assert "**The published results were measured on other devices (A100 or V100)" in text
     assert "lossy copy of CIFAR-10" in text

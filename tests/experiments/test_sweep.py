@@ -210,8 +210,14 @@ def test_means_over_seeds() -> None:
     assert [(group["points"], group["diverged"]) for group in means] == [(3, 1), (3, 0), (3, 3)]
     assert means[1]["mean"] == pytest.approx(0.6)
     assert means[1]["sd"] == pytest.approx(0.1)
-    assert (means[1]["interval_low"], means[1]["interval_high"]) == Sample.of([0.5, 0.6, 0.7]).interval()
+    assert (means[1]["interval_low"], means[1]["interval_high"]) == Sample.of([0.5, 0.6, 0.7]).interval(low=0, high=1)
     assert means[2]["mean"] is None and means[2]["interval_low"] is None
+    assert 0 < (means[0]["interval_low"] or 0) < 0.8 < 0.9 < (means[0]["interval_high"] or 2) < 1
+    said = "".join(notes(summarise(rows, "test_accuracy", source="x")))
+    assert "Student's t on the logit scale" in said and "two seeds say little" in said
+    losses = [one.updated(test_loss=one.test_accuracy) for one in rows]
+    [_, low, *_] = [mean["interval_low"] for mean in summarise(losses, "test_loss", source="x").means]
+    assert low is not None and low > 0, "no loss is negative"
     assert "| 0.2 | 3 (1 diverged) | 85.00% |" in means_table(summarise(rows, "test_accuracy", source="x")).markdown()
 
 

@@ -67,10 +67,10 @@ def test_an_interrupted_comparison_goes_on(
     def stops(run: Path, *rest: Any) -> None:
         if run.name.endswith("seed=1"):
             raise KeyboardInterrupt
-        train_point(run, *rest)
+        train_run(run, *rest)
 
-    train_point = sweep.train_point
-    monkeypatch.setattr(sweep, "train_point", stops)
+    train_run = sweep.train_run
+    monkeypatch.setattr(sweep, "train_run", stops)
     out = tmp_path / "out"
     command = ["bench", "pareto", tiny, "--runs", "2", "--out", out, "--device", "cpu", "--quiet"]
     code, printed, err = fastres(*command)

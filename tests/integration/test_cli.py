@@ -72,9 +72,30 @@ def test_a_reader_that_goes_in_the_middle_is_no_error() -> None:
     assert process.wait() == 0
 
 
-def test_a_run_that_lost_the_reader_of_its_progress_has_not_succeeded(tiny: Path, tmp_path: Path) -> None:
+def test_a_run_that_lost_the_reader_of_its_progress_goes_on(tiny: Path, tmp_path: Path) -> None:
     code, _ = to_closed_pipe("train", tiny, "--out", tmp_path / "run", with_errors=True)
-    assert (code == 0) == (tmp_path / "run" / "summary.json").exists()
+    assert code == 0 and (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_goes_on_without_a_terminal_or_output(tiny: Path, tmp_path: Path) -> None:
+    """Its terminal is gone, and SIGHUP ignored, as under nohup; its standard output is closed."""
+    terminal, own = os.openpty()
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "train", str(tiny), "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=own)
+    os.close(own)
+    os.close(terminal)
+    assert process.wait() == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_streams_leave_no_traceback(closed: str, tmp_path: Path) -> None:
+    for arguments, status in ((["--version"], 0), (["show", tmp_path / "none.toml"], 2)):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *map(str, arguments)]
+        done = subprocess.run(shell, capture_output=True, text=True)
+        assert done.returncode == status
+        assert "Traceback" not in done.stderr + done.stdout
+        assert status != 2 or done.stdout == "", "errors do not go to standard output"
 
 
 def test_an_error_keeps_its_status_where_nobody_reads_the_output(tmp_path: Path) -> None:
@@ -342,6 +363,22 @@ def test_ids_are_the_names_of_the_files(fastres: Any, trained: Path, tmp_path: P
     assert rows[0] == ["ID", "Labels"]
     assert len(rows) == 5
     assert set(names) < {name for name, _ in rows[1:]}
+
+
+def test_names_that_a_spreadsheet_would_run_are_mentioned_or_quoted(
+    fastres: Any, trained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "heap").mkdir()
+    for name in ("=1+1,A", "plain", "-5"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "heap" / f"{name}.png")
+    ids = []
+    for options in ([], ["--spreadsheet"]):
+        out = tmp_path / "out.csv"
+        code, _, err = fastres("predict", trained / "run", tmp_path / "heap", "--out", out, *options)
+        assert code == 0, err
+        assert ("2 names such as -5 would be a formula" in err) == (not options)
+        ids.append([name for name, _ in csv.reader(io.StringIO(out.read_text()))][1:])
+    assert ids == [["-5", "=1+1,A", "plain"], ["'-5", "'=1+1,A", "plain"]]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`fastres compare` on real runs, and on what is none."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_runs_are_compared(fastres: Any, trained: Path, tmp_path: Path, monkeypa
     assert (group["runs"], group["seeds"]) == ([1, 2, 4], [0, 1])
     assert group["mean_test_accuracy"] == pytest.approx((first + second) / 2, abs=1e-15)  # one rounding of 1e-16
     page = (tmp_path / "out" / "compare.html").read_text()
+    assert "two seeds say little" in page
     assert page.count("data:image/png;base64,") == 3 and "epoch 1 of 2" in page
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == ["accuracy.png", "loss.png", "pareto.png"]
@@ -87,3 +89,17 @@ def test_what_cannot_be_compared_is_one_line(fastres: Any, trained: Path, tmp_pa
     assert fastres("compare")[0] == 2
     code, _, err = fastres("compare", seed0, trained / "short", "--out", seed0)
     assert code == 2 and "exists and is not an empty folder" in err
+
+
+def test_a_killed_comparison_does_not_block_its_repetition(fastres: Any, trained: Path, tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        from fastres.report import document
+
+        document.html = lambda *_: os._exit(9)  # as SIGKILL does, when all pictures are there
+        fastres("compare", trained, "--out", tmp_path / "out")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 9 << 8
+    assert (tmp_path / "out/figures").is_dir() and not (tmp_path / "out/compare.html").exists()
+    assert fastres("compare", trained, "--out", tmp_path / "out")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.html", "figures"]

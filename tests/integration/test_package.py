@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     done = python("-W", "error", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "sweep", "eval", "predict", "compare", "show", "doctor", "data", "bench"):
+    for command in ("train", "sweep", "eval", "report", "predict", "compare", "show", "doctor", "data", "bench"):
         assert command in done.stdout
 
 
@@ -48,6 +48,18 @@ def test_the_parts_are_reached_from_the_package(tmp_path: Path) -> None:
         "try: fastres.nothing\n"
         "except AttributeError as error: assert 'nothing' in str(error)\n"
         "else: raise SystemExit(1)\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_names_are_there_before_they_are_imported(tmp_path: Path) -> None:
+    code = (
+        "import fastres, sys\n"
+        "assert {'Recipe', 'train', 'resume', 'layers', 'data', 'recipe'} <= set(dir(fastres))\n"
+        "assert not {'torch', 'pydantic'} & set(sys.modules)\n"
+        "assert {'make_loader', 'open_dataset'} <= set(dir(fastres.data)) and 'torch' not in sys.modules\n"
+        "assert fastres.recipe.AugmentConfig().translate == 4\n"
     )
     done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -116,7 +116,7 @@ def test_the_command(fastres: Any, tiny: Path, tmp_path: Path) -> None:
     code, printed, err = fastres("speedrun", tiny, "--runs", 3, "--target", 0.05, "--out", out, *options())
     assert code == 0, err
     assert "3 runs, seeds 0 to 2: mean test accuracy" in printed
-    assert "(Student's t, 2 degrees of freedom)" in printed
+    assert "(Student's t on the logit scale, 2 degrees of freedom)" in printed
     assert "mean above 5.00%: " in printed and "(one-sided t test)" in printed
     assert f"timed: {run.TIMED}" in printed and f"not timed: {run.NOT_TIMED}" in printed
     assert "run 2/3  seed 1" in err and err.count(" left\n") == 2
@@ -141,6 +141,8 @@ def test_a_single_run_has_no_spread(fastres: Any, tiny: Path, tmp_path: Path) ->
         assert summary[name] is None
     lines = describe(Speedrun.read(out / SUMMARY)).splitlines()
     assert lines[0].startswith("1 run, seed 0: mean test accuracy") and "interval" not in lines[0]
+    two = {"runs": 2, "sd_accuracy": 0.01, "interval_low": 0.1, "interval_high": 0.9, "sd_seconds": 0.1}
+    assert "two seeds say little" in describe(Speedrun.read(out / SUMMARY).updated(**two))
 
 
 def test_a_run_that_diverges_counts(fastres: Any, tiny: Path, tmp_path: Path) -> None:

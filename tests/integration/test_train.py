@@ -1,9 +1,14 @@
 """Whole runs: what they leave behind, what ends them, what can be done with them."""
 
 import csv
+import gc
 import json
+import os
 import pickle
+import random
 import re
+import signal
+import threading
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,8 @@ import torch
 from PIL import Image
 
 import fastres as library
+from fastres.evaluation.evaluator import Evaluator
+from fastres.evaluation.trained import TrainedModel
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
 from fastres.training.data import open_data_module
@@ -154,8 +161,6 @@ def test_predictions_of_a_pickle_without_labels(fastres: Any, tiny: Path, tmp_pa
         header, *lines = csv.reader(file)
     assert header == ["ID", "Labels"]
     assert [int(line[0]) for line in lines] == ids.tolist()
-    from fastres.evaluation.trained import TrainedModel
-
     assert [int(line[1]) for line in lines] == TrainedModel.load(run).logits(images).argmax(1).tolist()
 
 
@@ -294,3 +299,114 @@ def test_real_images(real_images: Path, fast_precision: str, fastres: Any, tmp_p
     # One standard deviation of chance is 0.7 points on 2,000 images.
     assert json.loads(out)["test_accuracy"] > 0.30
     assert torch.load(tmp_path / "run" / checkpoint.LAST, weights_only=True)["position"]["epoch"] == 4
+
+
+def test_the_page_of_any_run_can_be_drawn_again(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a run"
+    assert fastres("train", tiny, "--out", run, "--quiet", "--set", "record.report=true")[0] == 0
+    page = run / "report.html"
+    drawn = page.read_bytes()
+    page.unlink()
+    code, out, err = fastres("report", run)
+    assert (code, out) == (0, f"page {page}\n"), err
+    assert page.read_bytes() == drawn, "the same network, tested on the same images"
+    # As a kill after the first epoch leaves it, and then without its images.
+    (run / "summary.json").unlink()
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines(keepends=True)[0])
+    code, out, err = fastres("report", run, "--json")
+    assert (code, json.loads(out)) == (0, {"out": str(page)}), err
+    assert "Not complete: 1 of 2 epochs" in page.read_text() and "left out" not in page.read_text()
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('"shapes10"', '"/nowhere"'))
+    assert fastres("report", run)[0] == 0
+    assert "Images and tests are left out: there is no file or folder /nowhere" in page.read_text()
+    metrics.unlink()
+    assert fastres("report", run)[0] == 0
+    assert fastres("report", tmp_path)[0] == 2
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_page_of_several_runs_is_that_of_the_last(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fastres("train", tiny, "--out", run / "rounds/9", "--quiet")[0] == 0
+    assert fastres("train", tiny, "--out", run / "rounds/10", "--quiet", "--set", "train.epochs=1")[0] == 0
+    (run / "recipe.toml").write_bytes((run / "rounds/9/recipe.toml").read_bytes())
+    assert fastres("report", run)[1] == f"page {run / 'report.html'}\n"
+    assert (run / "report.html").read_bytes() == (run / "rounds/10/report.html").read_bytes()
+    assert not (run / "rounds/9/report.html").exists()
+
+
+def test_a_page_that_cannot_be_drawn_costs_a_line(
+    fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("fastres.training.loop.draw_page", fail)
+    run = tmp_path / "a run"
+    code, _, err = fastres("train", tiny, "--out", run, "--set", "record.report=true")
+    assert code == 0 and (run / "summary.json").exists()
+    assert f"the page could not be drawn (RuntimeError: no font): `fastres report '{run}'` draws it again\n" in err
+
+
+def test_one_class_is_warned_of(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        folder = tmp_path / "images" / part / "cat"
+        folder.mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(np.full((32, 32, 3), 9 * number, np.uint8)).save(folder / f"{number}.png")
+    options = [f"data.source={tmp_path / 'images'}", "data.split=none", "train.batch_size=8", "train.epochs=1"]
+    options += ["data.train_images=8", "data.test_images=8"]
+    settings = [part for option in options for part in ("--set", option)]
+    code, out, err = fastres("train", tiny, "--out", tmp_path / "run", *settings)
+    assert code == 0 and "test accuracy 100.00%" in out, err
+    assert f"{tmp_path / 'images'} has a single class: every answer is right" in err
+
+
+def test_a_path_is_a_recipe_too(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = library.train(str(tiny), device="cpu", quiet=True)
+    assert result.run.parent.name == "runs" and result.run.name.startswith("tiny-")
+    assert result.test_accuracy == library.train(Recipe.load(tiny), device="cpu", quiet=True).test_accuracy
+    for wrong in ({"train": {"epochs": 1}}, None):
+        with pytest.raises(TypeError, match=r"takes a fastres\.Recipe or the path of one"):
+            library.train(wrong)  # type: ignore[arg-type]
+
+
+def test_a_training_leaves_the_process_as_it_was(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def state() -> dict[str, Any]:
+        return {
+            "generator": torch.get_rng_state().tolist(),
+            "random": random.getstate(),
+            "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+            "threads": {thread.name for thread in threading.enumerate()},
+            "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+            "collector": gc.isenabled(),
+            "variables": dict(os.environ),
+        }
+
+    recipe = Recipe.load(tiny, ["train.epochs=1", "model.dropout=0.1"])
+    torch.manual_seed(1234)
+    before = state()
+    run = library.train(recipe, out=tmp_path / "run", device="cpu", quiet=True).run
+    assert state() == before
+    (run / "summary.json").unlink()
+    library.resume(run, device="cpu", quiet=True)
+    model = TrainedModel.load(run, "cpu")
+    assert state() == before
+    monkeypatch.setattr(Evaluator, "logits", lambda *_: torch.manual_seed(7))
+    model.logits(np.zeros((1, 32, 32, 3), np.uint8))
+    assert state() == before
+
+
+def test_a_training_that_is_interrupted_before_its_first_checkpoint_leaves_no_folder(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastres.training.loop.environment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        library.train(Recipe.load(tiny), out=tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+import unicodedata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from fastres.errors import UserError
-from fastres.recipe import Recipe, schema
+from fastres import recipe
+from fastres.errors import InvalidRecipe, UserError
+from fastres.recipe import AugmentConfig, Recipe, RecordConfig, schema
 from fastres.recipe.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +138,7 @@ def test_an_empty_override_returns_to_the_default(write: Any) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.epoch=4", ["--set train.epoch=4", "'train.epoch'", "did you mean 'train.epochs'"]),
+        ("train.epoch=4", ["train.epoch=4: unknown key 'train.epoch'", "did you mean 'train.epochs'"]),
         ("trian.epochs=4", ["'trian'", "did you mean 'train'"]),
         ("xyz.epochs=4", ["'xyz'", "a recipe has data, model"]),
         ("train.epochs=four", ["'train.epochs' is 'four'", "valid number"]),
@@ -166,6 +168,51 @@ def test_messages_name_place_key_and_cure(write: Any, override: str, expected: l
     text = message(write(""), override)
     for part in expected:
         assert part in text
+
+
+def test_several_faults_are_named_at_once(write: Any) -> None:
+    path = write("[train]\nepoch = 3\nbatch_size = 1.5\n[modle]\nblocks = [1]\n")
+    first, second = message(path, "augment.cutot=8").split("\n")
+    for key in ("'train.epochs'", "'train.batch_size'", "'model'", "augment.cutot=8: unknown key 'augment.cutot'"):
+        assert key in first + second
+    assert second.startswith("also ") and "more" not in second
+    wrong = "".join(f"wrong{number} = 1\n" for number in range(14))
+    first, second = message(write(f"[train]\n{wrong}")).split("\n")
+    assert (first + second).count("unknown key") == 10 and second.endswith("; and 4 more")
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\r\nepochs = 3\r\n")
+    assert Recipe.load(path).train.epochs == 3
+
+
+def test_a_name_in_the_other_unicode_form_is_the_file(tmp_path: Path) -> None:
+    (tmp_path / unicodedata.normalize("NFD", "café.toml")).write_text("[train]\nepochs = 3\n")
+    assert Recipe.load(tmp_path / unicodedata.normalize("NFC", "café.toml")).train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: AugmentConfig(translat=4), "AugmentConfig: unknown key 'translat'; did you mean 'translate'?"),
+        (lambda: recipe.Augment(translat=4), "AugmentConfig: unknown key 'translat'; did you mean 'translate'?"),
+        (lambda: Recipe(train={"epoch": 3}), "Recipe: unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (lambda: Recipe(optimizer={"name": "sdg"}), "Recipe: 'optimizer.name' is 'sdg'; did you mean 'sgd'?"),
+        (lambda: AugmentConfig(flip="randm"), "did you mean 'random'?"),
+        (lambda: RecordConfig(name="../../x"), "RecordConfig: name: '../../x' is no beginning of a folder's name"),
+    ],
+)
+def test_tables_of_the_library_explain_themselves_as_files_do(make: Any, expected: str) -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        make()
+    assert expected in str(caught.value) and isinstance(caught.value, ValueError)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__, "no traceback of pydantic's"
+
+
+def test_a_recipe_that_is_changed_says_how_to_make_another() -> None:
+    with pytest.raises(AttributeError, match=r"a recipe stays as it is: load another one, .*TrainConfig\(epochs=…\)"):
+        Recipe().train.epochs = 3.0
 
 
 def test_impossible_combinations(write: Any) -> None:

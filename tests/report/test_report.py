@@ -1,13 +1,17 @@
 """The page of a run and its figures."""
 
+import ast
 import io
 import itertools
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -259,6 +263,115 @@ def test_drawing_touches_nothing_global() -> None:
         "assert read() == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", what], cwd=Path(fastres.__file__).parent.parent, check=True)
+
+
+# Settings that change a figure, one for each way in which matplotlib takes them up.
+USERS: dict[str, Any] = {
+    "text.usetex": True,
+    "font.family": ["serif"],
+    "font.size": 30.0,
+    "mathtext.default": "bf",
+    "axes.grid": True,
+    "axes.formatter.use_locale": True,
+    "axes.unicode_minus": False,
+    "axes.xmargin": 0.4,
+    "axes.edgecolor": "red",
+    "figure.dpi": 30.0,
+    "figure.constrained_layout.h_pad": 0.5,
+    "savefig.dpi": 30.0,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "black",
+    "savefig.transparent": True,
+    "image.interpolation": "bicubic",
+    "image.origin": "lower",
+    "lines.linewidth": 9.0,
+    "lines.antialiased": False,
+    "hatch.linewidth": 5.0,
+    "xtick.major.size": 20.0,
+    "legend.frameon": True,
+    "path.simplify": False,
+    "path.sketch": (1.0, 100.0, 2.0),
+}
+
+
+def test_figures_do_not_depend_on_the_users_settings(tmp_path: Path) -> None:
+    data = report_data(("cat", "$dog$"))
+
+    def drawn_by_all() -> dict[str, bytes]:
+        write(tmp_path, data, metrics(3))
+        return {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
+
+    ours = drawn_by_all()
+    with matplotlib.rc_context(USERS):
+        assert drawn_by_all() == ours
+        assert {key: matplotlib.rcParams[key] for key in USERS} == USERS, "and they come back"
+
+
+def test_threads_that_draw_at_once_give_settings_back() -> None:
+    with matplotlib.rc_context({"font.size": 30.0}), ThreadPoolExecutor(4) as pool:
+        drawn_by = [pool.submit(lambda: png(run_figures.learning_rate(metrics(1)))) for _ in range(8)]
+        assert len({future.result() for future in drawn_by}) == 1
+        assert matplotlib.rcParams["font.size"] == 30.0
+
+
+def test_every_figure_is_made_under_own_settings() -> None:
+    root = Path(fastres.__file__).parents[1]
+    undecorated = [
+        f"{path.relative_to(root)}: {node.name}"
+        for top in ("fastres", "benchmarks")
+        for path in (root / top).rglob("*.py")
+        if path.name != "style.py"
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if node.returns is not None and ast.unparse(node.returns) == "Figure"
+        if not any("own_settings" in ast.unparse(decorator) for decorator in node.decorator_list)
+    ]
+    assert not undecorated
+
+
+def test_a_backend_that_is_not_installed_costs_no_page() -> None:
+    """A notebook sets MPLBACKEND for every process, in whatever environment that runs."""
+    what = (
+        "import os\n"
+        "from fastres.report import any_backend\n"
+        "with any_backend(): from fastres.report import run_figures as f\n"
+        "from fastres.runs.schema import Epoch\n"
+        "f.style.png(f.loss([Epoch(epoch=1, train_loss=1.0)]))\n"
+        "import matplotlib\n"
+        "wanted = os.environ['MPLBACKEND']\n"
+        "assert wanted != 'svg' or matplotlib.rcParams['backend'] == 'svg', 'a program has its own'\n"
+    )
+    root = Path(fastres.__file__).parent.parent
+    for backend, alone in (("nowhere.to.be.found", 1), ("svg", 0)):
+        environment = os.environ | {"MPLBACKEND": backend}
+        plain = subprocess.run([sys.executable, "-c", "import matplotlib"], env=environment, capture_output=True)
+        assert plain.returncode == alone, "what matplotlib does by itself"
+        subprocess.run([sys.executable, "-c", what], cwd=root, env=environment, check=True)
+
+
+# ---------------------------------------------------------------------------------------------------- incomplete runs
+
+
+def test_a_run_that_is_not_complete_has_a_page(tmp_path: Path) -> None:
+    shown = replace(report_data(("cat", "dog")), test_probabilities=None)
+    about = {"name": "a run", "source": "cifar10", "split": "holdout", "epochs": 2, "steps": 20}
+    options: dict[str, Any] = {"recipe": Recipe(), "rows": metrics(2), "environment": MACHINE}
+    path = write_report(tmp_path, summary=Summary(**about), report_data=shown, **options)
+    words = " ".join(Page(path.read_text()).text)
+    assert "Not complete: 2 of 20 epochs are done, and nothing has been tested." in words
+    assert "45.00%" in words and "Test accuracy" not in words and "Accuracy by class" not in words
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {*NAMES} - {"confusion", "worst_mistakes"}
+    # Without its data, and before its first epoch.
+    options |= {"rows": [], "notes": ["Images and tests are left out: they are gone"]}
+    path = write_report(tmp_path / "bare", summary=Summary(**about), report_data=None, **options)
+    words = " ".join(Page(path.read_text()).text)
+    assert "0 of 20 epochs" in words and "they are gone" in words
+    assert {path.stem for path in (tmp_path / "bare/figures").iterdir()} == {"loss", "accuracy", "learning_rate"}
+
+
+def test_a_single_class_is_warned_of(tmp_path: Path) -> None:
+    _, page = write(tmp_path, report_data(("cat",), wrong=0), metrics(1), test_accuracy=1.0)
+    assert "an accuracy of 100% says nothing" in " ".join(page.text)
 
 
 # ---------------------------------------------------------------------------------------------------- figures

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastres.errors import UserError, disk_errors_are_the_users, disk_fault, out_of_gpu_memory
-from fastres.utils.files import atomic_file, check_writable, write_json, write_text
+from fastres.utils.files import as_on_disk, atomic_file, check_writable, write_json, write_text
 from fastres.utils.terminal import printable
 
 
@@ -116,3 +117,30 @@ def test_printable_text_commands_no_terminal_and_can_be_encoded(text: str) -> No
     assert shown.isprintable()
     # Every letter stays or becomes a question mark, and a question mark stands only for what does not print.
     assert all(new == old or (new == "?" and not old.isprintable()) for old, new in zip(text, shown, strict=True))
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_check(tmp_path: Path) -> None:
+    path = tmp_path / "out [1].csv"
+    child = os.fork()
+    if not child:
+        with atomic_file(path):
+            os._exit(9)  # as SIGKILL does
+    os.waitpid(child, 0)
+    mine = tmp_path / ".out [1].csv.backup.tmp"
+    mine.touch()
+    other = tmp_path / ".out 1.csv.17-0a1b2c3d.tmp"
+    other.touch()
+    assert len([*tmp_path.iterdir()]) == 3
+    with atomic_file(path) as file:
+        check_writable(path)
+        file.write(b"another process is not dead")
+    assert path.read_bytes() == b"another process is not dead"
+    assert {*tmp_path.iterdir()} == {path, mine, other}
+
+
+def test_a_path_is_found_in_the_unicode_form_of_the_disk(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    (tmp_path / decomposed / decomposed).mkdir(parents=True)
+    assert as_on_disk(tmp_path / composed / composed) == tmp_path / decomposed / decomposed
+    for path in (tmp_path / "plain", tmp_path / composed / "none", tmp_path / "ñ", Path("é/é"), Path("a\0é")):
+        assert as_on_disk(path) == path

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastres.utils.statistics import Sample, central, quantile, tail
 
@@ -74,6 +76,39 @@ def test_samples_that_say_nothing_of_the_spread() -> None:
     assert (single.mean, single.sd, single.interval(), single.p_above(0.9)) == (0.94, None, None, None)
     equal = Sample.of([0.1] * 3)
     assert (equal.mean, equal.sd, equal.interval(), equal.p_above(0.0)) == (0.1, 0.0, (0.1, 0.1), None)
+
+
+def test_an_interval_of_shares_by_hand() -> None:
+    """p = 0.9, e = 0.05, t(2) = 4.3027: ln 9 ± 4.3027 · 0.05 / 0.09 = 2.1972 ± 2.3904. Five decimals by hand."""
+    sample = Sample(3, 0.9, 0.05 * math.sqrt(3))
+    assert sample.interval(low=0, high=1) == pytest.approx((0.45187, 0.98992), abs=1e-5)
+    # Twice as far between bounds that are twice as far apart.
+    differences = Sample(3, 0.8, 0.1 * math.sqrt(3)).interval(low=-1, high=1)
+    assert differences == pytest.approx((2 * 0.45187 - 1, 2 * 0.98992 - 1), abs=2e-5)
+    # ln 0.5 ± 4.3027 · 0.05 / 0.5.
+    assert Sample(3, 0.5, 0.05 * math.sqrt(3)).interval(low=0) == pytest.approx((0.32516, 0.76883), abs=1e-5)
+
+
+def test_a_narrow_interval_of_shares_is_the_plain_one() -> None:
+    sample = Sample.of([0.9401, 0.9402, 0.9399, 0.9400])
+    # The scales differ by the square of the interval's half width, 0.0002, over the distance to the bound, 0.06.
+    assert sample.interval(low=0, high=1) == pytest.approx(sample.interval(), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_shares_that_are_all_nothing_or_all_have_that_point_as_interval(share: float) -> None:
+    assert Sample.of([share] * 3).interval(low=0, high=1) == (share, share)
+    assert Sample.of([share, 0.5]).interval(low=0, high=1) != (share, share)
+    assert Sample.of([share]).interval(low=0, high=1) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_an_interval_of_shares_holds_the_mean_and_only_shares(shares: list[float]) -> None:
+    sample = Sample.of(shares)
+    low, high = sample.interval(low=0, high=1) or (2.0, 2.0)
+    assert 0 <= low <= sample.mean <= high <= 1
+    above, most = sample.interval(low=0) or (2.0, 2.0)
+    assert 0 <= above <= sample.mean <= most
 
 
 @pytest.mark.parametrize("wrong", [lambda: central(1.0, 0), lambda: quantile(1.0, 3), lambda: quantile(-0.1, 3)])

@@ -7,6 +7,7 @@ the pixels; an encoded one keeps where each file lies and what it must contain.
 
 import os
 import threading
+import unicodedata
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,9 @@ from fastres.data.store.decoded import PARTS, PixelSums, StoreFacts, Writer
 from fastres.data.store.encoded import MAX_FILE, decode
 from fastres.data.untrusted import archives
 from fastres.errors import UserError
+from fastres.utils.format import MOST_FAULTS, listed
 from fastres.utils.progress import progress, say
+from fastres.utils.terminal import printable
 from fastres.utils.untrusted import encodable, read_regular
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
@@ -44,7 +47,7 @@ class Layout:
     classes: tuple[str, ...] = ()
     ids: np.ndarray | None = None
     note: str = ""
-    """Line about how the validation folder was used, if there is one."""
+    """Line about how the validation folder was used, if there is one, and about classes of two folders."""
 
 
 @dataclass(frozen=True)
@@ -164,21 +167,35 @@ def plan(names: list[str], where: str) -> Layout:
     if all(len(parts) == 1 for parts in paths.values()):
         return _plan_unlabelled(names)
     groups: dict[str, dict[str, list[str]]] = {}
+    forms: dict[tuple[str, str], set[str]] = {}
+    loose = []
     for name, parts in paths.items():
         if parts[0] not in _PARTS:
             continue
         if len(parts) < 3:
-            raise UserError(f"{where}: {name} lies in no class folder: {_LAYOUT}")
-        groups.setdefault(_PARTS[parts[0]], {}).setdefault(parts[1], []).append(name)
-    note = ""
+            loose.append(name)
+            continue
+        part, label = _PARTS[parts[0]], unicodedata.normalize("NFC", parts[1])  # macOS writes é as two characters
+        groups.setdefault(part, {}).setdefault(label, []).append(name)
+        forms.setdefault((part, label), set()).add(parts[1])
+    if loose:
+        names_of_them = listed(map(printable, loose[:MOST_FAULTS]), len(loose))
+        raise UserError(
+            f"{where}: {names_of_them} {'lies' if len(loose) == 1 else 'lie'} in no class folder: {_LAYOUT}"
+        )
+    merged = sorted({label for (_, label), names_of_it in forms.items() if len(names_of_it) > 1})
+    said = [f"folders whose names are the same letters in two Unicode forms are one class: {', '.join(merged)}"]
+    said *= bool(merged)
     if validation := groups.pop("val", None):
         used = "/ and ".join(sorted({parts[0] for parts in paths.values()} & {"val", "valid"}))
-        note = f"{used}/ is left out: test/ is the test set" if "test" in groups else f"{used}/ becomes the test set"
+        said.append(
+            f"{used}/ is left out: test/ is the test set" if "test" in groups else f"{used}/ becomes the test set"
+        )
         groups.setdefault("test", validation)
     if not groups:
         raise UserError(f"{where} holds no train or test folder with images: {_LAYOUT}")
     layout = _plan_labelled(groups, where)
-    layout.note = note
+    layout.note = "; ".join(said)
     return layout
 
 
@@ -194,11 +211,12 @@ def _plan_unlabelled(names: list[str]) -> Layout:
 def _plan_labelled(groups: dict[str, dict[str, list[str]]], where: str) -> Layout:
     classes = sorted(next(iter(groups.values())))
     if "train" in groups and "test" in groups and groups["train"].keys() != groups["test"].keys():
-        different = sorted(groups["train"].keys() ^ groups["test"].keys())[0]
-        lacking = "test" if different in groups["train"] else "train"
-        raise UserError(
-            f"{where}: {lacking} has no class folder '{different}' with images: train and test need the same"
-        )
+        different = sorted(groups["train"].keys() ^ groups["test"].keys())
+        faults = [
+            f"{'test' if name in groups['train'] else 'train'} has no class folder '{printable(name)}' with images"
+            for name in different[:MOST_FAULTS]
+        ]
+        raise UserError(f"{where}: {listed(faults, len(different))}: train and test need the same")
     layout = Layout(classes=tuple(classes))
     for part, members in groups.items():
         ordered = sorted(
@@ -237,24 +255,40 @@ def _files_of_archive(path: Path, layout: Layout) -> Iterator[File]:
 
 
 def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: bool) -> None:
-    """Threads, not processes: Pillow decodes and resizes outside the GIL, and rows need no copying between them."""
+    """Threads, not processes: Pillow decodes and resizes outside the GIL, and rows need no copying between them.
 
-    def run(batch: list[File]) -> int:
+    Raises UserError that names the files which cannot be used, up to ten of them.
+    """
+    faults: list[str] = []
+    count = 0
+
+    def run(batch: list[File]) -> tuple[int, list[str]]:
+        faulty = []
         for file in batch:
             data = file.data
-            if data is None:
-                assert isinstance(file.where, Path)
-                data = read_regular(file.where, MAX_FILE, "shrink or remove it")
             try:
+                if data is None:
+                    assert isinstance(file.where, Path)
+                    data = read_regular(file.where, MAX_FILE, "shrink or remove it")
                 pixels = decode(data, size)
             except UserError as error:
-                raise UserError(f"{path}: {file.name} {error}") from error
-            keep(*layout.rows[file.name], replace(file, data=data), pixels)
-        return len(batch)
+                told, where = str(error), file.where
+                named = isinstance(where, Path) and str(where) in told
+                faulty.append(printable(told if named else f"{file.name} {told}"))
+            else:
+                keep(*layout.rows[file.name], replace(file, data=data), pixels)
+        return len(batch), faulty
+
+    def collect(batch: Future[tuple[int, list[str]]]) -> None:
+        nonlocal count
+        done, faulty = batch.result()
+        count += len(faulty)
+        faults.extend(faulty[: MOST_FAULTS - len(faults)])
+        advance(done)
 
     files = _files_of_folder(path, layout) if path.is_dir() else _files_of_archive(path, layout)
     workers = os.cpu_count() or 1
-    pending: deque[Future[int]] = deque()
+    pending: deque[Future[tuple[int, list[str]]]] = deque()
     with (
         progress(f"decoding {path.name}", len(layout.rows), quiet=quiet) as advance,
         ThreadPoolExecutor(workers) as pool,
@@ -263,11 +297,15 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
             for batch in _batches(files):
                 pending.append(pool.submit(run, batch))
                 if len(pending) > 2 * workers:
-                    advance(pending.popleft().result())
+                    collect(pending.popleft())
             while pending:
-                advance(pending.popleft().result())
+                collect(pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+    if count == 1:
+        raise UserError(faults[0] if str(path) in faults[0] else f"{path}: {faults[0]}")
+    if count:
+        raise UserError(f"{path}: {count:,} of {len(layout.rows):,} images cannot be used:\n{listed(faults, count)}")
 
 
 def _batches(files: Iterable[File]) -> Iterator[list[File]]:

@@ -18,6 +18,7 @@ from fastres.data.store.decoded import FORMAT, Writer
 from fastres.data.untrusted import archives
 from fastres.errors import UserError
 from fastres.recipe.data import NAMED
+from fastres.utils.files import as_on_disk
 
 Store = Literal["decoded", "encoded"]
 DEFAULT_SIZE = 32
@@ -88,7 +89,7 @@ def is_cifar10(source: str) -> bool:
 
 def _existing(text: str) -> Path:
     try:
-        return Path(text).expanduser().resolve(strict=True)
+        return as_on_disk(Path(text).expanduser()).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         near = difflib.get_close_matches(re.sub(r"[\s_-]", "", text.lower()), NAMED, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"give a path that exists, or one of {', '.join(NAMED)}"

@@ -150,8 +150,12 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
     """Yield a temporary folder that becomes the store `path` when the block ends; None if another process made it.
 
     One process builds at a time; a second one waits, and prints a line unless `quiet`. With `rebuild`, a store that
-    does not open is replaced. Raises UserError where the disk is full or not writable; nothing is then left behind.
+    does not open is replaced; one that does need not be writable. Raises UserError where the disk is full or not
+    writable; nothing is then left behind.
     """
+    if path.exists() and not (rebuild and not _opens(path)):
+        yield None
+        return
     with disk_errors_are_the_users(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path, quiet):

@@ -35,6 +35,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
     """
     from PIL import Image, UnidentifiedImageError
 
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -43,6 +44,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
             picture = _to_rgb(image)
     except UserError:
         raise
+    except bombs as error:  # Pillow's own limit, a greater one, is looked at first
+        raise UserError(f"has more than {MAX_PIXELS:,} pixels: shrink it to so many or fewer") from error
     except UnidentifiedImageError as error:
         raise UserError("is no JPEG or PNG image: remove or replace it") from error
     except Exception as error:  # a damaged file makes decoders fail in many ways: OSError, SyntaxError, struct.error

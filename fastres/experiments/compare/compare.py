@@ -8,8 +8,8 @@ from typing import Any
 
 from fastres.errors import UserError
 from fastres.experiments.compare.schema import Compared, ComparedRun, Group, TestedOn
-from fastres.recipe.loading import Values
-from fastres.report.pareto import COSTS, front, placed
+from fastres.recipe.loading import Values, dotted
+from fastres.report.pareto import COSTS, front
 from fastres.runs.reader import Run, find_runs, read_run
 from fastres.utils.statistics import Sample
 
@@ -39,9 +39,7 @@ class Setting:
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds of `key` of summary.json; None where no run has it."""
-        values = [getattr(run.summary, key) for run in self.counted]
-        known = [value for value in values if value is not None]
-        return Sample.of(known) if known else None
+        return Sample.of_known(run.summary[key] for run in self.counted)
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,6 @@ class DataSet:
     def __str__(self) -> str:
         known = "" if self.test_images is None else f", {self.test_images:,} test images"
         return f"{self.source}{known}"
-
-    def placed(self, key: str) -> list[tuple[Setting, Sample, Sample]]:
-        """`placed`, of its settings."""
-        return placed(self.settings, key)
-
-    def front(self, key: str) -> list[Setting]:
-        """`front`, of its settings."""
-        return front(self.settings, key)
 
 
 @dataclass(frozen=True)
@@ -107,20 +97,8 @@ def compare(paths: Sequence[Path]) -> Comparison:
         read_run(number, folder, name if names.count(name) == 1 else str(folder))
         for number, (folder, name) in enumerate(zip(folders, names, strict=True), 1)
     )
-    flat = [flatten(run.recipe.model_dump()) for run in runs]
+    flat = [dotted(run.recipe.model_dump()) for run in runs]
     return Comparison(runs, differences(flat), _data_sets(runs, flat))
-
-
-def flatten(table: Values, prefix: str = "") -> Values:
-    """The values of nested tables by their dotted keys, in order: {"train": {"seed": 0}} becomes {"train.seed": 0}."""
-    flat: Values = {}
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
 
 
 def differences(recipes: Sequence[Values]) -> dict[str, list[Any]]:
@@ -186,7 +164,7 @@ def facts(comparison: Comparison) -> Compared:
         TestedOn.of(
             data_set,
             runs=numbers(data_set.runs),
-            pareto_front={key: [numbers(setting.runs) for setting in data_set.front(key)] for key in COSTS},
+            pareto_front={key: [numbers(setting.runs) for setting in front(data_set.settings, key)] for key in COSTS},
         )
         for data_set in comparison.data_sets
     ]
@@ -198,7 +176,7 @@ def _group(setting: Setting) -> Group:
     samples = {key: setting.sample(key) for key in ("test_accuracy", "seconds", "images_per_second")}
     means = {f"mean_{key}": sample.mean for key, sample in samples.items() if sample}
     deviations = {f"sd_{key}": sample.sd for key, sample in samples.items() if sample}
-    interval = samples["test_accuracy"].interval() if samples["test_accuracy"] else None
+    interval = samples["test_accuracy"].interval(low=0, high=1) if samples["test_accuracy"] else None
     seeds = [run.recipe.train.seed for run in setting.counted]
     return Group(runs=numbers(setting.runs), seeds=seeds, interval=interval, **means, **deviations)
 

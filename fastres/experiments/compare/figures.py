@@ -11,13 +11,27 @@ from matplotlib.figure import Figure
 from fastres.experiments.compare.compare import DataSet, Setting
 from fastres.report import pareto as pareto_figure
 from fastres.report.pareto import COLOURS, Mark, colour
-from fastres.report.style import LEAKY, SMALL, TEXT, WIDTH, Look, curve, dress, epoch_axis, from_zero, legend, short
+from fastres.report.style import (
+    LEAKY,
+    SMALL,
+    TEXT,
+    WIDTH,
+    Look,
+    curve,
+    dress,
+    epoch_axis,
+    from_zero,
+    legend,
+    own_settings,
+    short,
+)
 
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MOST = len(COLOURS) * len(_LINES)
 """Settings that a figure of curves can tell apart, and shows."""
 
 
+@own_settings()
 def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Figure:
     """Metrics of the first `MOST` settings by epoch, a line a run; each of `panels` is a key of metrics.jsonl, the
     label of its axis and the factor to that label's unit. Losses start from 0, unless one is below."""
@@ -45,6 +59,7 @@ def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Fig
     return figure
 
 
+@own_settings()
 def pareto(data_set: DataSet, settings: list[Setting]) -> Figure:
     """Test accuracy of each setting against training speed and time of the run; see `pareto_figure.pareto`.
 

@@ -1,8 +1,6 @@
 """Output of a comparison, on the terminal and as a page: results, differences, means over seeds, notes, figures."""
 
 import json
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ from fastres.experiments.compare import figures
 from fastres.experiments.compare.compare import Comparison, numbers, ranges
 from fastres.report import document
 from fastres.report.document import Details, Heading, Note, Part, Picture, Table
-from fastres.report.pareto import COSTS
+from fastres.report.pareto import COSTS, placed
 from fastres.report.style import png
+from fastres.runs.many import whole_folder
 from fastres.runs.reader import Run
 from fastres.utils.format import DASH, number, plural
-from fastres.utils.statistics import Sample
+from fastres.utils.statistics import TWO_SEEDS, Sample
 from fastres.utils.terminal import printable
 
 # Often the same of all runs. Devices and data sets also have long names: where they differ, they stand below.
@@ -54,17 +53,9 @@ def render(comparison: Comparison, console: Console | None = None) -> None:
 def write_page(comparison: Comparison, out: Path | None = None) -> Path:
     """Draw `figures/*.png` into the new folder `out`, by default runs/compare-<time>, and write `compare.html` with
     them inside; returns the folder. Raises UserError where it cannot be written; nothing is left behind then."""
-    from fastres.runs.directory import new_folder  # brings torch along: after all that can be wrong with the runs
-
     parts = _parts(comparison)
-    folder = new_folder(out, "compare")
-    try:
+    with whole_folder(out, "compare") as folder:
         document.write(folder, ["compare.html"], f"{plural(len(comparison.runs), 'run', 'runs')} compared", parts)
-    except BaseException:
-        shutil.rmtree(folder / "figures", ignore_errors=True)
-        with suppress(OSError):
-            folder.rmdir()
-        raise
     return folder
 
 
@@ -104,6 +95,9 @@ def notes(comparison: Comparison) -> list[str]:
     ]
     if repeats:
         texts.append(f"Repeated seeds: the means leave out {_runs(repeats)}, whose seed another run of the group has.")
+    two = [run for setting in comparison.groups if len(setting.counted) == 2 for run in setting.runs]
+    if two:
+        texts.append(f"{_runs(two).capitalize()}: {TWO_SEEDS}.")
     return texts
 
 
@@ -160,7 +154,7 @@ def _groups(comparison: Comparison) -> Table:
     for setting in comparison.groups:
         accuracy, counted = setting.sample("test_accuracy"), setting.counted
         # A group has two seeds or more, and with them both.
-        low, high = (accuracy and accuracy.interval()) or (0.0, 1.0)
+        low, high = (accuracy and accuracy.interval(low=0, high=1)) or (0.0, 1.0)
         measures = [_spread(accuracy, 100, ".2f", "%"), f"{100 * low:.2f}–{high:.2%}"]
         costs = {"seconds": ",.1f", "images_per_second": ",.0f"}
         measures += [_spread(setting.sample(key), 1, form) for key, form in costs.items()]
@@ -212,8 +206,8 @@ def _parts(comparison: Comparison) -> list[Part]:
         parts += [
             Heading("Over seeds"),
             _groups(comparison),
-            "Runs that differ by their seed alone, with the same device. The interval (Student’s t) is where the mean "
-            "of all seeds lies, for these test images.",
+            "Runs that differ by their seed alone, with the same device. The interval (Student’s t on the "
+            "logit scale) is where the mean of all seeds lies, for these test images.",
         ]
     parts += [
         Heading("What differs in the recipes"),
@@ -243,7 +237,7 @@ def _pictures(comparison: Comparison) -> list[Picture]:
         pictures.append(Picture("accuracy", png(figure), caption))
     alone = len(comparison.data_sets) == 1
     for index, data_set in enumerate(comparison.data_sets, 1):
-        if max(len(data_set.placed(key)) for key in COSTS) < 2:
+        if max(len(placed(data_set.settings, key)) for key in COSTS) < 2:
             continue
         several = any(group in data_set.settings for group in comparison.groups)
         spread = " Bars are one SD of the accuracy over seeds, small dots single runs." if several else ""

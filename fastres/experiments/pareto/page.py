@@ -8,6 +8,7 @@ from fastres.report.document import Details, Note, Part, Picture, Table
 from fastres.report.pareto import Mark
 from fastres.report.style import png, short
 from fastres.utils.format import DASH, number
+from fastres.utils.statistics import TWO_SEEDS
 
 RESULTS, MARKDOWN = "pareto.json", "pareto.md"
 _FRONTS = {"seconds": "time", "images_per_second": "speed"}
@@ -104,6 +105,8 @@ def notes(facts: Pareto) -> list[str]:
         "step is done after so many seconds from the start of a run: cold where the step had to be compiled, warm "
         "where an earlier run had left it compiled."
     ]
+    if any(len(entry.done) == 2 for entry in facts.entries):
+        texts.append(f"Of a mean over two: {TWO_SEEDS}.")
     if all(len(entry.runs) == 1 for entry in facts.entries):
         texts.append("Each recipe is one seed; another seed moves an accuracy by an amount that this cannot show.")
     return texts

@@ -29,8 +29,8 @@ from fastres.recipe import DataConfig, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.portable import self_contained
 from fastres.report.pareto import COSTS, Mark, front
-from fastres.runs import directory
 from fastres.runs.environment import environment, to_publish
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.schema import SUMMARY, Point, Summary
 
 PLAN = "plan.json"
@@ -45,15 +45,6 @@ class Entry:
     path: Path
     points: tuple[SweepPoint, ...]
     """Its seeds, from `train.seed` on."""
-
-
-@dataclass(frozen=True)
-class ParetoResult:
-    """Results of the runs."""
-
-    folder: Path
-    facts: Pareto
-    """Contents of pareto.json."""
 
 
 # ---------------------------------------------------------------------------------------------------- the plan
@@ -124,7 +115,7 @@ def pareto(
     out: Path | None = None,
     device: str = "auto",
     quiet: bool = False,
-) -> ParetoResult:
+) -> Results[Pareto]:
     """Train the recipes at `paths` with `seeds` seeds each into run directories of the folder `out` (by default
     runs/pareto-<time>), and write table and figure.
 
@@ -136,17 +127,16 @@ def pareto(
     entries = plan(paths, seeds, settings)
     points = [point for entry in entries for point in entry.points]
     work = [work_of(point) for point in points]
-    folder = out if out is not None and (out / PLAN).is_file() else directory.new_folder(out, "pareto")
-    with directory.run_lock(folder):
+    with continued_folder(out, "pareto", PLAN) as folder:
         for point in points:
-            check_folder(folder / point.name, point)
+            check_folder(folder / point.name, point.recipe)
         about = Plan(recipes=[*map(str, paths)], runs=seeds, set=[*settings])
         about.write(folder / PLAN)
         (folder / page.RESULTS).unlink(missing_ok=True)  # its presence says that all is done
         rows = complete(folder, points, work, device, quiet)
         facts = _facts(folder, entries, rows, about, _command(paths, seeds, settings))
         page.write(folder, facts)
-    return ParetoResult(folder, facts)
+    return Results(folder, facts)
 
 
 def _command(paths: Sequence[Path], seeds: int, settings: Sequence[str]) -> str:

@@ -63,7 +63,7 @@ def _claim(plan: Plan, measured: dict[str, Run], finding: Finding) -> ClaimFacts
     claim, known = finding.claim, known_of(plan, finding.claim, measured)
     interval, form = interval_of(finding), claim.form
     recipes = [*zip(*known, strict=True)]  # of each recipe, what is known by seed
-    seconds = [[run.seconds for run in runs if run.seconds is not None] for runs in recipes]
+    seconds = [[run.summary.seconds for run in runs if run.summary.seconds is not None] for runs in recipes]
     means = [sum(times) / len(times) if times else None for times in seconds]
     beside = [f"{one.what} {mean_and_sd([one.measure(line) for line in known], one.form)}" for one in claim.beside]
     return ClaimFacts.of(
@@ -108,9 +108,11 @@ def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part
         Heading("Claims"),
         Table(header, claims, text_columns=len(header)),
         Heading("How each verdict comes about"),
-        "Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's t) lies "
-        "within the claim's limits, the claim is reproduced; where it lies outside, it is not; where it reaches across "
-        "one, or a single seed gives none, it cannot be told. Claims that compare recipes are measured seed by seed. "
+        "Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's t, of "
+        "shares and their differences on the logit scale, of seconds on the logarithmic one) lies within the claim's "
+        "limits, the claim is reproduced; where it lies outside, it is not; where it reaches across one, or a single "
+        "seed gives none, it cannot be told. A claim about a machine is not testable on another one. Claims that "
+        "compare recipes are measured seed by seed. "
         "Factors (×) and losses are judged by their logarithms: their mean is geometric, their SD relative. What takes "
         "no training (parameters, splits) is certain and needs no interval. An interval covers seeds, not the choice "
         "of the test images; and of twenty intervals, one misses its mean by chance.",

@@ -136,16 +136,14 @@ def make(
         for seed in planned.seeds:
             own = _for_run(cut, seed, out, record=scale == 1 or (need == BEST and seed == 0))
             leaked = _leaked(recipe, train_images, seed)
-            facts[need, seed] = Measured(seed, count_parameters(network), leaked)
+            facts[need, seed] = Measured(count_parameters(network), leaked)
             asking = tuple(claim.name for claim in claims if claim.trains and need in claim.needs)
             if not asking:
                 continue
             name = _name(own)
             run_of[need, seed] = name
-            labelled, unlabelled = (
-                trained_images(own, train_images),
-                min(test_images, own.data.test_images or test_images),
-            )
+            labelled = trained_images(own, train_images)
+            unlabelled = min(test_images, own.data.test_images or test_images)
             images = own.method.images(labelled, unlabelled)
             passes = own.train.epochs * images
             corrupted = any(claim.corrupted and need in claim.needs for claim in claims)

@@ -1,8 +1,9 @@
 """Measured quantities of the claims: each function takes what is known of a claim's recipes with one seed, in the order
 of the claim's needs, and gives a number, or None where it cannot be had."""
 
+import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from fastres.experiments.reproduce.verdicts import Measure, Measured
@@ -24,7 +25,7 @@ def leaked(runs: Runs) -> float | None:
 
 def accuracy(index: int = 0) -> Measure:
     """Test accuracy of the recipe at `index`."""
-    return lambda runs: runs[index].test_accuracy
+    return lambda runs: runs[index].summary.test_accuracy
 
 
 def corrupted(index: int = 0) -> Measure:
@@ -34,42 +35,39 @@ def corrupted(index: int = 0) -> Measure:
 
 def difference(one: Measure, other: Measure) -> Measure:
     """`one` minus `other`."""
-
-    def measure(runs: Runs) -> float | None:
-        first, second = one(runs), other(runs)
-        return None if first is None or second is None else first - second
-
-    return measure
+    return _both(one, other, operator.sub)
 
 
 def ratio(one: Measure, other: Measure) -> Measure:
     """`one` divided by `other`; None where one of them is not positive."""
-
-    def measure(runs: Runs) -> float | None:
-        first, second = one(runs), other(runs)
-        return first / second if first and second and first > 0 and second > 0 else None
-
-    return measure
+    return _both(one, other, lambda first, second: first / second if first > 0 and second > 0 else None)
 
 
 def larger(one: Measure, other: Measure) -> Measure:
     """The larger one of two."""
+    return _both(one, other, max)
 
+
+def _both(one: Measure, other: Measure, combine: Callable[[float, float], float | None]) -> Measure:
     def measure(runs: Runs) -> float | None:
         first, second = one(runs), other(runs)
-        return None if first is None or second is None else max(first, second)
+        return None if first is None or second is None else combine(first, second)
 
     return measure
 
 
 def last_training_loss(index: int = 0) -> Measure:
     """Training loss of the last epoch."""
-    return lambda runs: _positive(runs[index].train_losses)
+    return lambda runs: _positive(_losses(runs[index], "train"))
 
 
 def last_validation_loss(index: int = 0) -> Measure:
     """Validation loss after the last epoch."""
-    return lambda runs: _positive(runs[index].val_losses)
+    return lambda runs: _positive(_losses(runs[index], "val"))
+
+
+def _losses(run: Measured, part: str) -> list[float | None]:
+    return [epoch[f"{part}_loss"] for epoch in run.epochs]
 
 
 def _positive(losses: Sequence[float | None]) -> float | None:
@@ -89,7 +87,7 @@ def restlessness(losses: Sequence[float | None]) -> float | None:
 
 def validation_restlessness(index: int) -> Measure:
     """`restlessness` of the validation loss."""
-    return lambda runs: restlessness(runs[index].val_losses)
+    return lambda runs: restlessness(_losses(runs[index], "val"))
 
 
 def epochs_until(losses: Sequence[float | None], target: float) -> float | None:
@@ -105,7 +103,7 @@ def epochs_until(losses: Sequence[float | None], target: float) -> float | None:
 def faster(runs: Runs) -> float | None:
     """How many times faster than the first recipe the second one reaches the training loss that the first has after
     half of its epochs. Where the second never does, it counts as if it did in its last epoch: the truth is lower."""
-    first, second = (run.train_losses for run in runs[:2])
+    first, second = (_losses(run, "train") for run in runs[:2])
     target = first[(len(first) + 1) // 2 - 1] if first else None
     if target is None or not second or None in second:
         return None
@@ -115,20 +113,14 @@ def faster(runs: Runs) -> float | None:
 
 def gain_of_pseudo_labels(runs: Runs) -> float | None:
     """Test accuracy of the last round minus that of the first, which has no pseudo-labels."""
-    rounds = runs[0].rounds
-    return rounds[-1] - rounds[0] if len(rounds) > 1 else None
+    return difference(round_accuracy(-1), round_accuracy(0))(runs)
 
 
 def round_accuracy(index: int) -> Measure:
     """Test accuracy of a round."""
-    return lambda runs: runs[0].rounds[index] if len(runs[0].rounds) > 1 else None
+    return lambda runs: runs[0].summary.rounds[index].test_accuracy if len(runs[0].summary.rounds) > 1 else None
 
 
 def epoch_seconds(index: int = 0) -> Measure:
     """Seconds of an epoch of the report at the measured rate."""
-
-    def measure(runs: Runs) -> float | None:
-        speed = runs[index].images_per_second
-        return EPOCH_IMAGES / speed if speed else None
-
-    return measure
+    return lambda runs: EPOCH_IMAGES / speed if (speed := runs[index].summary.images_per_second) else None

@@ -29,20 +29,15 @@ def corrupted_accuracy_of(run: Path) -> float | None:
 
 
 def measured_by(facts: Measured, run: Run) -> Measured:
-    """`facts` with what `run` gave; of a run that diverged, without accuracies and times."""
+    """`facts` with what `run` gave; of a run that diverged, nothing."""
     if (run.path / DIVERGED).is_file():
         return facts
-    summary = run.summary
     return replace(
         facts,
-        parameters=summary.parameters or facts.parameters,
-        test_accuracy=summary.test_accuracy,
+        parameters=run.summary.parameters or facts.parameters,
         corrupted_accuracy=corrupted_accuracy_of(run.path),
-        train_losses=tuple(epoch.train_loss for epoch in run.epochs),
-        val_losses=tuple(epoch.val_loss for epoch in run.epochs),
-        rounds=tuple(one.test_accuracy for one in summary.rounds if one.test_accuracy is not None),
-        images_per_second=summary.images_per_second,
-        seconds=summary.seconds,
+        summary=run.summary,
+        epochs=run.epochs,
     )
 
 
@@ -60,6 +55,7 @@ def known_of(plan: Plan, claim: Claim, measured: dict[str, Run]) -> list[list[Me
 
 def find(plan: Plan, claim: Claim, measured: dict[str, Run]) -> Finding:
     """The claim with its numbers and verdict."""
-    return judge(
-        claim, [claim.measure(line) for line in known_of(plan, claim, measured)], plan.scale, original=plan.original
-    )
+    values = [claim.measure(line) for line in known_of(plan, claim, measured)]
+    names = [plan.names.get((need, seed)) for need in claim.needs for seed in plan.seeds]
+    devices = [measured[name].device or "" for name in names if name in measured]
+    return judge(claim, values, plan.scale, original=plan.original, devices=devices)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -27,26 +28,19 @@ from fastres.experiments.reproduce import page
 from fastres.experiments.reproduce.plan import UNLABELLED, Job, Plan, make
 from fastres.experiments.reproduce.results import RUNS, corrupted_accuracy_of, find, read_all
 from fastres.experiments.reproduce.schema import Begun, Reproduced
-from fastres.experiments.sweep.plan import SweepPoint
 from fastres.experiments.sweep.results import DIVERGED
-from fastres.experiments.sweep.run import check_folder, train_point
+from fastres.experiments.sweep.run import check_folder, train_run
+from fastres.recipe import Recipe
 from fastres.runs import directory
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.reader import read_run
+from fastres.runs.schema import SUMMARY
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_bytes
 from fastres.utils.format import duration
 from fastres.utils.progress import say
 
 PLAN = "plan.json"
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """Results of the runs."""
-
-    folder: Path
-    facts: Reproduced
-    """Contents of reproduce.json."""
 
 
 def reproduce(
@@ -61,7 +55,7 @@ def reproduce(
     device: str = "auto",
     workers: int | None = None,
     quiet: bool = False,
-) -> Reproduction:
+) -> Results[Reproduced]:
     """Measure the claims `names` (all without any) and write the page into the folder `out`.
 
     Runs that are finished there are picked up, interrupted ones are resumed. `workers` processes train side by side, by
@@ -77,8 +71,7 @@ def reproduce(
         data = plan.jobs[0].recipe.data
         open_dataset(data.source, store=data.store, image_size=data.image_size, root=data.root, quiet=quiet)
         plan = make(names, **options, settings=settings)
-    folder = out if (out / PLAN).is_file() else directory.new_folder(out, "reproduce")
-    with directory.run_lock(folder):
+    with continued_folder(out, "reproduce", PLAN) as folder:
         count = workers or (4 if where.type == "cuda" else 1)
         begun = Begun.of(plan, set=plan.settings, workers=count)
         most = max(count, _check_plan(folder, begun))
@@ -88,7 +81,7 @@ def reproduce(
         _train_missing(folder, plan, device, count, quiet)
         measured = read_all(folder, plan)
         findings = tuple(find(plan, claim, measured) for claim in plan.claims)
-        return Reproduction(folder, page.write(folder, plan, measured, findings, str(where), most))
+        return Results(folder, page.write(folder, plan, measured, findings, str(where), most))
 
 
 def _check_plan(folder: Path, plan: Begun) -> int:
@@ -123,41 +116,39 @@ def finished(folder: Path, job: Job) -> bool:
     """Whether nothing is left to do of a run in `folder`. Raises UserError where its folder holds another one, or a
     damaged one: before anything is trained, not when all is done."""
     run = folder / RUNS / job.name
-    check_folder(run, _point(run, job))
+    check_folder(run, _recipe(run, job))
     if (run / DIVERGED).is_file():
         return True
-    if not (run / "summary.json").is_file():
+    if not (run / SUMMARY).is_file():
         return False
     return read_run(1, run, job.name).finished and (not job.corrupted or corrupted_accuracy_of(run) is not None)
 
 
-def _point(run: Path, job: Job) -> SweepPoint:
-    """The run as one of a sweep. What was begun with or without a page is completed that way."""
-    recipe = job.recipe
-    if (run / "recipe.toml").is_file():
-        recipe = recipe.model_copy(update={"record": directory.read_recipe(run).record})
-    return SweepPoint(job.name, "", {}, recipe)
+def _recipe(run: Path, job: Job) -> Recipe:
+    """The job's; what was begun with or without a page is completed that way."""
+    if not (run / "recipe.toml").is_file():
+        return job.recipe
+    return job.recipe.model_copy(update={"record": directory.read_recipe(run).record})
 
 
 def _train_missing(folder: Path, plan: Plan, device: str, workers: int, quiet: bool) -> None:
     missing = [job for job in plan.jobs if not finished(folder, job)]
-    together = sorted((job for job in missing if not job.timed), key=lambda job: -job.work) if workers > 1 else missing
-    if not quiet and len(missing) < len(plan.jobs):
-        say(f"{len(plan.jobs) - len(missing)} of {len(plan.jobs)} runs are finished already")
+    if len(missing) < len(plan.jobs):
+        say(f"{len(plan.jobs) - len(missing)} of {len(plan.jobs)} runs are finished already", quiet=quiet)
+    # A rate that is measured beside other runs is none: these come after them, alone.
+    alone = [job for job in missing if job.timed or workers == 1]
+    together = sorted((job for job in missing if not job.timed and workers > 1), key=lambda job: -job.work)
     try:
-        count = min(workers, len(together))
-        if count > 1:
+        for jobs, most in ((together, workers), (alone, 1)):
+            count = min(most, len(jobs))
             taken = multiprocessing.get_context("spawn").Value("i", 0)
-            group = [Worker(together, folder, device, quiet, number, count, taken) for number in range(count)]
+            group = [Worker(jobs, folder, device, quiet, number, count, taken) for number in range(count)]
             search_workers.run(group)
-            # A rate that is measured beside other runs is none: these come after them, alone.
-            Worker([job for job in missing if job.timed], folder, device, quiet).work()
-        else:
-            Worker(missing, folder, device, quiet).work()
     except (KeyboardInterrupt, Interrupted):
         done = sum(finished(folder, job) for job in plan.jobs)
         raise Interrupted(
-            f"interrupted; {done} of {len(plan.jobs)} runs are finished; the same command with --out {folder} goes on"
+            f"interrupted; {done} of {len(plan.jobs)} runs are finished; "
+            f"the same command with --out {quote(str(folder))} goes on"
         ) from None
 
 
@@ -169,14 +160,13 @@ class Worker:
     folder: Path
     device: str
     quiet: bool
-    number: int = 0
-    workers: int = 1
-    taken: Any = None
-    """Number of jobs that any worker has taken: a shared int; None for one process."""
+    number: int
+    workers: int
+    taken: Any
+    """Number of jobs that any worker has taken: a shared int."""
     began: float = 0.0
     done: float = field(default=0.0, init=False)
     """Work that this process has done."""
-    own: int = field(default=0, init=False)
 
     def work(self) -> None:
         """Train what nobody else has taken, until there is nothing left."""
@@ -185,9 +175,6 @@ class Worker:
             self._train(index)
 
     def _next(self) -> int:
-        if self.taken is None:
-            self.own += 1
-            return self.own - 1
         with self.taken.get_lock():
             self.taken.value += 1
             return self.taken.value - 1
@@ -195,18 +182,13 @@ class Worker:
     def _train(self, index: int) -> None:
         job, quiet = self.jobs[index], self.quiet or self.workers > 1
         run = self.folder / RUNS / job.name
-        if not self.quiet:
-            who = f"worker {self.number + 1}: " if self.workers > 1 else ""
-            left = self._left(index)
-            time_left = "" if left is None else f"  {duration(left)} left"
-            say(f"{who}run {index + 1}/{len(self.jobs)}: {job.need}, seed {job.seed}{time_left}")
-        if not (run / "summary.json").is_file() and not (run / DIVERGED).is_file():
-            train_point(run, _point(run, job), self.device, quiet, search_workers.stop_without_parent)
+        who = f"worker {self.number + 1}: " if self.workers > 1 else ""
+        left = sum(job.work for job in self.jobs[index:])  # at this process's pace, once it has one
+        seconds = left * (time.perf_counter() - self.began) / self.done / self.workers if self.done else None
+        time_left = "" if seconds is None else f"  {duration(seconds)} left"
+        say(f"{who}run {index + 1}/{len(self.jobs)}: {job.need}, seed {job.seed}{time_left}", quiet=self.quiet)
+        if not (run / SUMMARY).is_file() and not (run / DIVERGED).is_file():
+            train_run(run, _recipe(run, job), self.device, quiet, search_workers.stop_without_parent)
         if job.corrupted and not (run / DIVERGED).is_file() and corrupted_accuracy_of(run) is None:
             evaluate_corrupted(run, device=self.device, quiet=quiet)
         self.done += job.work
-
-    def _left(self, index: int) -> float | None:
-        """Seconds that everything from `index` on takes at this process's pace; None before it has one."""
-        left = sum(job.work for job in self.jobs[index:])
-        return left * (time.perf_counter() - self.began) / self.done / self.workers if self.done else None

@@ -1,21 +1,24 @@
 """Claims of the report, and the rule by which measured numbers decide it: pure functions.
 
 There is one rule. Each seed gives one number. Where the 95% interval of their mean over all possible seeds (Student's
-t) lies within the claim's limits, the claim is reproduced; where it lies outside them, it is not; where it reaches
-across one, or there is no interval, it cannot be told. A claim that compares recipes is measured seed by seed, as a
-difference or a factor: the two runs of a seed share initial weights, order and split as far as their recipes do.
+t, of shares and differences on the logit scale) lies within the claim's limits, the claim is reproduced; where it lies
+outside them, it is not; where it reaches across one, or there is no interval, it cannot be told. A claim that compares
+recipes is measured seed by seed, as a difference or a factor: the two runs of a seed share initial weights, order and
+split as far as their recipes do. A claim about a machine is not testable on another one.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from fastres.utils.statistics import Sample
+from fastres.runs.schema import Epoch, Summary
+from fastres.utils.statistics import TWO_SEEDS, Sample
 
 REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
 UNDECIDED, UNTESTABLE = "cannot be told", "not testable at this scale"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE)
+OTHER_MACHINE = "not testable on this machine"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, UNTESTABLE, OTHER_MACHINE)
 
 Form = Literal["share", "points", "factor", "loss", "seconds", "count"]
 """`share`: 0 to 1, shown in percent; `points`: a difference of two; `factor` and `loss` (nats): positive, judged by
@@ -39,24 +42,16 @@ class Need:
 
 @dataclass(frozen=True)
 class Measured:
-    """Known quantities of one recipe with one seed: first those that need no training, then those of its run."""
+    """What is known of one recipe with one seed: first what needs no training, then what its run gave."""
 
-    seed: int
     parameters: int
     leaked: float | None = None
     """Share of the validation images that are trained on; None without validation."""
-    test_accuracy: float | None = None
-    """Share of the test images; None where there is no run, or one that diverged."""
     corrupted_accuracy: float | None = None
     """Mean over the corrupted test sets."""
-    train_losses: tuple[float | None, ...] = ()
-    """By epoch, nats an image."""
-    val_losses: tuple[float | None, ...] = ()
-    rounds: tuple[float, ...] = ()
-    """Test accuracy after each round of pseudo-labelling, the first one without pseudo-labels."""
-    images_per_second: float | None = None
-    seconds: float | None = None
-    """Of the whole run."""
+    summary: Summary = field(default_factory=Summary)
+    """Without any value where there is no run, or one that diverged."""
+    epochs: tuple[Epoch, ...] = ()
 
 
 Measure = Callable[[Sequence[Measured]], float | None]
@@ -101,6 +96,8 @@ class Claim:
     """Whether it needs tests on corrupted images."""
     timed: bool = False
     """Whether it is about time: its runs have the device for themselves."""
+    devices: tuple[str, ...] = ()
+    """Where it is bound to a machine: parts of the names of the devices that can test it."""
     pixels: bool = False
     """Whether it is about a figure that only CIFAR-10's original pixels can have."""
     undecidable: str = ""
@@ -119,16 +116,12 @@ class Finding:
     why: str
     """A sentence."""
 
-    @property
-    def sample(self) -> Sample | None:
-        """Mean and SD of the values there are; of factors and losses those of the logarithms."""
-        known = [value for value in self.values if value is not None]
-        return Sample.of([_scaled(self.claim.form, value) for value in known]) if known else None
 
-
-def judge(claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True) -> Finding:
+def judge(
+    claim: Claim, values: Sequence[float | None], scale: float, *, original: bool = True, devices: Sequence[str] = ()
+) -> Finding:
     """The finding that `values`, a number a seed, make of `claim`; they were measured at `scale`, 1 being the whole, on
-    CIFAR-10's `original` pixels or others."""
+    CIFAR-10's `original` pixels or others, and on `devices`."""
 
     def finding(verdict: str, why: str) -> Finding:
         return Finding(claim, tuple(values), verdict, why)
@@ -138,6 +131,8 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
         return finding(UNDECIDED, claim.undecidable)
     if scale < 1 and not claim.any_scale:
         return finding(UNTESTABLE, f"measured at scale {scale:g}: shown, not compared")
+    if claim.devices and not (devices and all(any(name in own for name in claim.devices) for own in devices)):
+        return finding(OTHER_MACHINE, f"about {' or '.join(claim.devices)}: shown, not compared")
     if claim.pixels and not original:
         return finding(UNDECIDED, "the images are not CIFAR-10's original pixels: shown, not compared")
     if not known:
@@ -150,11 +145,12 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
         if all(within):
             return finding(REPRODUCED, limits)
         return finding(UNDECIDED if any(within) else NOT_REPRODUCED, f"asked for: {limits}")
-    interval = Sample.of([_scaled(claim.form, value) for value in known]).interval()
+    interval = _interval(values, claim.form)
     if interval is None:
         return finding(UNDECIDED, "a single seed has no interval: raise --seeds")
-    low, high = (_unscaled(claim.form, end) for end in interval)
-    span = f"the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
+    low, high = interval
+    said = f"{TWO_SEEDS}; " if len(known) == 2 else ""
+    span = f"{said}the interval, {shown(low, claim.form)} to {shown(high, claim.form)}, "
     if claim.low <= low and high <= claim.high:
         return finding(REPRODUCED, f"{span}lies within {limits}")
     if high < claim.low or claim.high < low:
@@ -164,18 +160,27 @@ def judge(claim: Claim, values: Sequence[float | None], scale: float, *, origina
 
 def interval_of(finding: Finding) -> tuple[float, float] | None:
     """The 95% interval of the mean, in the claim's unit; None for a single seed and for what is certain."""
-    interval = finding.sample and finding.sample.interval()
-    if not interval or not finding.claim.trains:
-        return None
-    return _unscaled(finding.claim.form, interval[0]), _unscaled(finding.claim.form, interval[1])
+    return _interval(finding.values, finding.claim.form) if finding.claim.trains else None
+
+
+def _interval(values: Sequence[float | None], form: Form) -> tuple[float, float] | None:
+    sample = _sample(values, form)
+    bounds: dict[Form, tuple[float, float]] = {"share": (0, 1), "points": (-1, 1), "seconds": (0, math.inf)}
+    low, high = bounds.get(form, (-math.inf, math.inf))
+    ends = sample and sample.interval(low=low, high=high)
+    return (_unscaled(form, ends[0]), _unscaled(form, ends[1])) if ends else None
+
+
+def _sample(values: Sequence[float | None], form: Form) -> Sample | None:
+    """Mean and SD of the values there are; of factors and losses those of the logarithms."""
+    return Sample.of_known(None if value is None else _scaled(form, value) for value in values)
 
 
 def mean_and_sd(values: Sequence[float | None], form: Form) -> str:
     """The mean over seeds with its SD, as text: of factors and losses the geometric mean and the relative SD."""
-    known = [_scaled(form, value) for value in values if value is not None]
-    if not known:
+    sample = _sample(values, form)
+    if sample is None:
         return "–"
-    sample = Sample.of(known)
     mean = shown(_unscaled(form, sample.mean), form)
     if sample.sd is None or (form == "count" and not sample.sd):
         return mean

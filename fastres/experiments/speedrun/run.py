@@ -6,9 +6,8 @@ make the p-value wrong.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 import torch
 
@@ -16,18 +15,22 @@ from fastres.engine import cuda_graph
 from fastres.engine.device import choose_device
 from fastres.errors import Interrupted, UserError
 from fastres.evaluation.metrics import measure, passes
-from fastres.experiments.speedrun.results import PLAN, ROWS, SUMMARY, check_plan, draw, read_rows, summarise
+from fastres.experiments.speedrun.results import FIGURE, PLAN, ROWS, SUMMARY, check_plan, read_rows
 from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
+from fastres.report import run_figures
+from fastres.report.style import png
 from fastres.runs import directory
 from fastres.runs.environment import environment
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.schema import ENVIRONMENT, Speedrun, SpeedrunPlan, SpeedrunRow
 from fastres.training.data import labels_of
 from fastres.training.session import Session
 from fastres.training.step import StepVariant
-from fastres.utils.files import write_text
+from fastres.utils.files import write_bytes, write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
+from fastres.utils.machine import contention
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -41,16 +44,6 @@ TIMED = (
 NOT_TIMED = "opening, decoding and uploading the data; compilation and warm-up; drawing the weights"
 
 
-@dataclass(frozen=True)
-class SpeedrunResult:
-    """Results of a speedrun."""
-
-    folder: Path
-    """Folder of runs.jsonl and speedrun.json."""
-    summary: Speedrun
-    """Contents of speedrun.json."""
-
-
 def speedrun(
     recipe: Recipe,
     count: int,
@@ -60,7 +53,7 @@ def speedrun(
     device: str = "auto",
     quiet: bool = False,
     name: str = "recipe",
-) -> SpeedrunResult:
+) -> Results[Speedrun]:
     """Train `recipe` `count` times, run i (from 0) with the seed train.seed + i, and test whether the mean accuracy is
     above `target`, a share; everything goes into the folder `out` (by default runs/<name>-speedrun-<time>).
 
@@ -72,10 +65,9 @@ def speedrun(
     _check(recipe, count, target)
     recipe = self_contained(recipe)
     where = choose_device(device)
-    goes_on = out is not None and (Path(out) / PLAN).is_file()
-    if not goes_on:
+    if out is None or not (Path(out) / PLAN).is_file():
         directory.check_free(out)
-    elif (Path(str(out)) / SUMMARY).is_file():
+    elif (Path(out) / SUMMARY).is_file():
         raise UserError(f"{out} is complete, and a speedrun's number of runs is fixed beforehand: give another --out")
     session = _Series(recipe, where, quiet)
     try:
@@ -87,22 +79,17 @@ def speedrun(
             device=machine.device_name,
             data=session.data_module.fingerprint,
         )
-        if goes_on:
-            folder = Path(str(out))
+        with continued_folder(out, f"{name}-speedrun", PLAN) as folder, cuda_graph.side_stream(where):
             check_plan(folder, plan)
-        else:
-            folder = directory.new_folder(out, f"{name}-speedrun")
-            plan.write(folder / PLAN)
-        with directory.run_lock(folder), cuda_graph.side_stream(where):
             write_text(folder / "resolved.toml", recipe.to_toml())
             machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
-            summary = summarise(plan, rows, session.about())
+            summary = session.summary(plan, rows)
             summary.write(folder / SUMMARY)  # its presence says that all runs are done
-            draw(folder, rows, summary)
+            write_bytes(folder / FIGURE, png(run_figures.speedrun(rows, summary)))
     finally:
         session.data_module.close()
-    return SpeedrunResult(folder, summary)
+    return Results(folder, summary)
 
 
 def _check(recipe: Recipe, count: int, target: float) -> None:
@@ -135,40 +122,55 @@ class _Series(Session):
         super().__init__(recipe, device, quiet=quiet)
         self.labels = labels_of(self.data_module.test)
 
-    def about(self) -> dict[str, Any]:
-        """Facts of the summary about recipe, network and data."""
-        return {
-            "source": self.recipe.data.source,
-            "first_seed": self.recipe.train.seed,
-            "parameters": self.parameters,
-            "multiply_adds": self.multiply_adds,
-            "epochs": self.recipe.train.epochs,
-            "steps": self.step.steps,
-            "precision": self.recipe.train.precision,
-            "compile_note": self.step.loss_and_correct.fallback_reason,
-            "tta": self.recipe.eval.tta,
-            "tta_passes": passes(self.recipe.eval),
-            "test_images": len(self.labels),
-            "loader": self.data_module.loading.name,
-            "timed": TIMED,
-            "not_timed": NOT_TIMED,
-        }
+    def summary(self, plan: SpeedrunPlan, rows: list[SpeedrunRow]) -> Speedrun:
+        """What was planned, facts about recipe, network and data, and mean, spread and significance of the runs."""
+        accuracy = Sample.of([row.test_accuracy for row in rows])
+        seconds = Sample.of([row.seconds for row in rows])
+        low, high = accuracy.interval(low=0, high=1) or (None, None)
+        return Speedrun.of(
+            plan,
+            source=self.recipe.data.source,
+            first_seed=self.recipe.train.seed,
+            parameters=self.parameters,
+            multiply_adds=self.multiply_adds,
+            epochs=self.recipe.train.epochs,
+            steps=self.step.steps,
+            precision=self.recipe.train.precision,
+            compile_note=self.step.loss_and_correct.fallback_reason,
+            tta=self.recipe.eval.tta,
+            tta_passes=passes(self.recipe.eval),
+            test_images=len(self.labels),
+            loader=self.data_module.loading.name,
+            timed=TIMED,
+            not_timed=NOT_TIMED,
+            mean_accuracy=accuracy.mean,
+            sd_accuracy=accuracy.sd,
+            interval_low=low,
+            interval_high=high,
+            p_mean_above_target=accuracy.p_above(plan.target),
+            mean_seconds=seconds.mean,
+            sd_seconds=seconds.sd,
+            cold_seconds=rows[0].cold_seconds,
+            compiled_from_cache=rows[0].compiled_from_cache,
+            compiled=all(row.compiled for row in rows),
+        )
 
     def complete(self, folder: Path, count: int) -> list[SpeedrunRow]:
         """Add the missing ones of `count` runs to runs.jsonl; returns its rows."""
         rows = read_rows(folder)
-        progress = _Progress(len(rows), count, self.step.steps, self.quiet)
+        first = len(rows)
         size = f"{self.step.steps} steps, {self.parameters:,} parameters"
-        progress.message(f"{folder}: {count} runs of {size}, {self.device}")
+        say(f"{folder}: {count} runs of {size}, {self.device}", quiet=self.quiet)
         if rows:
-            progress.message(f"{len(rows)} runs were finished before")
+            say(f"{first} runs were finished before", quiet=self.quiet)
+        if (busy := contention()) is not None:
+            say(busy, quiet=self.quiet)
         try:
-            if len(rows) < count:
-                progress.message("compiling and warming up")
+            if first < count:
+                say("compiling and warming up", quiet=self.quiet)
                 self._warm_up()
-            first = len(rows)
+            progress = _Progress(first, count, self.step.steps, self.quiet)
             for run in range(first, count):
-                progress.begin(run)
                 row = self._run(run, progress.step)
                 if run == first:
                     start = time.perf_counter() - self.opened
@@ -179,7 +181,8 @@ class _Series(Session):
                 progress.end(rows)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: {len(rows)} of {count} runs are kept; the same command with --out {folder} adds the rest"
+                f"interrupted: {len(rows)} of {count} runs are kept; "
+                f"the same command with --out {quote(str(folder))} adds the rest"
             ) from None
         return rows
 
@@ -233,33 +236,27 @@ class _Series(Session):
 class _Progress:
     """Lines on standard error: one a run, and in long runs one every 30 seconds, with the time that is left."""
 
-    def __init__(self, done: int, count: int, steps: int, quiet: bool) -> None:
-        self.first, self.count, self.steps, self.quiet = done, count, steps, quiet
-        self.run, self.began, self.said = done, 0.0, 0.0
+    def __init__(self, first: int, count: int, steps: int, quiet: bool) -> None:
+        self.first, self.done, self.count, self.steps, self.quiet = first, first, count, steps, quiet
+        self.began = self.said = time.monotonic()
 
-    def message(self, text: str) -> None:
-        self.said = time.monotonic()
-        say(text, quiet=self.quiet)
-
-    def begin(self, run: int) -> None:
-        self.run = run
-        self.began = self.began or time.monotonic()
-
-    def step(self, done: int) -> None:
-        now = time.monotonic()
-        if now - self.said >= 30:
-            self.message(f"{self._counted()}  step {done}/{self.steps}  {self._left(self.run + done / self.steps)}")
+    def step(self, step: int) -> None:
+        if time.monotonic() - self.said >= 30:
+            self._say(f"step {step}/{self.steps}", self._left(self.done + step / self.steps))
 
     def end(self, rows: list[SpeedrunRow]) -> None:
         row, sample = rows[-1], Sample.of([row.test_accuracy for row in rows])
-        cells = [self._counted(), f"seed {row.seed}", f"test {row.test_accuracy:7.2%}", f"{row.seconds:.2f} s"]
+        cells = [f"seed {row.seed}", f"test {row.test_accuracy:7.2%}", f"{row.seconds:.2f} s"]
         cells.append(f"mean {sample.mean:.2%}" + ("" if sample.sd is None else f", SD {sample.sd:.2%}"))
         if row.test_loss is None:
             cells.append("its loss is not finite")
-        self.message("  ".join([*cells, self._left(self.run + 1)] if len(rows) < self.count else cells))
+        self._say(*cells, *[self._left(len(rows))] * (len(rows) < self.count))
+        self.done = len(rows)
 
-    def _counted(self) -> str:
-        return f"run {self.run + 1:>{len(str(self.count))}}/{self.count}"
+    def _say(self, *cells: str) -> None:
+        self.said = time.monotonic()
+        counted = f"run {self.done + 1:>{len(str(self.count))}}/{self.count}"
+        say("  ".join((counted, *cells)), quiet=self.quiet)
 
     def _left(self, done: float) -> str:
         """Runs take equally long: warmed up, the first is like the others."""

@@ -15,7 +15,7 @@ from fastres.experiments.sweep import results
 from fastres.recipe import Recipe
 from fastres.report import document
 from fastres.report.document import Details, Picture
-from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, Look, png, short
+from fastres.report.style import BLACK, GREY, RED, SMALL, TEXT, WIDTH, Look, own_settings, png, short
 from fastres.runs.schema import Point, Sweep
 
 SPACED = 12
@@ -41,6 +41,7 @@ def write_results(folder: Path, summary: Sweep, recipe: Recipe) -> None:
     summary.write(folder / results.SWEEP)
 
 
+@own_settings()
 def parallel(rows: Sequence[Point], keys: list[str], metric: str) -> Figure:
     """Rows of sweep.json as lines over one axis a key of `keys`, and one for `metric`; coloured by it."""
     figure = Figure(figsize=(WIDTH, 4.4), facecolor="white")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fastres.errors import UserError
@@ -53,7 +54,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     recipe: Recipe = resolve(Recipe, below, path)
     sweep = recipe.sweep
     if sweep is None:
-        raise UserError(f"{path} has no [sweep]: train it with `fastres train {path}`, or add the table")
+        raise UserError(f"{path} has no [sweep]: train it with `fastres train {quote(str(path))}`, or add the table")
     assert sweep.search is None, "search.py finds its own points"
     named = [(point.name, dotted(point.set)) for point in sweep.points] or [("", {})]
     keys = list(dict.fromkeys([key for _, settings in named for key in settings] + list(sweep.grid)))

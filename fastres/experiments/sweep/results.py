@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastres.report.document import Heading, Note, Part, Picture, Table
 from fastres.runs.schema import METRICS, SUMMARY, Failure, Mean, Point, Summary, Sweep, read_epochs
 from fastres.utils.format import DASH, number, plural
 from fastres.utils.json_files import damaged
-from fastres.utils.statistics import Sample, wilson
+from fastres.utils.statistics import TWO_SEEDS, Sample, wilson
 
 SWEEP, TABLE, PAGE, DIVERGED = "sweep.json", "sweep.md", "sweep.html", "diverged.json"
 FIGURE = "sweep"
@@ -64,14 +65,14 @@ def summarise(rows: Sequence[Point], metric: str, *, source: str) -> Sweep:
     means = []
     if any(SEED in row.settings for row in rows):
         for rest, group in groups.items():
-            values = [row[metric] for row in group if row[metric] is not None]
-            sample = Sample.of(values) if values else None
-            low, high = (sample.interval() if sample else None) or (None, None)
+            sample = Sample.of_known(row[metric] for row in group)
+            most = 1 if metric.endswith("accuracy") else math.inf  # a loss has no upper bound
+            low, high = (sample.interval(low=0, high=most) if sample else None) or (None, None)
             means.append(
                 Mean(
                     settings=json.loads(rest),
                     points=len(group),
-                    diverged=len(group) - len(values),
+                    diverged=len(group) - (sample.count if sample else 0),
                     mean=sample.mean if sample else None,
                     sd=sample.sd if sample else None,
                     interval_low=low,
@@ -175,6 +176,11 @@ def notes(summary: Sweep) -> list[str]:
         )
     if not summary.search and not summary.means and any(row.settings.keys() - {SEED} for row in rows):
         said.append("Each point is one seed; another seed moves a result by an amount that this table cannot show.")
+    if summary.means:
+        scale = "logit" if summary.metric.endswith("accuracy") else "logarithmic"
+        said.append(f"The intervals of the means over seeds are Student's t on the {scale} scale.")
+        if any(group.points - group.diverged == 2 for group in summary.means):
+            said.append(f"Of a mean over two: {TWO_SEEDS}.")
     return said
 
 

@@ -4,8 +4,8 @@ Each point is an ordinary run directory. What is finished is picked up and what 
 same command always goes on.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -15,9 +15,11 @@ from fastres.experiments.sweep.page import write_results
 from fastres.experiments.sweep.plan import SweepPlan, SweepPoint
 from fastres.experiments.sweep.results import DIVERGED, SWEEP, read_point, summarise
 from fastres.models import build, layers
+from fastres.recipe import Recipe
 from fastres.recipe.portable import self_contained
 from fastres.runs import directory
 from fastres.runs.directory import PLAN
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.schema import Failure, Point, Sweep
 from fastres.training.data import shape_of
 from fastres.training.loop import OnEpoch
@@ -27,19 +29,9 @@ from fastres.utils.format import duration
 from fastres.utils.progress import say
 
 
-@dataclass(frozen=True)
-class SweepResult:
-    """Results of a sweep."""
-
-    folder: Path
-    """Folder of the run directories, sweep.json, sweep.md, sweep.png and sweep.html."""
-    summary: Sweep
-    """Contents of sweep.json."""
-
-
 def sweep(
     plan: SweepPlan, *, out: str | Path | None = None, device: str = "auto", quiet: bool = False, name: str = "recipe"
-) -> SweepResult:
+) -> Results[Sweep]:
     """Train the points of `plan` into run directories of the folder `out` (by default runs/<name>-sweep-<time>), and
     write the table and the page.
 
@@ -49,18 +41,16 @@ def sweep(
     """
     choose_device(device)
     work = [work_of(point) for point in plan.points]
-    goes_on = out is not None and (Path(out) / PLAN).is_file()
-    folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
-    with directory.run_lock(folder):
+    with continued_folder(out, f"{name}-sweep", PLAN) as folder:
         for point in plan.points:
-            check_folder(folder / point.name, point)
+            check_folder(folder / point.name, point.recipe)
         write_text(folder / PLAN, plan.recipe.to_toml())
         (folder / SWEEP).unlink(missing_ok=True)  # its presence says that all points are done
         rows = complete(folder, plan.points, work, device, quiet)
         assert plan.recipe.sweep is not None
         summary = summarise(rows, plan.recipe.sweep.by, source=plan.recipe.data.source)
         write_results(folder, summary, plan.recipe)
-    return SweepResult(folder, summary)
+    return Results(folder, summary)
 
 
 def work_of(point: SweepPoint) -> float:
@@ -73,9 +63,9 @@ def work_of(point: SweepPoint) -> float:
     return point.recipe.train.epochs * sum(layer.multiply_adds for layer in layers(network, size))
 
 
-def check_folder(run: Path, point: SweepPoint) -> None:
-    """Raise UserError where `run` is begun and not this point's."""
-    if (run / "recipe.toml").is_file() and directory.read_recipe(run) != self_contained(point.recipe):
+def check_folder(run: Path, recipe: Recipe) -> None:
+    """Raise UserError where `run` is begun with another recipe."""
+    if (run / "recipe.toml").is_file() and directory.read_recipe(run) != self_contained(recipe):
         raise UserError(f"{run} was trained with another recipe: give another --out, or remove that folder")
 
 
@@ -94,7 +84,7 @@ def complete(folder: Path, points: list[SweepPoint], work: list[float], device: 
                 left = _left(rows, work)
                 ends = f"  {duration(left)} left" if left else ""
                 say(f"point {number}/{len(points)}: {point.name}{before}{ends}", quiet=quiet)
-                train_point(run, point, device, quiet)
+                train_run(run, point.recipe, device, quiet)
                 trained += 1
                 row = read_point(run, point.name, point.point, point.settings)
                 assert row is not None, "a run that ends without an error has a summary"
@@ -102,7 +92,8 @@ def complete(folder: Path, points: list[SweepPoint], work: list[float], device: 
     except (KeyboardInterrupt, Interrupted) as stop:
         how = f"{str(stop).partition(';')[0]} of {point.name}" if isinstance(stop, Interrupted) else "interrupted"
         raise Interrupted(
-            f"{how}; {len(rows)} of {len(points)} points are finished; the same command with --out {folder} goes on"
+            f"{how}; {len(rows)} of {len(points)} points are finished; "
+            f"the same command with --out {quote(str(folder))} goes on"
         ) from None
     return rows
 
@@ -115,14 +106,14 @@ def _left(rows: list[Point], work: list[float]) -> float | None:
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None
 
 
-def train_point(run: Path, point: SweepPoint, device: str, quiet: bool, on_epoch: OnEpoch | None = None) -> None:
-    """Train or resume one point to its end, be it a divergence."""
+def train_run(run: Path, recipe: Recipe, device: str, quiet: bool, on_epoch: OnEpoch | None = None) -> None:
+    """Train or resume one of many runs to its end, be it a divergence."""
     torch.compiler.reset()  # what earlier points compiled counts against a limit of recompilations, and holds memory
     try:
         if (run / "recipe.toml").is_file():
             resume(run, device=device, quiet=quiet, on_epoch=on_epoch)
         else:
-            train(point.recipe, out=run, device=device, quiet=quiet, on_epoch=on_epoch)
+            train(recipe, out=run, device=device, quiet=quiet, on_epoch=on_epoch)
     except Diverged as error:
-        say(f"{point.name}: {error}", quiet=quiet)
+        say(f"{run.name}: {error}", quiet=quiet)
         Failure(error=str(error)).write(run / DIVERGED)

@@ -11,6 +11,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +21,15 @@ from fastres.errors import Interrupted, UserError
 from fastres.experiments.sweep import results
 from fastres.experiments.sweep.page import write_results
 from fastres.experiments.sweep.plan import Settings, SweepPoint, check_overrides, value_at
-from fastres.experiments.sweep.run import SweepResult, check_folder, train_point
+from fastres.experiments.sweep.run import check_folder, train_run
 from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
 from fastres.models import build
 from fastres.recipe import RangeConfig, Recipe, SearchConfig
 from fastres.recipe.loading import Layer, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.recipe.portable import self_contained
-from fastres.runs import directory
 from fastres.runs.directory import PLAN
+from fastres.runs.many import Results, continued_folder
 from fastres.runs.schema import BestTrial, Epoch, Point, Sweep, read_epochs
 from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
@@ -121,8 +122,8 @@ class _Worker:
     folder: Path
     device: str
     quiet: bool
-    number: int = 0
-    workers: int = 1
+    number: int
+    workers: int
 
     def work(self) -> None:
         """Train trials until there are as many as the search wants."""
@@ -147,9 +148,9 @@ class _Worker:
         if "folder" in trial.user_attrs:
             return trial
         # Another worker may have asked meanwhile: who comes after the last place steps back.
-        startup_timer = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-        begun = {one.user_attrs["folder"] for one in startup_timer if "folder" in one.user_attrs}
-        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in startup_timer)
+        earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        begun = {one.user_attrs["folder"] for one in earlier if "folder" in one.user_attrs}
+        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in earlier)
         if len(begun) + asking >= trials:
             study.tell(trial, state=TrialState.FAIL)
             return None
@@ -184,7 +185,7 @@ class _Worker:
             study.tell(trial, state=TrialState.FAIL)
             self._say(f"{name}: {error}")
             return
-        check_folder(run, point)
+        check_folder(run, point.recipe)
         row = results.read_point(run, name, "", point.settings)
         if row is None:
             shown = "  ".join(
@@ -192,7 +193,7 @@ class _Worker:
                 for key, value in point.settings.items()
             )
             self._say(f"{name} of {self.plan.search.trials}: {shown}  {self._left(study)}".rstrip())
-            train_point(run, point, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
+            train_run(run, point.recipe, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
             row = results.read_point(run, name, "", point.settings)
             assert row is not None, "a run that ends without an error has a summary"
         else:
@@ -267,7 +268,7 @@ def search(
     workers: int = 1,
     quiet: bool = False,
     name: str = "recipe",
-) -> SweepResult:
+) -> Results[Sweep]:
     """Try as many points as the search wants into run directories of the folder `out` (by default
     runs/<name>-sweep-<time>), and write the table and the page. `workers` processes share the cores.
 
@@ -279,40 +280,31 @@ def search(
     import_optuna()
     choose_device(device)
     recipe = self_contained(plan.recipe)
-    goes_on = out is not None and (Path(out) / PLAN).is_file()
-    folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
-    with directory.run_lock(folder):
-        if goes_on:
-            _check_plan(folder, recipe)
+    with continued_folder(out, f"{name}-sweep", PLAN) as folder:
+        _check_plan(folder, recipe)
         write_text(folder / PLAN, recipe.to_toml())
         (folder / results.SWEEP).unlink(missing_ok=True)  # its presence says that all trials are done
         study = open_study(folder, plan.search, plan.metric)
         with storage_faults(folder / STUDY):
             recover(study)
             try:
-                if workers == 1:
-                    _Worker(plan, folder, device, quiet).work()
-                else:
-                    search_workers.run([_Worker(plan, folder, device, quiet, each, workers) for each in range(workers)])
+                search_workers.run([_Worker(plan, folder, device, quiet, each, workers) for each in range(workers)])
             except (KeyboardInterrupt, Interrupted):
                 done = sum(trial.state.is_finished() for trial in counted(study))
                 raise Interrupted(
                     f"interrupted; {done} of {plan.search.trials} trials are finished; "
-                    f"the same command with --out {folder} goes on"
+                    f"the same command with --out {quote(str(folder))} goes on"
                 ) from None
             summary = _summarise(folder, plan, study)
         write_results(folder, summary, recipe)
-    return SweepResult(folder, summary)
+    return Results(folder, summary)
 
 
 def _check_plan(folder: Path, recipe: Recipe) -> None:
     """Raise UserError where the search in `folder` was begun with another recipe; more trials are welcome."""
-    begun = Recipe.load(folder / PLAN)
-
-    def without_trials(recipe: Recipe) -> Settings:
-        return recipe.model_dump(exclude={"sweep": {"search": {"trials"}}})
-
-    if without_trials(begun) != without_trials(recipe):
+    begun = Recipe.load(folder / PLAN) if (folder / PLAN).is_file() else recipe
+    asked, before = (each.model_dump(exclude={"sweep": {"search": {"trials"}}}) for each in (recipe, begun))
+    if asked != before:
         raise UserError(f"{folder} was begun with another recipe, {folder / PLAN}: run that one, or give another --out")
 
 

@@ -6,6 +6,8 @@ import os
 import stat
 import subprocess
 import sys
+import unicodedata
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,7 +124,7 @@ def test_any_first_part_of_a_store_is_balanced(names: set[str], random: object) 
 
 BAD: dict[str, tuple[Callable[[Files], Files], str]] = {
     "no image": (lambda files: {"readme.txt": b""}, "holds no images: expected train/<class>"),
-    "no class": (lambda files: {"train/a.png": b"", "test/b.png": b""}, "lies in no class folder"),
+    "no class": (lambda files: {"train/a.png": b"", "test/b.png": b""}, "lie in no class folder"),
     "no parts": (lambda files: {"ant/a.png": b"", "bee/b.png": b""}, "holds no train or test folder"),
     "other classes": (
         lambda files: {name: data for name, data in files.items() if "test/bee" not in name},
@@ -152,6 +154,87 @@ def test_bad_images_and_layouts(
     with pytest.raises(UserError, match=message):
         open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
     assert not [*(tmp_path / "root/stores").glob("[!.]*"), *(tmp_path / "root/stores").glob(".*.tmp")]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_up_to_ten_bad_images_are_named_at_once(
+    tmp_path: Path, packed: bool, image_files: Files, write_tar: Callable, write_folder: Callable
+) -> None:
+    def refused(files: Files) -> str:
+        path = write_tar(tmp_path / "x.tar.gz", files) if packed else write_folder(tmp_path / str(len(files)), files)
+        with pytest.raises(UserError) as caught:
+            open_dataset(str(path), image_size=8, root=tmp_path / "root", quiet=True)
+        return str(caught.value)
+
+    cut = image_files["train/ant/0.png"][:-26]
+    bad = {"train/ant/7.png": b"", "train/bee/new\nline.png": b"text", "test/bee/9.png": cut}
+    first, second = refused(image_files | bad).split("\n")
+    assert first.endswith(f": 3 of {len(image_files) + 3} images cannot be used:")
+    for named in (
+        "train/ant/7.png is no JPEG",
+        "train/bee/new?line.png is no JPEG",
+        "test/bee/9.png is a damaged image",
+    ):
+        assert named in second
+    assert "more" not in second
+    first, second = refused(image_files | {f"train/ant/bad{number}.png": b"" for number in range(130)}).split("\n")
+    assert f": 130 of {len(image_files) + 130} images" in first
+    assert second.count("is no JPEG or PNG image") == 10 and second.endswith("; and 120 more")
+
+
+def test_up_to_ten_faults_of_a_layout_are_named_at_once() -> None:
+    classes = [f"train/c{number:02}/0.png" for number in range(12)]
+    with pytest.raises(UserError) as caught:
+        plan([*classes, "test/c00/0.png", "test/only/0.png"], "x")
+    assert str(caught.value).count("test has no class folder 'c") == 10
+    assert str(caught.value).endswith("; and 2 more: train and test need the same")
+    with pytest.raises(UserError, match=r"^x: train/a\?\.png; train/b\.png lie in no class folder: expected"):
+        plan(["train/a\n.png", "train/b.png", "train/c/0.png"], "x")
+
+
+def test_a_picture_beyond_pillows_own_limit_is_to_be_shrunk(picture: Callable) -> None:
+    """Pillow refuses 2 × 89,478,485 pixels and warns of half as many: by the size that the header claims."""
+    data = bytearray(picture())
+    for side in (10_000, 20_000):  # 100 and 400 million
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        with pytest.raises(UserError, match=r"pixels: shrink it to (64,000,000|so many) or fewer"):
+            decode(bytes(data), 8)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_whose_name_has_two_unicode_forms_is_one(
+    tmp_path: Path,
+    packed: bool,
+    picture: Callable,
+    write_tar: Callable,
+    write_folder: Callable,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    files = {
+        f"{part}/{name}/{number}.png": picture() for part in ("train", "test") for name in ("ant",) for number in "01"
+    }
+    files |= {f"train/{composed}/0.png": picture(), f"test/{decomposed}/0.png": picture()}
+    path = write_tar(tmp_path / "x.tar.gz", files) if packed else write_folder(tmp_path / "x", files)
+    dataset = open_dataset(str(path), image_size=8, root=tmp_path / "root")
+    assert dataset.classes == ("ant", composed)
+    assert "two Unicode forms" not in capfd.readouterr().err
+    files |= {f"train/{decomposed}/1.png": picture()}
+    path = write_tar(tmp_path / "y.tar.gz", files) if packed else write_folder(tmp_path / "y", files)
+    dataset = open_dataset(str(path), image_size=8, root=tmp_path / "root")
+    assert dataset.train is not None and dataset.train.labels is not None
+    assert dataset.train.labels.tolist().count(1) == 2
+    assert f"two Unicode forms are one class: {composed}" in capfd.readouterr().err
+
+
+def test_a_source_in_the_other_unicode_form_is_the_folder(
+    tmp_path: Path, image_files: Files, write_folder: Callable
+) -> None:
+    write_folder(tmp_path / unicodedata.normalize("NFD", "café"), image_files)
+    typed = tmp_path / unicodedata.normalize("NFC", "café")
+    assert len(open_dataset(str(typed), image_size=8, root=tmp_path / "root", quiet=True).classes) == 2
 
 
 SPECIAL: dict[str, Callable[[Path], None]] = {

@@ -78,6 +78,15 @@ def test_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert data_root(None) == (Path.home() / ".cache/fastres").resolve()
 
 
+def test_a_path_is_a_source(root: Path, tmp_path: Path, image_files: dict[str, bytes], write_folder: Callable) -> None:
+    folder = write_folder(tmp_path / "in", image_files)
+    dataset = open_dataset(folder, image_size=8, root=root, quiet=True)
+    assert prepare(folder, image_size=8, root=root, quiet=True).path == dataset.path and dataset.source == str(folder)
+    assert info(folder, image_size=8, root=root)["prepared"] and verify(folder, image_size=8, root=root) == []
+    with pytest.raises(UserError, match="there is no file or folder"):
+        open_dataset(tmp_path / "none", root=root)
+
+
 def test_names_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
         open_dataset("CIFAR-10", root=tmp_path, quiet=True)
@@ -220,6 +229,19 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path, image_files: dict[str, by
         assert not [entry for entry in (small_disk / "stores").iterdir() if not entry.name.endswith(".lock")]
     fits = open_dataset(str(folder), image_size=32, root=small_disk, quiet=True)
     assert fits.train is not None and len(fits.train.images) == 6
+
+
+def test_a_sound_store_need_not_be_writable(
+    small_disk: Path, tmp_path: Path, image_files: dict[str, bytes], write_folder: Callable
+) -> None:
+    folder = write_folder(tmp_path / "in", image_files)
+    made = prepare(str(folder), image_size=32, root=small_disk, quiet=True)
+    for lock in (small_disk / "stores").glob(".*.lock"):
+        lock.unlink()  # as where only the store itself was copied
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert prepare(str(folder), image_size=32, root=small_disk, quiet=True).path == made.path
+    with pytest.raises(UserError, match="read-only"):
+        prepare("shapes10", root=small_disk, quiet=True)
 
 
 def test_the_disk_fills_while_small_files_are_written(small_disk: Path, tmp_path: Path) -> None:
