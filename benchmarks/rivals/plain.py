@@ -152,4 +152,4 @@ def _with_mirror(network: nn.Module, images: Tensor) -> Tensor:
 def normalised(images: NDArray[np.uint8], augment: Augment) -> Tensor:
     """uint8 [N, H, W, 3] → fp32 [N, 3, H, W], by the mean and SD that `augment` normalises with."""
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float() / 255
-    return (pixels - augment.mean[:, None, None]) / augment.std[:, None, None]
+    return (pixels - augment.mean.float()[:, None, None]) / augment.std.float()[:, None, None]

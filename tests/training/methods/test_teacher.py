@@ -153,7 +153,7 @@ def test_each_point_of_a_sweep_has_its_teacher(teacher: Path, tmp_path: Path) ->
     assert final(out / "seed=0" / "teacher") == final(out / "seed=1" / "teacher"), "its seed is its own"
     assert final(out / "seed=0") != final(out / "seed=1")
     again = sweep(plan, out=out, device="cpu", quiet=True)
-    assert [row["state"] for row in again.summary["points"]] == ["complete", "complete"]
+    assert [row["state"] for row in again.facts["points"]] == ["complete", "complete"]
 
 
 def test_what_cannot_be_leaves_nothing_behind(teacher: Path, tmp_path: Path) -> None:
