@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fastres.layers.batch_norm import ends_in_activation
 from fastres.layers.converters import named_children, prepare_scriptable
-from fastres.layers.norms import has_global_hooks, inner_activation, is_plain
+from fastres.layers.norms import has_global_hooks, inner_activation, is_plain, is_sequence
 from fastres.layers.patterns import Pattern, is_norm, rewrite
 from fastres.layers.tracing import Refused, trace
 
@@ -47,7 +47,7 @@ class _Plan:
     original: type[nn.Module]
     patterns: tuple[Pattern, ...]
     entered: tuple[str, ...]
-    """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList."""
+    """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList, ConvNormAct."""
     attributes: tuple[tuple[str, Any], ...]
     """Attributes of the module that the original forward read when it was traced, with their values."""
     passed: tuple[tuple[tuple[str, ...], type[nn.Module]], ...]
@@ -77,13 +77,15 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns `model`. Parameters, buffers, names, `state_dict`, hooks and results stay; `fused_sites(model)` tells what
     was found, `unfuse` undoes it. Recognised in the forward of any module: `nn.BatchNorm2d` → ReLU, SiLU or exact GELU,
     with an add of a residual or of a second BatchNorm's output between them, as in the ResNets of torchvision and timm;
-    the second one may end an `nn.Sequential`, such as `downsample`. A BatchNorm that none of these follows is no site.
-    So are timm's `BatchNormAct2d`, with its activation or with an add after it, and torchvision's and timm's
-    FrozenBatchNorm2d. Left alone: other subclasses of `nn.BatchNorm2d`, SyncBatchNorm, whose statistics no call here
-    exchanges, modules with hooks or parametrizations, whose results several read or that are called twice, what might
-    be overwritten, also through a view, before the one call reads it, and every forward that torch.fx cannot write down
-    faithfully: with optional arguments, data-dependent decisions, random numbers, side effects on the module, no_grad
-    or autocast inside, or activation checkpointing switched on.
+    the second one may end an `nn.Sequential`, such as `downsample`, or timm's `ConvNormAct`. A BatchNorm that none of
+    these follows is no site. timm's `BatchNormAct2d`, with its own activation or an add after it, and torchvision's and
+    timm's FrozenBatchNorm2d are taken too.
+
+    Left alone: other subclasses of `nn.BatchNorm2d`; SyncBatchNorm, whose statistics no call here exchanges; modules
+    with hooks or parametrizations, whose results several read or that are called twice; what might be overwritten, also
+    through a view, before the one call reads it; and every forward that torch.fx cannot write down faithfully: with
+    optional arguments, data-dependent decisions, random numbers, side effects on the module, no_grad or autocast
+    inside, or activation checkpointing switched on.
 
     A fused forward steps aside for the original one when an argument is no tensor (such as the list of features that
     torchvision's DenseNet hands on), and as long as something it rests on differs from what it was: a BatchNorm or
@@ -143,12 +145,10 @@ def _descend(module: Any, path: tuple[str, ...]) -> Any:
 
 
 def _may_enter(child: nn.Module) -> bool:
-    """Whether a parent may call the children of `child` itself: a plain Sequential that ends in a BatchNorm. One that
-    does not gains nothing and keeps its hooks."""
-    if type(child) is not nn.Sequential or not is_plain(child):
-        return False
-    layers = [layer for layer in child if type(layer) is not nn.Identity]
-    return bool(layers) and is_norm(layers[-1])
+    """Whether a parent may call the children of `child` itself: a sequence that ends in a BatchNorm. One that does not
+    gains nothing and keeps its hooks."""
+    layers = [layer for layer in child.children() if type(layer) is not nn.Identity] if is_sequence(child) else []
+    return bool(layers) and (is_norm(layers[-1]) or _may_enter(layers[-1]))
 
 
 def _fuse_one(module: nn.Module) -> _Plan | None:

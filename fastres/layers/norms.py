@@ -10,6 +10,8 @@ from torch import nn
 
 BATCH_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"
 """BatchNorm2d, then its children `drop` and `act`."""
+CONV_NORM_ACT = "timm.layers.conv_bn_act.ConvNormAct"
+"""Its children `conv`, `bn` and, where there is one, `aa`."""
 FROZEN = "torchvision.ops.misc.FrozenBatchNorm2d"
 """Normalises by buffers, always; timm's `freeze_batch_norm_2d` makes them too."""
 FROZEN_ACT = "timm.layers.norm_act.FrozenBatchNormAct2d"
@@ -64,6 +66,15 @@ def inner_activation(module: nn.Module) -> str | None:
         return None
     act, drop = module.get_submodule("act"), module.get_submodule("drop")
     return activation_of(act) if type(drop) is nn.Identity and is_plain(drop) else None
+
+
+def is_sequence(module: nn.Module) -> bool:
+    """Whether calling it calls its children one after the other and does nothing else."""
+    kind = type(module)
+    sequential = isinstance(module, nn.Sequential) and (
+        kind.forward is nn.Sequential.forward and kind.__iter__ is nn.Sequential.__iter__
+    )
+    return (sequential or class_name(module) == CONV_NORM_ACT) and is_plain(module)
 
 
 def is_known(module: nn.Module) -> bool:
