@@ -32,7 +32,7 @@ class Memory:
 
     def __init__(self, graph: fx.Graph, calls: dict[fx.Node, nn.Module]) -> None:
         self._calls = calls
-        self._order = {node: place for place, node in enumerate(graph.nodes)}
+        self._order = {node: index for index, node in enumerate(graph.nodes)}
         self._of: dict[fx.Node, frozenset[str]] = {}
         for node in graph.nodes:
             if node.op == "placeholder":
@@ -52,8 +52,8 @@ class Memory:
         or reads or writes what a BatchNorm owns: its statistics would have moved by then."""
         owned = tuple(f"{norm}." for norm in norms)
         for operand, reader in reads:
-            for node, place in self._order.items():
-                if node in replaced or not self._order[reader] < place < self._order[last]:
+            for node, index in self._order.items():
+                if node in replaced or not self._order[reader] < index < self._order[last]:
                     continue
                 touched = self._touched(node)
                 if any(name.startswith(owned) for name in touched):
@@ -65,13 +65,13 @@ class Memory:
     def shows_elsewhere(self, written: fx.Node, by: fx.Node) -> bool:
         """Whether what the node `by` writes to `written` can be seen in more than the result of `by`: in an argument or
         a buffer, or by a later node."""
-        memory, place = self._of[written], self._order[by]
+        memory, written_at = self._of[written], self._order[by]
         if any(name == _ARGUMENTS or not name.startswith("(") for name in memory):
             return True
         return any(
-            self._of[node] & memory and any(self._order[user] > place for user in node.users)
+            self._of[node] & memory and any(self._order[user] > written_at for user in node.users)
             for node, defined in self._order.items()
-            if defined < place
+            if defined < written_at
         )
 
     def _touched(self, node: fx.Node) -> frozenset[str]:
