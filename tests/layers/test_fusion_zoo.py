@@ -166,7 +166,7 @@ NETWORKS = {
 SIDES = {
     "timm/bat_resnext26ts": 256,
     "timm/halonet26t": 256,
-    "timm/haloregnetz_b": 256,
+    "timm/haloregnetz_b": 224,
     "torchvision/inception_v3": 96,
     "torchvision/maxvit_t": 224,
     "timm/inception_v3": 96,
@@ -201,7 +201,7 @@ def built(name: str) -> nn.Module:
 def undisturbed(model: nn.Module) -> nn.Module:
     """Without random numbers of its own, so that two forwards can be compared."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
             module.p = 0.0
         if hasattr(module, "drop_rate"):  # of timm's calls of F.dropout
             module.drop_rate = 0.0  # type: ignore[assignment]
