@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastres.layers.converters import NotScriptable
+from fastres.layers.tracing import as_node, is_traced
+
 
 def _has_amx() -> bool:
     """Whether this CPU multiplies bf16 tiles (AMX), and oneDNN was not told to leave that alone."""
@@ -30,8 +33,9 @@ def _has_amx() -> bool:
 HAS_AMX = _has_amx()
 
 
-class Conv2d(nn.Conv2d):
-    """torch's Conv2d for square kernels without bias, padded by half a kernel: same parameters, same mathematics.
+class Conv2d(NotScriptable, nn.Conv2d):
+    """torch's Conv2d for square kernels without bias, padded by half a kernel: same parameters, same mathematics. Under
+    torch.fx it is one node.
 
     bf16 activations on a CPU with AMX take the matrix product where `product_pays`. The choice depends on machine, type
     and shape alone, never on a measurement: the same run has the same bits.
@@ -42,6 +46,9 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] → [N, out_channels, ⌈H/stride⌉, ⌈W/stride⌉]."""
+        if is_traced(x):
+            node: Tensor = as_node(self, x)
+            return node
         stride = self.stride[0]
         if x.dtype == torch.bfloat16 and x.device.type == "cpu" and HAS_AMX and product_pays(x, stride):
             y: Tensor = ProductConvolution.apply(x, self.weight.to(x.dtype), stride)

@@ -18,8 +18,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from fastres.layers.patterns import Pattern, is_plain, rewrite
-from fastres.layers.synchronisation import named_children
+from fastres.layers.batch_norm import ends_in_activation
+from fastres.layers.converters import named_children, prepare_scriptable
+from fastres.layers.norms import has_global_hooks, inner_activation, is_plain, is_sequence
+from fastres.layers.patterns import Pattern, is_norm, rewrite
 from fastres.layers.tracing import Refused, trace
 
 
@@ -45,7 +47,7 @@ class _Plan:
     original: type[nn.Module]
     patterns: tuple[Pattern, ...]
     entered: tuple[str, ...]
-    """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList."""
+    """Paths of the modules whose children the forward calls one by one: nn.Sequential, nn.ModuleList, ConvNormAct."""
     attributes: tuple[tuple[str, Any], ...]
     """Attributes of the module that the original forward read when it was traced, with their values."""
     passed: tuple[tuple[tuple[str, ...], type[nn.Module]], ...]
@@ -54,6 +56,8 @@ class _Plan:
     """Names of the children of the module and of those entered."""
 
     def holds(self, module: nn.Module) -> bool:
+        if has_global_hooks():
+            return False
         for name, value in self.attributes:
             now = getattr(module, name, ...)
             if type(now) is not type(value) or now != value:
@@ -73,23 +77,29 @@ def fuse(model: nn.Module) -> nn.Module:
     Returns `model`. Parameters, buffers, names, `state_dict`, hooks and results stay; `fused_sites(model)` tells what
     was found, `unfuse` undoes it. Recognised in the forward of any module: `nn.BatchNorm2d` → ReLU, SiLU or exact GELU,
     with an add of a residual or of a second BatchNorm's output between them, as in the ResNets of torchvision and timm;
-    the second one may end an `nn.Sequential`, such as `downsample`. Left alone: subclasses of `nn.BatchNorm2d`, modules
-    with hooks or parametrizations, whose results several read or that are called twice, and every forward that
-    torch.fx cannot write down faithfully: with optional arguments, data-dependent decisions, random numbers,
-    side effects on the module, no_grad or autocast inside, or activation checkpointing switched on.
+    the second one may end an `nn.Sequential`, such as `downsample`, or timm's `ConvNormAct`. A BatchNorm that none of
+    these follows is no site. timm's `BatchNormAct2d`, with its own activation or an add after it, and torchvision's and
+    timm's FrozenBatchNorm2d are taken too.
+
+    Left alone: other subclasses of `nn.BatchNorm2d`; SyncBatchNorm, whose statistics no call here exchanges; modules
+    with hooks or parametrizations, whose results several read or that are called twice; what might be overwritten, also
+    through a view, before the one call reads it; and every forward that torch.fx cannot write down faithfully: with
+    optional arguments, data-dependent decisions, random numbers, side effects on the module, no_grad or autocast
+    inside, or activation checkpointing switched on.
 
     A fused forward steps aside for the original one when an argument is no tensor (such as the list of features that
     torchvision's DenseNet hands on), and as long as something it rests on differs from what it was: a BatchNorm or
-    activation was replaced or got a hook, or an attribute that the forward reads changed (such as timm's
-    `grad_checkpointing`). The checks take 3 to 10 µs a block, none when compiled. What goes unnoticed are changes in
-    other modules' attributes and in global variables that a forward reads: fuse after setting those. torch.jit.script
-    needs the model unfused; a pickle of it is.
+    activation was replaced or got a hook, a hook of all modules was registered, or an attribute that the forward reads
+    changed (such as timm's `grad_checkpointing`). The checks take 3 to 10 µs a block, none when compiled. What goes
+    unnoticed are changes in other modules' attributes and in global variables that a forward reads: fuse after setting
+    those. FSDP may shard the model before or after. torch.fx sees the original forward; torch.jit.script needs the
+    model unfused; a pickle of it is.
     """
     inside: set[nn.Module] = set()
     for module in list(model.modules()):  # parents first: they may enter a Sequential, which is then theirs
         plan = _plan_of(module)
         if plan is None and module not in inside:
-            plan = _fuse_one(module)
+            plan = _fuse_norm(module) if inner_activation(module) else _fuse_one(module)
         if plan is not None:
             inside.update(module.get_submodule(path) for path in plan.entered)
     return model
@@ -98,9 +108,8 @@ def fuse(model: nn.Module) -> nn.Module:
 def unfuse(model: nn.Module) -> nn.Module:
     """Give every module of `model` its own forward back, in place. Returns `model`."""
     for module in model.modules():
-        plan = _plan_of(module)
-        if plan is not None:
-            module.__class__ = plan.original
+        if _plan_of(module) is not None:
+            module.__class__ = _unfused(type(module))
     return model
 
 
@@ -110,13 +119,23 @@ def fused_sites(model: nn.Module) -> list[Site]:
     for name, module in model.named_modules():
         plan = _plan_of(module)
         if plan is not None and plan.holds(module):
-            prefix = f"{name}." if name else ""
-            sites += [Site(name, p.form, tuple(prefix + norm for norm in p.norms)) for p in plan.patterns]
+            sites += [Site(name, p.form, tuple(f"{name}.{norm}".strip(".") for norm in p.norms)) for p in plan.patterns]
     return sites
 
 
 def _plan_of(module: nn.Module) -> _Plan | None:
-    return vars(type(module)).get("_fastres_plan")
+    return getattr(type(module), "_fastres_plan", None)
+
+
+def _unfused(kind: type) -> type:
+    """The class that `kind` would be without `fuse`: its original, or what FSDP and parametrizations, which derive
+    classes of their own, would have made of that."""
+    if "_fastres_plan" in vars(kind):
+        return vars(kind)["_fastres_plan"].original
+    if not hasattr(kind, "_fastres_plan"):
+        return kind
+    contents = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, tuple(_unfused(base) for base in kind.__bases__), contents)
 
 
 def _descend(module: Any, path: tuple[str, ...]) -> Any:
@@ -126,12 +145,10 @@ def _descend(module: Any, path: tuple[str, ...]) -> Any:
 
 
 def _may_enter(child: nn.Module) -> bool:
-    """Whether a parent may call the children of `child` itself: a plain Sequential that ends in a BatchNorm. One that
-    does not gains nothing and keeps its hooks."""
-    if type(child) is not nn.Sequential or not is_plain(child):
-        return False
-    layers = [layer for layer in child if type(layer) is not nn.Identity]
-    return bool(layers) and type(layers[-1]) is nn.BatchNorm2d
+    """Whether a parent may call the children of `child` itself: a sequence that ends in a BatchNorm. One that does not
+    gains nothing and keeps its hooks."""
+    layers = [layer for layer in child.children() if type(layer) is not nn.Identity] if is_sequence(child) else []
+    return bool(layers) and (is_norm(layers[-1]) or _may_enter(layers[-1]))
 
 
 def _fuse_one(module: nn.Module) -> _Plan | None:
@@ -139,7 +156,7 @@ def _fuse_one(module: nn.Module) -> _Plan | None:
     kind = type(module)
     lists = [child for child in module.children() if isinstance(child, (nn.ModuleList, nn.ModuleDict))]
     children = itertools.chain(module.children(), *(child.children() for child in lists))
-    if not any(type(child) is nn.BatchNorm2d or _may_enter(child) for child in children):
+    if not any(is_norm(child) or _may_enter(child) for child in children):
         return None
     # These make their forward themselves, or keep it in the instance, where a class cannot reach it.
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)) or "forward" in vars(module):
@@ -166,7 +183,29 @@ def _fuse_one(module: nn.Module) -> _Plan | None:
             for path in ("", *entered)
         ),
     )
-    module.__class__ = _subclass(plan, graphs)
+    codes = [graph.python_code("self") for graph in graphs]
+    module.__class__ = _subclass(plan, tuple((code.src, code.globals) for code in codes))
+    return plan
+
+
+def _fuse_norm(norm: nn.Module) -> _Plan | None:
+    """Change the class of a BatchNorm whose own forward ends with an activation."""
+    if "forward" in vars(norm):
+        return None
+    activation = inner_activation(norm)
+    assert activation is not None
+    children = tuple(norm._modules)
+    plan = _Plan(
+        original=type(norm),
+        patterns=(Pattern(f"bn+{activation}", ("",), children),),
+        entered=(),
+        attributes=(),
+        passed=tuple(((name,), type(norm.get_submodule(name))) for name in children),
+        children=(((), children),),
+    )
+    source = f"def forward(self, x):\n    return ends_in_activation(self, x, original, {activation!r})\n"
+    code = (source, {"ends_in_activation": ends_in_activation, "original": type(norm)})
+    norm.__class__ = _subclass(plan, (code, code))
     return plan
 
 
@@ -178,16 +217,15 @@ def _parents(path: str) -> list[str]:
 _classes: "WeakValueDictionary[Any, type[nn.Module]]" = WeakValueDictionary()
 
 
-def _subclass(plan: _Plan, graphs: tuple[fx.Graph, ...]) -> type[nn.Module]:
-    """The class for `plan` and its graphs for training and evaluation.
+def _subclass(plan: _Plan, codes: tuple[tuple[str, dict[str, Any]], ...]) -> type[nn.Module]:
+    """The class for `plan` and its forwards for training and evaluation, each a source and its globals.
 
     Modules that are alike share one, as they shared the original: torch.compile, applied to block after block, then
     compiles once for all of them instead of giving up at its limit of 8.
     """
-    codes = [graph.python_code("self") for graph in graphs]
-    key = (plan.original, repr(plan), *((code.src, *code.globals.items()) for code in codes))
+    key = (plan.original, repr(plan), *((source, *scope.items()) for source, scope in codes))
     if key not in _classes:
-        training, evaluation = (_function(code.src, code.globals, plan.original.__name__) for code in codes)
+        training, evaluation = (_function(source, scope, plan.original.__name__) for source, scope in codes)
         _classes[key] = kind = _make(plan, training, evaluation)
         return kind
     return _classes[key]
@@ -217,33 +255,38 @@ def _make(plan: _Plan, training: Any, evaluation: Any) -> type[nn.Module]:
 
     # A forward that comes in between from another thread computes the same, in more calls.
     def as_original(self: nn.Module, act: Callable[[], Any]) -> Any:
-        self.__class__ = original
+        kind = type(self)
+        self.__class__ = _unfused(kind)
         try:
             return act()
         finally:
-            self.__class__ = fused
+            self.__class__ = kind
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         """For pickle: as the original class, which is found by its name, also where there is no fastres."""
         # Protocol 1's form works in all; that of 2 insists on the class that the object has.
         return as_original(self, lambda: self.__reduce_ex__(1))
 
-    def deepcopy(self: nn.Module, memo: dict[int, Any]) -> Any:
-        copied = as_original(self, lambda: copy.deepcopy(self, memo))
-        if type(copied) is original:
-            copied.__class__ = fused
-        return copied
+    def copied(self: nn.Module, act: Callable[[nn.Module], Any]) -> Any:
+        twin = as_original(self, lambda: act(self))
+        if type(twin) is original:
+            twin.__class__ = fused
+        return twin
 
-    contents = {
+    contents: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
         "__reduce_ex__": reduce,
-        "__deepcopy__": deepcopy,
+        "__copy__": lambda self: copied(self, copy.copy),
+        "__deepcopy__": lambda self, memo: copied(self, lambda module: copy.deepcopy(module, memo)),
+        "__prepare_scriptable__": prepare_scriptable,
         "forward": forward,
         "named_children": named_children,
         "_fastres_plan": plan,
-        "_instead_of_synchronising": "call fastres.layers.unfuse(model) first",
+        "_instead_of_converting": "call fastres.layers.unfuse(model) first",
     }
+    if hasattr(original, "_orig_cls_mro_index"):  # by which FSDP finds the class that a slice of a Sequential has
+        contents["_orig_cls_mro_index"] = original._orig_cls_mro_index + 1
     fused: Any = type(original.__name__, (original,), contents)
     return fused

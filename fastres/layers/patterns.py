@@ -10,8 +10,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fastres.layers.batch_norm import dual, norm_act
+from fastres.layers.mutation import Memory
+from fastres.layers.norms import activation_of, is_batch_norm, is_frozen, is_plain
 
-_ACTIVATION_MODULES = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
 _ACTIVATION_CALLS: dict[Any, str] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
     F.silu: "silu",
@@ -42,30 +43,23 @@ class _Match:
     passed: list[str] = field(default_factory=list)
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling `module` does no more than its class's forward: no hooks, no forward of its own."""
-    return not (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
-        or "forward" in module.__dict__
-    )
+def is_norm(module: nn.Module) -> bool:
+    """Whether `norm_act` and `dual` compute what calling `module` does."""
+    return (is_batch_norm(module) or is_frozen(module)) and is_plain(module)
 
 
 def rewrite(graph: fx.Graph, module: nn.Module) -> list[Pattern]:
     """Change `graph`, the forward of `module` with children as leaves, in place; return what was found.
 
     Recognised: BN→activation, BN→add→activation, BN+BN→activation, and the last two without activation, where nobody
-    else reads what lies between. The BN is exactly an `nn.BatchNorm2d` that the forward calls once; the add is +, +=,
-    torch.add, .add or .add_; the activation a module, function or method of relu, silu or exact gelu; in place or not.
-    An nn.Identity between them is passed over.
+    else reads what lies between. The BN is one of `is_norm` that the forward calls once; the add is +, +=, torch.add,
+    .add or .add_; the activation a module, function or method of relu, silu or exact gelu; in place or not. An
+    nn.Identity between them is passed over.
     """
     calls = {node: module.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
     times = Counter(id(called) for called in calls.values())
     norms = {
-        node for node, called in calls.items()
-        if type(called) is nn.BatchNorm2d and is_plain(called) and times[id(called)] == 1 and _one_input(node)
+        node for node, called in calls.items() if is_norm(called) and times[id(called)] == 1 and _one_input(node)
     }  # fmt: skip
     identities = _remove_identities(graph, norms, calls)
     taken: set[fx.Node] = set()
@@ -74,12 +68,13 @@ def rewrite(graph: fx.Graph, module: nn.Module) -> list[Pattern]:
         if norm in taken:
             continue
         match = _match(norm, norms - taken, calls)
-        if match is None or _read_in_between(graph, match):
+        if match is None or _is_changed(Memory(graph, calls), match):
             continue
         taken.update(match.norms)
         form = "+".join([*["bn"] * len(match.norms), *["add"] * bool(match.add), match.activation])
         names = tuple(str(node.target) for node in match.norms)
-        patterns.append(Pattern(form.removesuffix("+none"), names, (*names, *match.passed, *identities)))
+        inner = [f"{name}.{child}" for name in names for child in module.get_submodule(name)._modules]
+        patterns.append(Pattern(form.removesuffix("+none"), names, (*names, *inner, *match.passed, *identities)))
         _replace(graph, match)
     return patterns
 
@@ -117,8 +112,6 @@ def _match(norm: fx.Node, norms: set[fx.Node], calls: dict[fx.Node, nn.Module]) 
         if other is norm:
             return None
         two = other in norms and _only_reader(other) is reader
-        if reader.target in _ADDS_IN_PLACE and first is not norm and not two:
-            return None  # the residual itself would have to change
         match.add = match.last = reader
         if two:
             match.norms = [first, second]  # type: ignore[list-item]
@@ -138,9 +131,7 @@ def _only_reader(node: Any) -> fx.Node | None:
 
 def _activation(node: fx.Node, called: nn.Module | None) -> str | None:
     if called is not None:
-        name = _ACTIVATION_MODULES.get(type(called))
-        unchanged = name is not None and is_plain(called) and _one_input(node)
-        return name if unchanged and getattr(called, "approximate", "none") == "none" else None
+        return activation_of(called) if _one_input(node) else None
     if node.op not in ("call_function", "call_method") or not node.args or not isinstance(node.args[0], fx.Node):
         return None
     # Whether in place makes no difference: nobody else reads what it would overwrite.
@@ -150,19 +141,19 @@ def _activation(node: fx.Node, called: nn.Module | None) -> str | None:
     return _ACTIVATION_CALLS.get(node.target)
 
 
-def _read_in_between(graph: fx.Graph, match: _Match) -> bool:
-    """Whether an operand has another reader between where it is read now and where the one call will read it: that
-    reader might change it in place."""
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    operands = [(norm.args[0], norm) for norm in match.norms]
-    if match.residual is not None and match.add is not None:
-        operands.append((match.residual, match.add))
-    return any(
-        order[now] < order[reader] < order[match.last]
-        for operand, now in operands
-        for reader in operand.users  # type: ignore[union-attr]
-        if reader not in (*match.norms, match.add)
-    )
+def _is_changed(memory: Memory, match: _Match) -> bool:
+    """Whether an operand may have changed by the time when the one call reads it, or should itself have changed by an
+    addition in place."""
+    add, residual = match.add, match.residual
+    reads = [(norm.args[0], norm) for norm in match.norms]
+    if residual is not None and add is not None:
+        reads.append((residual, add))
+        in_place = add.target in _ADDS_IN_PLACE and add.args[0] is residual
+        if in_place and memory.shows_elsewhere(residual, add):
+            return True
+    norms = [str(norm.target) for norm in match.norms]
+    replaced = [*match.norms, *([add] if add else [])]
+    return memory.may_differ(reads, norms, replaced, match.last)  # type: ignore[arg-type]
 
 
 def _replace(graph: fx.Graph, match: _Match) -> None:

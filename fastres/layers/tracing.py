@@ -7,6 +7,7 @@ the attributes of the module that the forward looked at, so that a later change 
 
 import copy
 import inspect
+import operator
 import random
 import sys
 import types
@@ -17,9 +18,29 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
+from torch.utils._mode_utils import no_dispatch
 
 _OF_EVERY_MODULE = frozenset(dir(nn.Module())) | {"__dict__"}
 _CONSTANTS = (types.NoneType, bool, int, float, str, torch.dtype, types.FunctionType, types.BuiltinFunctionType)
+
+
+def is_traced(*operands: Any) -> bool:
+    """Whether a tracer of torch.fx runs the forward: one of its operands stands for a tensor. Raises Refused where
+    `trace` does: what it finds is in one call already."""
+    for operand in operands:
+        if isinstance(operand, fx.Proxy):
+            if isinstance(operand.tracer, _Tracer):
+                raise Refused("it calls norm_act or dual")
+            return True
+    return False
+
+
+def as_node(module: nn.Module, *operands: Any, fork: bool = False) -> Any:
+    """A call of `module` as one node in the graph that is being traced, whichever tracer it is; with `fork` its result
+    twice. So mode, routing and errors stay those of the module."""
+    tracer: Any = next(operand.tracer for operand in operands if isinstance(operand, fx.Proxy))
+    y = tracer.create_proxy("call_module", tracer.path_of_module(module), operands, {})
+    return (y, y) if fork else y
 
 
 class Refused(Exception):
@@ -63,7 +84,24 @@ def trace(module: nn.Module, through: Callable[[nn.Module], bool], training: boo
     return graphs[0], seen
 
 
-class _Given(fx.Proxy):
+class _Proxy(fx.Proxy):
+    """A stand-in whose `x += y` is one in place, as a tensor's is: fx would make `x = x + y` of it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise Refused("it sets an attribute of a tensor")
+        super().__setattr__(name, value)
+
+
+def _in_place(function: Any) -> Any:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"):
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class _Given(_Proxy):
     """An argument of the forward, which is a tensor; `isinstance(x, Tensor)` has to be true."""
 
     @property  # type: ignore[misc]
@@ -83,7 +121,7 @@ class _Tracer(fx.Tracer):
         return not self._through(m)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Given(node, self) if node.op == "placeholder" else super().proxy(node)
+        return (_Given if node.op == "placeholder" else _Proxy)(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if issubclass(type(a), fx.Proxy):
@@ -129,7 +167,7 @@ def _twin(module: nn.Module, seen: dict[str, Any]) -> nn.Module:
         return note(name, super(kind, self).__getattr__(name))
 
     kind: Any = type(original.__name__, (original,), {"__getattribute__": getattribute, "__getattr__": getattr_})
-    twin: nn.Module = kind.__new__(kind)
+    twin: nn.Module = object.__new__(kind)  # FSDP's classes have a `__new__` that makes another one's
     vars(twin).update(
         {name: copy.copy(v) if isinstance(v, (dict, list, set)) else v for name, v in vars(module).items()}
     )
@@ -156,10 +194,13 @@ def _is_plain(value: Any) -> bool:
 
 def _random_state() -> tuple[bytes, Any, Any]:
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (what an unsuspecting forward draws from)
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), (kind, tuple(keys), *rest)
+    with no_dispatch():  # FakeTensorMode has no bytes
+        state = torch.get_rng_state().numpy().tobytes()
+    return state, random.getstate(), (kind, tuple(keys), *rest)
 
 
 def _restore(state: tuple[bytes, Any, Any]) -> None:
-    torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
+    with no_dispatch():
+        torch.set_rng_state(torch.frombuffer(bytearray(state[0]), dtype=torch.uint8))
     random.setstate(state[1])
     np.random.set_state(state[2])  # noqa: NPY002

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.layers import BatchNormAct2d
+from fastres.layers.converters import NotScriptable
 from fastres.recipe.networks import NetworkConfig
 from fastres.recipe.optimizers import ElementwiseConfig
 from fastres.utils.registry import Registry
@@ -21,7 +22,7 @@ class GroupRate(NamedTuple):
     """Epochs over which it falls linearly to 0, in place of the schedule; 0: it follows the schedule."""
 
 
-class Network(nn.Module, ABC):
+class Network(NotScriptable, nn.Module, ABC):
     """float images [N, 3, H, W] → logits [N, classes], and what a run asks besides.
 
     A run builds the network, hands `initialise` the first images, and trains `groups`. A family defines `features`,

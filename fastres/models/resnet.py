@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from fastres.errors import UserError
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, dual
 from fastres.layers.convolution import Conv2d
-from fastres.layers.patterns import is_plain
+from fastres.layers.norms import has_global_hooks, is_plain
+from fastres.layers.tracing import is_traced
 from fastres.models.network import FAMILIES, Network, configure_norms, start_as_identity
 from fastres.recipe import ModelConfig
 
@@ -49,9 +50,9 @@ class BasicBlock(nn.Module):
         if self.downsample is None:
             return self.bn2(y, skip, fork)
         convolution, norm = self.downsample
-        if not (is_plain(self.downsample) and is_plain(norm) and is_plain(self.bn2)):
-            return self.bn2(y, self.downsample(skip), fork)  # so that their hooks run
-        assert isinstance(norm, nn.BatchNorm2d)
+        parts = (self.downsample, norm, self.bn2)
+        if type(norm) is not nn.BatchNorm2d or is_traced(y) or has_global_hooks() or not all(map(is_plain, parts)):
+            return self.bn2(y, self.downsample(skip), fork)  # so that hooks run, and a norm that took its place
         return dual(self.bn2, norm, y, convolution(skip), self.bn2.activation, fork=fork)
 
 

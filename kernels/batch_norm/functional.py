@@ -52,8 +52,8 @@ def batch_norm_act(
         [N, C, H, W] in the type of x, or with `fork` a pair of it and a view of it.
 
     Raises:
-        ValueError: in training with one value a channel, as PyTorch; for an unknown activation or backend; for tensors
-            that `backend="triton"` cannot take.
+        ValueError: in training with one value a channel or an eps that is not positive, and without for a negative one,
+            as PyTorch; for an unknown activation or backend; for tensors that `backend="triton"` cannot take.
     """
     norm = Norm(weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
     return _batch_norm_act(x, residual, norm, None, training, activation, backend, fork)
@@ -91,6 +91,7 @@ def _batch_norm_act(
         raise ValueError(f"unknown activation {activation!r}: one of {', '.join(ACTIVATIONS)}")
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: one of {', '.join(BACKENDS)}")
+    _check_as_pytorch(x, x_norm, z_norm, training)
     if backend != "torch" and takes_kernels(x, second, x_norm, z_norm, training, backend == "triton"):
         return _kernels(x, second, x_norm, z_norm, training, activation, fork)
     y = _plain(x, second, x_norm, z_norm, training, activation)
@@ -155,8 +156,6 @@ def _kernels(
 ) -> Any:
     from fastres.kernels.batch_norm.ops import BatchNormAct, without_gradient
 
-    if training:
-        _demand_several(x)
     kind = "none" if second is None else "add" if z_norm is None else "dual"
     z_norm = z_norm or Norm(None, None, None, None)
     # Forward-mode derivatives pass through no_grad. The kernels have none: `apply` raises, the other would lose them.
@@ -195,7 +194,6 @@ def _fusible(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None
     from fastres.kernels.batch_norm.reference import BatchNormAct
 
     count = x.numel() // x.shape[1]
-    _demand_several(x)
     kind = "none" if second is None else "add" if z_norm is None else "dual"
     z_terms = (None, None) if z_norm is None else z_norm[:2]
     eps = (x_norm.eps, x_norm.eps if z_norm is None else z_norm.eps)
@@ -218,7 +216,13 @@ def track(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:
         norm.num_batches_tracked.add_(1)
 
 
-def _demand_several(x: Tensor) -> None:
-    """PyTorch's own check: one value has no variance."""
-    if x.numel() == x.shape[1]:
+def _check_as_pytorch(x: Tensor, x_norm: Norm, z_norm: Norm | None, training: bool) -> None:
+    """The checks of `torch.nn.functional.batch_norm`: one value has no variance, and eps keeps it from 0. On all paths,
+    as the compiler would make another error of that function's own."""
+    if training and x.ndim > 1 and x.numel() == x.shape[1] > 0:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
+    for norm in (x_norm, z_norm):
+        if norm is not None and training and norm.eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {norm.eps}")
+        if norm is not None and norm.eps < 0:
+            raise ValueError(f"batch_norm eps must be non-negative, but got {norm.eps}")

@@ -42,7 +42,8 @@ def shaken(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+                for tensor in [tensor for tensor in tensors if tensor is not None]:
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return model
 

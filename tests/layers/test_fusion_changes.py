@@ -1,13 +1,17 @@
 """A fused model that is frozen, hooked, changed or converted afterwards behaves as the original would."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from fusion_nets import shaken, small_timm
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from fastres.data.compat.torchvision import import_torchvision
@@ -158,6 +162,108 @@ def test_an_argument_that_is_no_tensor_takes_the_original_way() -> None:
     x = torch.randn(2, 4, 3, 3)
     for skip in (x, None):
         assert torch.equal(fused(x, skip=skip), plain(x, skip))
+
+
+@pytest.mark.parametrize("kind", ["pre", "forward", "backward pre", "backward"])
+def test_hooks_of_all_modules_see_every_call(kind: str) -> None:
+    register = {
+        "pre": nn.modules.module.register_module_forward_pre_hook,
+        "forward": nn.modules.module.register_module_forward_hook,
+        "backward pre": nn.modules.module.register_module_full_backward_pre_hook,
+        "backward": nn.modules.module.register_module_full_backward_hook,
+    }[kind]
+    seen: list[str] = []
+    calls = []
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(4), nn.SiLU()))
+    for model in (plain, fuse(copy.deepcopy(plain))):
+        seen.clear()
+        handle = register(lambda module, *_: seen.append(type(module).__name__))
+        try:
+            assert fused_sites(model) == []
+            model(x).sum().backward()
+        finally:
+            handle.remove()
+        calls.append(list(seen))
+    assert len(fused_sites(model)) == 2
+    assert calls[0] == calls[1]
+    assert len(calls[0]) == 7
+
+
+def test_a_shallow_copy_is_fused_and_shares_everything() -> None:
+    model = fuse(shaken(small_timm())).eval()
+    twin, x = copy.copy(model.layer2[0]), torch.randn(2, 8, 16, 16)
+    assert type(twin) is type(model.layer2[0])
+    assert len(fused_sites(twin)) == len(fused_sites(model.layer2[0])) == 2
+    assert twin.bn1 is model.layer2[0].bn1
+    assert torch.equal(twin(x), model.layer2[0](x))
+    assert fused_sites(unfuse(twin)) == []
+
+
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        model = small_timm()
+        sites = fused_sites(fuse(model))
+        y = model(torch.randn(2, 3, 64, 64))
+        y.sum().backward()
+    assert len(sites) == 11
+    assert y.shape == (2, 7)
+    assert all(p.grad is not None for p in model.parameters())
+    state = torch.get_rng_state()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fuse(small_timm())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- Sharded by FSDP, in one process ---
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def sharded(model: nn.Module) -> Any:
+    mesh = init_device_mesh("cpu", (1,))
+    for block in (model.layer1[0], model.layer2[0], model.layer3):
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("first", ["fuse", "shard"])
+def test_a_sharded_model_keeps_its_sites_and_bits(first: str) -> None:
+    plain = shaken(small_timm()).train()
+    fused = copy.deepcopy(plain)
+    expected = fused_sites(fuse(copy.deepcopy(plain)))
+    kinds = [type(module).__name__ for module in sharded(plain).modules()]
+    fused = sharded(fuse(fused)) if first == "fuse" else fuse(sharded(fused))
+    assert fused_sites(fused) == expected
+    assert fused_sites(fuse(fused)) == expected
+    assert isinstance(fused, FSDPModule) and isinstance(fused.layer2[0], FSDPModule)
+    for _ in range(3):
+        x = torch.randn(2, 3, 64, 64)
+        losses = []
+        for model in (plain, fused):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss)
+        assert torch.equal(*losses)
+    for mine, other in zip(fused.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(*(t.full_tensor() if isinstance(t, DTensor) else t for t in (mine, other)))
+    assert len(fused.layer3[:1]) == 1  # a slice makes an nn.Sequential of the class that it finds
+    with pytest.raises(AssertionError, match="does not support deepcopy"):
+        copy.deepcopy(fused)
+    assert fused_sites(fused) == expected
+    assert [type(module).__name__ for module in unfuse(fused).modules()] == kinds
+    assert fused_sites(fused) == []
+    assert isinstance(fused, FSDPModule)
+    assert torch.equal(fused.eval()(x), plain.eval()(x))
 
 
 def test_conversion_to_sync_batch_norm_refuses_and_changes_nothing() -> None:

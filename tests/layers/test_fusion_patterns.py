@@ -42,6 +42,8 @@ FORMS: list[tuple[str, Callable[[Any, Tensor, Tensor], Tensor]]] = [
     ("bn+add+gelu", lambda s, y, r: F.gelu(y.add(r))),
     ("bn+add+relu", lambda s, y, r: F.relu_(y.add_(r))),
     ("bn+add+relu", lambda s, y, r: s.relu(operator.iadd(y, r))),
+    ("bn+add+relu", lambda s, y, r: s.relu(operator.iadd(r, y))),
+    ("bn+add+relu", lambda s, y, r: s.relu_((r * 2).add_(y))),
     ("bn+bn+add+relu", lambda s, y, r: s.relu(y + s.bn2(r))),
     ("bn+bn+add+silu", lambda s, y, r: s.silu(s.bn2(r).add_(s.identity(y)))),
     ("bn+bn+add", lambda s, y, r: s.bn2(r) + y),
@@ -76,23 +78,161 @@ def test_forms(form: str, after: Callable[[Any, Tensor, Tensor], Tensor]) -> Non
         assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-def test_an_operand_that_someone_may_change_before_it_is_read_later() -> None:
-    class Changes(nn.Module):
+# --- What lies between the operations ---
+
+
+class Between(nn.Module):
+    """BN, its result and a residual added, relu; `how` names what else happens."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.bn, self.bn2 = nn.Conv2d(6, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.relu_, self.elu = nn.ReLU(inplace=True), nn.ELU(inplace=True)
+        self.part, self.own = nn.Sequential(nn.ELU(inplace=True), nn.Conv2d(6, 3, 1)), Clears()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        return getattr(self, self.how)(x, x[:, :3])
+
+    # The residual lies in x and is overwritten after it was added.
+
+    def by_the_base(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        x.zero_()
+        return F.relu(y)
+
+    def by_another_view(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        x.transpose(2, 3).flatten(0).view(-1)[:7].zero_()
+        return F.relu(y)
+
+    def by_a_part_of_a_tuple(self, x: Tensor, r: Tensor) -> Tensor:
+        first, _ = x.chunk(2, 1)
+        y = self.bn(self.conv(x)) + first
+        x.data.fill_(3)
+        return F.relu(y)
+
+    def by_a_function_in_place(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        F.elu(x, inplace=True)
+        return F.relu(y)
+
+    def by_out(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        torch.neg(x, out=x)
+        return F.relu(y)
+
+    def by_a_module_in_place(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        self.elu(x)
+        return F.relu(y)
+
+    def by_a_module_of_ones_own(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(self.conv(x)) + r
+        self.own(x)
+        return F.relu(y)
+
+    # The residual itself changes, and shows in x.
+
+    def by_the_addition(self, x: Tensor, r: Tensor) -> Tensor:
+        r += self.bn(self.conv(x))
+        return F.relu(r) + x[:, :3]
+
+    def by_the_addition_to_an_alias(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.relu_(r.view_as(r).add_(self.bn(self.conv(x))))
+        return y * x.sum()
+
+    # The input of the first BN is overwritten before the second is called.
+
+    def before_the_second(self, x: Tensor, r: Tensor) -> Tensor:
+        return F.relu(self.bn(r) + self.bn2(self.conv(x.mul_(-2))))
+
+    def before_the_residual(self, x: Tensor, r: Tensor) -> Tensor:
+        return F.relu(self.bn(r) + self.part(x))
+
+    def by_an_operator(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(r)
+        x *= -2
+        return F.relu(y + x[:, 3:])
+
+    def by_an_attribute(self, x: Tensor, r: Tensor) -> Tensor:
+        x.data += 1
+        return F.relu(self.bn(r))
+
+    # What belongs to the BN itself.
+
+    def reads_statistics(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(r)
+        return F.relu(y + self.bn.running_mean[:, None, None])
+
+    def writes_a_weight(self, x: Tensor, r: Tensor) -> Tensor:
+        y = self.bn(r)
+        self.bn.running_var.mul_(3)
+        return F.relu(y)
+
+
+class Clears(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.zero_()
+
+
+@pytest.mark.parametrize(
+    "how", [name for name in vars(Between) if name.startswith(("by", "before", "reads", "writes"))]
+)
+def test_an_operand_that_changes_before_the_one_call_would_read_it(how: str) -> None:
+    plain = shaken(Between(how))
+    fused = fuse(copy.deepcopy(plain))
+    assert fused_sites(fused) == []
+    x = torch.randn(2, 6, 5, 5)
+    for training in (True, False):
+        with torch.no_grad():
+            assert torch.equal(fused.train(training)(x), plain.train(training)(x))
+        assert all(map(torch.equal, fused.buffers(), plain.buffers()))
+
+
+class Harmless(Between):
+    def reads_the_base(self, x: Tensor, r: Tensor) -> Tensor:
+        return F.relu(self.bn(r) + self.bn2(self.conv(x)))
+
+    def writes_to_another(self, x: Tensor, r: Tensor) -> Tensor:
+        return F.relu(self.bn(r) + self.elu(self.conv(x)))
+
+    def writes_by_an_operator(self, x: Tensor, r: Tensor) -> Tensor:
+        x -= 2
+        return F.relu(self.bn(self.conv(x)) + r)  # r is a view of x
+
+    def writes_earlier(self, x: Tensor, r: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(self.elu(x))) + r)
+
+
+@pytest.mark.parametrize("how", [name for name in vars(Harmless) if name.startswith(("reads", "writes"))])
+def test_what_cannot_change_an_operand_is_no_obstacle(how: str) -> None:
+    plain = shaken(Harmless(how))
+    fused = fuse(copy.deepcopy(plain))
+    assert len(fused_sites(fused)) == 1
+    x = torch.randn(2, 6, 5, 5)
+    assert torch.equal(fused(x), plain(x))
+    assert all(map(torch.equal, fused.buffers(), plain.buffers()))
+
+
+def test_an_operator_in_place_changes_the_argument() -> None:
+    class Shifts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.bn, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.bn, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = x + 0
-            skip = self.bn(x)
-            y = self.bn2(x.mul_(-2))
-            return F.relu(skip + y)
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            x += 1
+            y += F.relu(self.bn(x))
+            y += self.bn2(x)
+            return y
 
-    model = shaken(Changes()).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = model(x)
-    assert fused_sites(fuse(model)) == []
-    assert torch.equal(model(x), expected)
+    model, x, y = fuse(Shifts()), torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    assert [site.form for site in fused_sites(model)] == ["bn+relu"]  # the caller sees the second addition
+    z = model(x, y)
+    assert torch.equal(x, torch.ones_like(x))
+    assert torch.equal(y, z)
 
 
 # --- Forwards that a graph could not replace ---
@@ -232,7 +372,9 @@ def test_other_norms_and_modules_are_left_alone() -> None:
     model = nn.Sequential(
         nn.Sequential(Mine(4), nn.ReLU()),
         nn.Sequential(nn.SyncBatchNorm(4), nn.ReLU()).eval(),
-        nn.Sequential(timm.layers.BatchNormAct2d(4), nn.ReLU()),
+        nn.Sequential(timm.layers.SyncBatchNormAct(4), nn.ReLU()).eval(),
+        nn.Sequential(timm.layers.BatchNormAct2d(4, act_layer=nn.Tanh), nn.ReLU()),
+        nn.Sequential(timm.layers.BatchNormAct2d(4, drop_layer=nn.Dropout)),
         nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU()),
         hooked,
         WithDefault(nn.BatchNorm2d(4), nn.ReLU()),
@@ -242,5 +384,7 @@ def test_other_norms_and_modules_are_left_alone() -> None:
     assert fused_sites(fuse(model)) == []
     for part in (model, expected):
         part.train()[1].eval()
+        part[2].eval()
+        part[4].eval()
     x = torch.randn(2, 4, 3, 3)
     assert torch.equal(model(x), expected(x))

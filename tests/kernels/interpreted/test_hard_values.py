@@ -13,6 +13,7 @@ from norm_cases import (
     Inputs,
     by_kernels,
     by_pytorch,
+    call,
     channels_last,
     check,
     draw,
@@ -184,3 +185,20 @@ def test_rows_beyond_the_end(form: str, activation: str) -> None:
         # Sums over 63 rows of gradients below 4; dx is as large times 2/√eps = 632.
         largest = {"y": 4, "dx": 4 * 632}.get(name, 63 * 4)
         assert (found[name].double() - exact[name]).abs().max().item() <= 8 * ROUNDING * largest, name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("second", SECONDS)
+def test_eps_is_refused_as_pytorch_does(second: str, training: bool) -> None:
+    case = Case(second, "relu", training=training)
+    inputs = draw(case)
+    for eps in (0.0, -1.0):
+        changed = inputs._replace(x_norm=inputs.x_norm._replace(eps=eps))
+        if eps == 0 and not training:
+            call(case, changed)
+            continue
+        with pytest.raises(ValueError, match="batch_norm eps must be"):
+            call(case, changed)
+    if inputs.z_norm is not None:
+        with pytest.raises(ValueError, match="batch_norm eps must be"):
+            call(case, inputs._replace(z_norm=inputs.z_norm._replace(eps=-1.0)))
