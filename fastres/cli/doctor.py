@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from fastres.engine.cpp_compiler import compiler_command, compiler_fault
 from fastres.errors import UserError
 from fastres.runs.environment import Environment, environment
 from fastres.utils.json_files import Entry
@@ -146,12 +147,12 @@ def _first_version(distributions: tuple[str, ...]) -> str | None:
 
 
 def _compiler(variable: str, *names: str) -> Compiler | None:
-    for name in (os.environ.get(variable), *names):
-        path = shutil.which(name) if name else None
-        if path:
-            told = run_quietly([path, "--version"]) or ""
-            return Compiler(path=path, version=told.splitlines()[0] if told else None)
-    return None
+    command = compiler_command(variable, names)
+    if command is None:
+        return None
+    told = run_quietly([*command, "--version"]) or ""
+    path = " ".join([shutil.which(command[0]) or command[0], *command[1:]])
+    return Compiler(path=path, version=told.splitlines()[0] if told else None)
 
 
 def _software_problems(facts: Environment) -> list[Problem]:
@@ -173,6 +174,9 @@ def _software_problems(facts: Environment) -> list[Problem]:
     if limits and facts.threads is not None and facts.threads < (facts.usable_cores or 1):
         what = f"{limits[0]} keeps torch to {facts.threads} of {facts.usable_cores} cores"
         problems.append(Problem(what=what, fix=f"unset {' '.join(limits)}"))
+    for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"):
+        if os.environ.get(name) == "1":
+            problems.append(Problem(what=f"{name} is 1: training goes uncompiled", fix=f"unset {name}"))
     return problems
 
 
@@ -194,11 +198,18 @@ def _gpu_problems(facts: Environment) -> list[Problem]:
 def _compiler_problems(facts: Environment, compilers: dict[str, Compiler | None]) -> list[Problem]:
     problems = []
     if compilers["c++"] is None:
-        what = "there is no C++ compiler: training on the CPU goes uncompiled, which is slower"
-        problems.append(Problem(what=what, fix=COMPILER_FIX))
+        told = os.environ.get("CXX")
+        there = f"there is no C++ compiler {told}, which CXX names" if told else "there is no C++ compiler"
+        what = f"{there}: training on the CPU goes uncompiled, which is slower"
+        problems.append(Problem(what=what, fix="unset CXX" if told else COMPILER_FIX))
     elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         what = "Python.h is missing, which TorchInductor's and Triton's code includes: training goes uncompiled"
         problems.append(Problem(what=what, fix=COMPILER_FIX))
+    elif (fault := compiler_fault()) is not None:
+        what = f"the C++ compiler does not work, and training on the CPU goes uncompiled; it says: {fault}"
+        folder = os.environ.get("TMPDIR") or "/tmp"
+        full = f"free some space in {folder}, or set TMPDIR to another folder"
+        problems.append(Problem(what=what, fix=full if "o space left" in fault else COMPILER_FIX))
     if facts.gpus and compilers["c"] is None:
         problems.append(Problem(what="there is no C compiler, which Triton launches with", fix="apt-get install gcc"))
     return problems
@@ -232,8 +243,9 @@ def _data(root: str | Path | None) -> tuple[DataFolder, list[Problem]]:
             if path.is_dir() and not facts.stores[-1].sound:
                 what = f"the prepared store {path} is damaged"
                 problems.append(Problem(what=what, fix=f"rm -r {shlex.quote(str(path))}"))
-    except (ImportError, OSError, RuntimeError) as error:
-        problems.append(Problem(what=f"the data folder cannot be looked at: {error}", fix=elsewhere))
+    except (ImportError, OSError, RuntimeError, UserError) as error:
+        what = f"the data folder cannot be looked at: {error}".splitlines()[0]
+        problems.append(Problem(what=what, fix=elsewhere))
     return facts, problems
 
 
