@@ -91,7 +91,7 @@ class Augment(AugmentSpec):
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
 
-    @torch.compiler.assume_constant_result
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _factors_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Scale and offset of the normalisation, float32 [3] each, made once."""
         if device not in self._factors:

@@ -13,6 +13,7 @@ from fastres.runs.schema import SUMMARY, Summary
 from fastres.training.loop import OnEpoch, Run, RunResult
 from fastres.training.methods.base import Method
 from fastres.training.methods.registry import method_of
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 
 
@@ -35,7 +36,7 @@ def train(
     SIGINT or SIGTERM, when a checkpoint has been saved.
     """
     recipe.check_single()
-    recipe = self_contained(recipe)
+    recipe, out = self_contained(recipe), out and expand_home(out)
     directory.check_free(out)
     with _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
         job = method_of(recipe.method).runs(recipe, trainer, begun=False)
@@ -56,7 +57,7 @@ def resume(
 
     A run that was interrupted before its first checkpoint starts again. Raises as `train` does.
     """
-    folder = Path(run)
+    folder = expand_home(run)
     recipe = directory.read_recipe(folder)
     recipe.check_single()
     if (folder / SUMMARY).is_file():

@@ -28,6 +28,7 @@ from fastres.training.step import StepVariant
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -72,6 +73,7 @@ def speedrun(
     _check(recipe, count, target)
     recipe = self_contained(recipe)
     where = choose_device(device)
+    out = out and expand_home(out)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     if not goes_on:
         directory.check_free(out)

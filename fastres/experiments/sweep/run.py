@@ -24,6 +24,7 @@ from fastres.training.loop import OnEpoch
 from fastres.training.run import resume, train
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 
 
@@ -49,6 +50,7 @@ def sweep(
     """
     choose_device(device)
     work = [work_of(point) for point in plan.points]
+    out = out and expand_home(out)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
     with directory.run_lock(folder):

@@ -34,6 +34,7 @@ from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
     Raises UserError where the ends of a range or a choice make no valid recipe, or where test or training images would
     have a part in the choice.
     """
-    path, overrides = Path(path), overrides or []
+    path, overrides = expand_home(path), overrides or []
     below = read_layers(path, overrides)
     plan = SearchPlan(path, below, resolve(Recipe, below, path))
     parameters = plan.search.parameters
@@ -279,6 +280,7 @@ def search(
     import_optuna()
     choose_device(device)
     recipe = self_contained(plan.recipe)
+    out = out and expand_home(out)
     goes_on = out is not None and (Path(out) / PLAN).is_file()
     folder = Path(str(out)) if goes_on else directory.new_folder(out, f"{name}-sweep")
     with directory.run_lock(folder):

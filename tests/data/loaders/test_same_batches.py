@@ -110,10 +110,11 @@ def test_what_is_written_into_a_batch_stays_in_it(kind: str, seed: int | None, f
             for step, batch in enumerate(loader.batches(epoch)):
                 check([batch], dataset, expected[step * 16 : (step + 1) * 16], 16)
                 parts = [batch.rows, batch.labels, batch.indices]
-                for part in parts:
-                    others = [other.clone() for other in parts if other is not part]
+                for number, part in enumerate(parts):
+                    others = parts[:number] + parts[number + 1 :]
+                    before = [other.clone() for other in others]
                     part.fill_(-1)
-                    assert all(map(torch.equal, others, [other for other in parts if other is not part]))
+                    assert all(map(torch.equal, others, before))
                 if kind != "resident":
                     batch.source.fill_(7)
     assert np.array_equal(subset, np.arange(5, TRAIN))
