@@ -10,6 +10,7 @@ import pytest
 import fastres
 from fastres.data import data_root
 from fastres.errors import UserError
+from fastres.recipe.portable import self_contained
 from fastres.utils.paths import expand_home
 
 
@@ -68,6 +69,9 @@ def test_recipes_and_runs_of_the_home_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.toml").write_text("[data]\nsource = '~/images'\nroot = '~/data'\n")
     recipe = fastres.Recipe.load("~/recipe.toml")
+    (tmp_path / "images").mkdir()
+    data = self_contained(recipe).data
+    assert (data.source, data.root) == (str(tmp_path / "images"), str(tmp_path / "data"))
     with pytest.raises(UserError, match=f"cannot write {tmp_path}/recipe.toml|{tmp_path}/recipe.toml exists"):
         fastres.train(recipe, out="~/recipe.toml")
     for path in ("~/none.toml", "~nosuch/recipe.toml"):

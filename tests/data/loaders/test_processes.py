@@ -46,7 +46,7 @@ def whole(name, *kinds):
         loaders[kind].close()
 
 def child(name, *kinds):
-    signal.alarm(20)
+    signal.alarm(60)
     whole(name, *kinds)
 
 for name in ("fork", "daemon"):
@@ -78,7 +78,7 @@ def test_a_forked_child_and_a_daemonic_worker(tmp_path: Path) -> None:
             for index in range(20):
                 Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     command = [sys.executable, "-c", SCRIPT, tmp_path / "images", tmp_path / "data", *KINDS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.stdout.splitlines() == ["fork 0", "daemon 0", *(f"{kind} True" for kind in KINDS)], done.stderr
     assert done.stderr.count("the torch loader reads in this process") == 1
 
