@@ -2,15 +2,19 @@
 
 `Augment` is the interface. On the CPU the work is Numba's (cpu/), on a GPU Triton's (gpu.py); both do what
 reference.py does, with the draws of draws.py, so that an image's augmentation depends on (seed, epoch, dataset index)
-alone and a batch's mixing on (seed, epoch, step).
+alone and a batch's mixing on (seed, epoch, step). Under torch.compile each entry point is an operator of ops.py, in one
+whole graph; epochs and steps given as tensors, and those that `AugmentModule` counts, never compile anew. Given as
+numbers they do what numbers do under torch.compile: one graph for the first, and one for all others.
 """
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fastres import aliases, recipe
-from fastres.augment import draws
+from fastres.augment import ops
+from fastres.augment.arguments import check_batch, check_mixable, whole_number
 from fastres.augment.spec import AugmentSpec, Mixed
 
 
@@ -37,8 +41,9 @@ class Augment(AugmentSpec):
             step: likewise, of this batch, counted within `epoch`: with it, the mixing changes.
             rows: int64 [B], which of `images` to take; by default all, in order.
 
-        Raises UserError where the policy does not fit the images' size, ValueError or IndexError where arguments are
-        not as said here.
+        Raises UserError where the policy does not fit the images' size, ValueError where arguments are not as said
+        here, IndexError for rows that are not there. On a GPU, where looking would make the host wait, the values of
+        tensors are taken as they are.
         """
         batch, partners, weight = self._augment(images, indices, epoch, rows, step, labels)
         assert partners is not None  # as there are labels
@@ -59,19 +64,10 @@ class Augment(AugmentSpec):
         step: int | Tensor | None,
         labels: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
-            raise ValueError(f"images must be uint8 [M, H, W, 3], not {images.dtype} {list(images.shape)}")
-        if len(indices) != len(images if rows is None else rows):
-            raise ValueError(f"{len(indices)} indices for {len(images if rows is None else rows)} images")
-        # Compilers and compiled code take a moment to load: not at import.
-        if images.is_cuda:
-            from fastres.augment import gpu
-
-            return gpu.augment_batch(self, images.contiguous(), rows, indices, epoch, step, labels)
-        from fastres.augment.cpu import launch as cpu
-
-        number = None if step is None else int(step)
-        return cpu.augment_batch(self, images.contiguous(), rows, indices, int(epoch), number, labels)
+        if torch.compiler.is_compiling():
+            counters = ops.counter(epoch), None if step is None else ops.counter(step)
+            return ops.augment_op(images, rows, indices, labels, *counters, self.text, self.seed)
+        return ops.augment_batch(self, images, rows, indices, epoch, step, labels)
 
     def with_policy(self, policy: recipe.AugmentConfig) -> "Augment":
         """Another policy for the same images: colours, seed, type and layout stay; nothing is mixed."""
@@ -80,21 +76,28 @@ class Augment(AugmentSpec):
 
     def reseed(self, seed: int) -> None:
         """Draw by another seed from now on."""
-        self.seed = seed
+        self.seed = whole_number("seed", seed)
         if torch.cuda.is_initialized():  # else nothing was prepared there, and Triton need not be installed
             from fastres.augment import gpu
 
             gpu.reseed(self)
 
     def normalize(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]."""
+        """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]. Arguments and errors as those of a
+        call."""
+        check_batch(images, rows)
         pixels = images if rows is None else images[rows]
-        if pixels.device not in self._factors:
-            scale, offset = (torch.from_numpy(self.normalization[which]).to(pixels.device) for which in (0, 1))
-            self._factors[pixels.device] = (scale, offset)
-        scale, offset = self._factors[pixels.device]
+        scale, offset = self._factors_on(pixels.device)
         batch = (pixels.float() * scale + offset).to(self.dtype).permute(0, 3, 1, 2)
         return batch if self.channels_last else batch.contiguous()
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _factors_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and offset of the normalisation, float32 [3] each, made once."""
+        if device not in self._factors:
+            scale, offset = (torch.from_numpy(self.normalization[which]).to(device) for which in (0, 1))
+            self._factors[device] = (scale, offset)
+        return self._factors[device]
 
     def restore(self, batch: Tensor) -> Tensor:
         """Undo the normalisation, to look at a batch: [B, 3, H, W] → float32 [B, H, W, 3] in 0 … 1."""
@@ -103,7 +106,13 @@ class Augment(AugmentSpec):
 
 
 def mix_batch(
-    batch: Tensor, labels: Tensor, mix: recipe.MixConfig, *, seed: int = 0, epoch: int = 0, step: int = 0
+    batch: Tensor,
+    labels: Tensor,
+    mix: recipe.MixConfig,
+    *,
+    seed: int = 0,
+    epoch: int | Tensor = 0,
+    step: int | Tensor = 0,
 ) -> Mixed:
     """CutMix or MixUp of any float batch with its neighbours, in place of torchvision's two transforms.
 
@@ -112,24 +121,30 @@ def mix_batch(
         labels: int64 [B].
         mix: which of the two, how strong, how often.
         seed, epoch, step: decide the draw, as they do for `Augment`.
-    """
-    if batch.is_cuda:
-        from fastres.augment import gpu
 
-        return Mixed(*gpu.mix_batch(batch, labels, mix, seed=seed, epoch=epoch, step=step))
-    batch = batch.detach()
-    mixing = draws.draw_mix(mix, seed, epoch, step, (batch.shape[2], batch.shape[3]))
-    if mixing.kind == draws.NO_MIX:
-        return Mixed(batch.clone(), labels, labels, torch.ones(1))
-    other = batch.roll(1, 0)
-    if mixing.kind == draws.MIXUP:  # in fp32, rounded once
-        own, rest = float(mixing.weight), float(np.float32(1) - mixing.weight)
-        mixed = (batch.float() * own + other.float() * rest).to(batch.dtype)
-    else:
-        top, left, bottom, right = mixing.box
-        mixed = batch.clone()
-        mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
-    return Mixed(mixed, labels, labels.roll(1, 0), torch.tensor([float(mixing.weight)]))
+    Raises ValueError where arguments are not as said here.
+    """
+    if not torch.compiler.is_compiling():
+        return ops.mix_batch(batch, labels, mix, seed, epoch, step)
+    check_mixable(batch, labels)
+    alphas, chances = (mix.mixup_alpha, mix.cutmix_alpha), (mix.prob, mix.switch_prob)
+    counters = ops.counter(epoch), ops.counter(step)
+    mixed, partners, weight = ops.mix_op(batch.detach(), labels, *alphas, *chances, mix.until, seed, *counters)
+    return Mixed(mixed, labels, partners, weight)
+
+
+class _Counter:
+    """One of an `AugmentModule`'s counters as an attribute."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        """Its number."""
+        return self if module is None else int(module.counters[self._index])
+
+    def __set__(self, module: Any, number: int) -> None:
+        module.counters[self._index] = whole_number("epoch, step and seen", number)
 
 
 class AugmentModule(nn.Module):
@@ -147,10 +162,14 @@ class AugmentModule(nn.Module):
                 loss = weight * cross_entropy(output, labels) + (1 - weight) * cross_entropy(output, partners)
     """
 
+    epoch, step, seen = _Counter(0), _Counter(1), _Counter(2)
+
     def __init__(self, augment: Augment) -> None:
         super().__init__()
         self.augment = augment
-        self.epoch, self.step, self.seen = 0, 0, 0
+        with torch.inference_mode(False):  # where it is made says nothing about where it trains
+            self.counters = torch.zeros(3, dtype=torch.int64, device="cpu")
+        """int64 [3] on the CPU: epoch, step, images of this epoch. As a tensor no value needs a graph of its own."""
 
     def start_epoch(self, epoch: int) -> None:
         """Say which epoch begins, counted from 0; draws change with it."""
@@ -162,19 +181,23 @@ class AugmentModule(nn.Module):
         `indices`, int64 [B], are the images' positions in the data set, which decide the draws; by default the images'
         positions in the epoch, so that the draws then depend on the order. With `labels`, int64 [B], the images are
         mixed too, and a `Mixed` comes back.
+
+        Without `indices`, each rank of a distributed training and each worker of a DataLoader draws for itself, as if
+        it had every n-th image of the epoch, with a warning. Raises what `Augment` raises, in either mode.
         """
-        if images.dim() == 4 and images.shape[1] == 3:
+        if isinstance(images, Tensor) and images.dim() == 4 and images.shape[1] == 3:
             images = images.permute(0, 2, 3, 1)
         if not self.training:
+            parts = {"indices": indices, "labels": labels}
+            check_batch(images, **{name: values for name, values in parts.items() if values is not None})
             batch = self.augment.normalize(images)
             return batch if labels is None else Mixed(batch, labels, labels, torch.ones(1, device=batch.device))
-        if indices is None:
-            indices = torch.arange(self.seen, self.seen + len(images), device=images.device)
-        step = self.step
-        self.step, self.seen = self.step + 1, self.seen + len(images)
-        if labels is None:
-            return self.augment.augment(images, indices, self.epoch)
-        return self.augment(images, labels, indices, self.epoch, step)
+        if torch.compiler.is_compiling():
+            about = self.augment.text, self.augment.seed
+            batch, partners, weight = ops.augment_next_op(images, indices, labels, self.counters, *about)
+        else:
+            batch, partners, weight = ops.augment_next(self.augment, images, indices, labels, self.counters)
+        return batch if labels is None else Mixed(batch, labels, partners, weight)
 
     def get_extra_state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "step": self.step, "seen": self.seen}

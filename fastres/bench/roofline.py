@@ -20,7 +20,7 @@ from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matri
 from fastres.bench.schema import Machine, MatrixRate, Point, Roofline
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
-from fastres.engine.compile import missing_compiler
+from fastres.engine.cpp_compiler import missing_compiler
 from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
 from fastres.errors import UserError

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from fastres.cli import bench, data, evaluate, inspect, reproduce, train
+from fastres.cli.options import Commands
 from fastres.errors import Interrupted, UserError, disk_fault, out_of_gpu_memory
 from fastres.utils.signals import Ending
 from fastres.utils.terminal import ReaderGone, flushed, lasting_streams, printable, quiet_thread, tell
@@ -41,7 +42,7 @@ class _Group(TyperGroup):
             raise UserError(f"the GPU has too little free memory: {fix}, or choose --device cpu") from error
 
 
-app = typer.Typer(
+app = Commands(
     cls=_Group,
     add_completion=False,
     no_args_is_help=True,

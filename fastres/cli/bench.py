@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fastres.cli.options import Device, Json, Overrides, continued
+from fastres.cli.options import Commands, Device, Json, Overrides, continued
 from fastres.cli.printing import print_json
 from fastres.utils.terminal import printable
 
-app = typer.Typer(no_args_is_help=True, help="Measure recipes against each other, and a step against the machine.")
+app = Commands(no_args_is_help=True, help="Measure recipes against each other, and a step against the machine.")
 
 
 @app.command()

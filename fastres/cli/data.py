@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastres.cli.options import Json, Root, Size, Source, StoreKind
+from fastres.cli.options import Commands, Json, Root, Size, Source, StoreKind
 from fastres.cli.printing import print_json
 from fastres.errors import UserError
 from fastres.utils.terminal import printable
 
-app = typer.Typer(no_args_is_help=True, help="Prepare and look at data sets.")
+app = Commands(no_args_is_help=True, help="Prepare and look at data sets.")
 
 
 @app.command()

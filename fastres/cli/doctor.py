@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from fastres.engine.cpp_compiler import compiler_command, compiler_fault
 from fastres.errors import UserError
 from fastres.runs.environment import Environment, environment
 from fastres.utils.json_files import Entry
@@ -147,12 +148,12 @@ def examine(root: str | Path | None = None) -> Examination:
 
 
 def _compiler(variable: str, *names: str) -> Compiler | None:
-    for name in (os.environ.get(variable), *names):
-        path = shutil.which(name) if name else None
-        if path:
-            told = run_quietly([path, "--version"]) or ""
-            return Compiler(path=path, version=told.splitlines()[0] if told else None)
-    return None
+    command = compiler_command(variable, names)
+    if command is None:
+        return None
+    told = run_quietly([*command, "--version"]) or ""
+    path = " ".join([shutil.which(command[0]) or command[0], *command[1:]])
+    return Compiler(path=path, version=told.splitlines()[0] if told else None)
 
 
 def _machine_problems(facts: Environment, compilers: dict[str, Compiler | None]) -> Iterator[tuple[str, str]]:
@@ -173,6 +174,9 @@ def _machine_problems(facts: Environment, compilers: dict[str, Compiler | None])
     if limits and facts.threads is not None and facts.threads < (facts.usable_cores or 1):
         what = f"{limits[0]} keeps torch to {facts.threads} of {facts.usable_cores} cores"
         yield what, f"unset {' '.join(limits)}"
+    for name in ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"):
+        if os.environ.get(name) == "1":
+            yield f"{name} is 1: training goes uncompiled", f"unset {name}"
     seen = [] if facts.gpus else nvidia_gpus()
     if seen and facts.cuda is None:
         what = f"there is a GPU ({seen[0]['name']}), but torch {facts.torch} is built without CUDA"
@@ -183,10 +187,17 @@ def _machine_problems(facts: Environment, compilers: dict[str, Compiler | None])
         about = f"{seen[0]['name']}, driver {seen[0]['driver']}, torch for CUDA {facts.cuda}"
         yield f"torch cannot use the GPU ({about})", f"install a driver for CUDA {facts.cuda} or later"
     if compilers["c++"] is None:
-        yield "there is no C++ compiler: training on the CPU goes uncompiled, which is slower", COMPILER_FIX
+        told = os.environ.get("CXX")
+        there = f"there is no C++ compiler {told}, which CXX names" if told else "there is no C++ compiler"
+        yield f"{there}: training on the CPU goes uncompiled, which is slower", "unset CXX" if told else COMPILER_FIX
     elif not Path(sysconfig.get_paths()["include"], "Python.h").is_file():
         what = "Python.h is missing, which TorchInductor's and Triton's code includes: training goes uncompiled"
         yield what, COMPILER_FIX
+    elif (fault := compiler_fault()) is not None:
+        what = f"the C++ compiler does not work, and training on the CPU goes uncompiled; it says: {fault}"
+        folder = os.environ.get("TMPDIR") or "/tmp"
+        full = f"free some space in {folder}, or set TMPDIR to another folder"
+        yield what, full if "o space left" in fault else COMPILER_FIX
     if facts.gpus and compilers["c"] is None:
         yield "there is no C compiler, which Triton launches with", "apt-get install gcc"
 
@@ -207,8 +218,9 @@ def _data(root: str | Path | None) -> tuple[DataFolder, list[tuple[str, str]]]:
             downloads=[Download(name=path.name, bytes=_bytes(path)[0]) for path in downloads],
             stores=[_store_folder(path) for path in stores if path.is_dir()],
         ), []
-    except (ImportError, OSError, RuntimeError) as error:
-        return DataFolder(downloads=[], stores=[]), [(f"the data folder cannot be looked at: {error}", ELSEWHERE)]
+    except (ImportError, OSError, RuntimeError, UserError) as error:
+        what = f"the data folder cannot be looked at: {error}".splitlines()[0]
+        return DataFolder(downloads=[], stores=[]), [(what, ELSEWHERE)]
 
 
 def _data_problems(data: DataFolder) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,13 @@
 """Arguments and options that several commands take."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from fastres.utils.paths import expand_home
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML recipe.", show_default=False)]
 Overrides = Annotated[
@@ -14,6 +18,30 @@ Overrides = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+class Commands(typer.Typer):
+    """Commands that take `~` in a path for the home folder: shells leave it as it is in `--out=~/x`."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
+        """As Typer's."""
+        register = super().command(*arguments, **options)
+
+        def registered(command: Callable[..., None]) -> Callable[..., None]:
+            @functools.wraps(command)
+            def expanded(**values: Any) -> None:
+                command(**{name: _expanded(value) for name, value in values.items()})
+
+            register(expanded)
+            return command
+
+        return registered
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_expanded(each) for each in value]
+    return expand_home(value) if isinstance(value, Path) else value
 
 
 def continued(what: str, default: str) -> Any:

@@ -1,24 +1,31 @@
 """Compiling a function with TorchInductor, or saying why it runs eagerly."""
 
 import os
-import shutil
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from fastres.engine.cpp_compiler import CompilerFault, missing_compiler, said, usable_compiler
 from fastres.utils.signals import signals_wait
 
 if TYPE_CHECKING:
     from fastres.engine.compile_cache import Graph
 
 
-def missing_compiler() -> str | None:
-    """Message that TorchInductor's C++ compiler is missing, with the command to install it; None where there is one."""
-    if any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name):
-        return None
-    return "no C++ compiler found: `apt-get install g++ python3-dev`"
+def _switched_off() -> str | None:
+    """What keeps torch.compile from compiling anything in this process: it would call the function, and say nothing."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "TORCHDYNAMO_DISABLE is 1"
+    if torch._dynamo.config.disable:
+        asked = os.environ.get("TORCH_COMPILE_DISABLE") == "1"
+        return "TORCH_COMPILE_DISABLE is 1" if asked else "torch._dynamo.config.disable is set"
+    if torch._dynamo.eval_frame._stance.stance == "force_eager":
+        return "torch.compiler.set_stance('force_eager')"
+    return None
 
 
 class Compiled:
@@ -38,10 +45,11 @@ class Compiled:
         self._eager, self._network, self._about = function, network, about
         self.fallback_reason: str | None = "train.compile is false"
         if enabled:
-            self.fallback_reason = missing_compiler()
+            self.fallback_reason = _switched_off() or missing_compiler()
         self.active = self.fallback_reason is None
         """Whether calls run compiled code."""
-        self._keeps = network is not None and all(tensor.device.type == "cpu" for tensor in network.parameters())
+        self._on_cpu = network is None or all(tensor.device.type == "cpu" for tensor in network.parameters())
+        self._keeps = network is not None and self._on_cpu
         self._traced: Callable[..., Any] | None = None  # by torch.compile, which compiles each combination of shapes
         self._graphs: dict[Any, Graph | None] = {}  # by kind of call; None: torch.compile has it
         self._first: Graph | None = None
@@ -83,11 +91,12 @@ class Compiled:
             limit = max(64, torch._dynamo.config.recompile_limit)
             with signals_wait(), torch._dynamo.config.patch(recompile_limit=limit):
                 graph = self._kept(arguments)
-                result = (graph or self._plain())(*arguments)
+                result = self._compiled_plainly(arguments) if graph is None else graph(*arguments)
             self._graphs[case] = graph
             return result
+        except CompilerFault as error:
+            self.fallback_reason, self.active = f"the C++ compiler does not work: {error}", False
         except (TorchDynamoException, InductorError) as error:
-            # "backend='inductor' raised:", then what happened, then pages of advice.
             self.fallback_reason, self.active = f"compilation failed: {_short(error)}", False
         return self._eager(*arguments)
 
@@ -99,7 +108,11 @@ class Compiled:
 
         try:
             graph = compile_cache.get_or_compile(self._eager, arguments, self._network, self._about)
+        except CompilerFault:
+            raise
         except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
+            if _compiler_output(error) is not None:
+                raise  # the compiler would say the same once more
             reason = (
                 str(error)
                 if isinstance(error, compile_cache.CacheUnavailable)
@@ -110,6 +123,18 @@ class Compiled:
         self._first, self.fallback_reason = self._first or graph, self.fallback_reason or graph.fallback_reason
         return graph
 
+    def _compiled_plainly(self, arguments: tuple[torch.Tensor, ...]) -> Any:
+        """The function's value, by torch.compile, which compiles for `arguments` now."""
+        if not self._on_cpu:
+            return self._plain()(*arguments)
+        from fastres.engine import compile_cache
+
+        spare: Path | None = None
+        with suppress(compile_cache.CacheUnavailable):
+            spare = compile_cache.root()
+        with usable_compiler(spare):
+            return self._plain()(*arguments)
+
     def _plain(self) -> Callable[..., Any]:
         if self._traced is None:
             from fastres.engine import compile_cache
@@ -119,5 +144,15 @@ class Compiled:
         return self._traced
 
 
+def _compiler_output(error: Exception) -> str | None:
+    """Output of the C++ compiler, where that is what failed."""
+    output = getattr(getattr(error, "inner_exception", error), "output", None)
+    return output if isinstance(output, str) else None
+
+
 def _short(error: Exception) -> str:
+    output = _compiler_output(error)
+    if output is not None:
+        return f"the C++ compiler said: {said(output)}"
+    # "backend='inductor' raised:", then what happened, then pages of advice.
     return " ".join(str(error).split("\n")[:2])

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres._version import __version__
+from fastres.engine.cpp_compiler import compiler_command, named_compiler, usable_compiler
 from fastres.utils.files import write_bytes, write_json
 from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.machine import variables
@@ -152,7 +153,8 @@ def get_or_compile(
         function: a function or bound method that reads `network` and its arguments, on a CPU.
         about: everything else that it reads.
 
-    Raises CacheUnavailable where the folder is not usable, and whatever torch raises where it cannot compile.
+    Raises CacheUnavailable where the folder is not usable, CompilerFault where the compiler is not, and whatever torch
+    raises where it cannot compile.
     """
     cache_root = root()
     key = key_of(function, arguments, network, about)
@@ -162,7 +164,7 @@ def get_or_compile(
         manifest, reason = _sound(folder), None
         if manifest is not None:
             try:
-                with _inductor_in(folder, cache_root, compiles=False):
+                with named_compiler(), _inductor_in(folder, cache_root, compiles=False):
                     run = _load((folder / "graph.bin").read_bytes())
                     graph = Graph(run, owner, folder, manifest, cached=True)
                     if graph.guards_hold(*arguments):
@@ -173,12 +175,13 @@ def get_or_compile(
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
         elif (folder / "manifest.json").exists():
             reason = "its files are damaged"
-        _clear(folder)
-        folder.mkdir(mode=0o700)
-        with _inductor_in(folder, cache_root, compiles=True):
-            traced: Any = torch.compile(function, dynamic=False, fullgraph=True)
-            run = traced.aot_compile((arguments, {}))
-            data = type(run).serialize(run).serialized_data
+        with usable_compiler(cache_root):
+            _clear(folder)
+            folder.mkdir(mode=0o700)
+            with _inductor_in(folder, cache_root, compiles=True):
+                traced: Any = torch.compile(function, dynamic=False, fullgraph=True)
+                run = traced.aot_compile((arguments, {}))
+                data = type(run).serialize(run).serialized_data
         write_bytes(folder / "graph.bin", data)
         manifest = {"about": about, "files": _listed(folder)}
         write_json(folder / "manifest.json", manifest)
@@ -261,9 +264,8 @@ def _sources(package: Path = Path(__file__).parents[1]) -> str:
 def _machine() -> str:
     """Hash of torch's build, the compiler and the processor."""
     compilers = []
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        path = name and shutil.which(name)
-        if path:
+    for name in compiler_command() or ():
+        if path := shutil.which(name):
             status = Path(path).resolve().stat()  # asking for its version would take 20 ms
             compilers.append([path, status.st_size, status.st_mtime_ns])
     processor = platform.machine()

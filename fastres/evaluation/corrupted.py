@@ -18,6 +18,7 @@ from fastres.report import any_backend
 from fastres.report.document import Table
 from fastres.runs.schema import Corruptions
 from fastres.utils.files import check_writable, write_bytes
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import progress, say
 
 FILE, FIGURE = "shift.json", Path("figures") / "shift.png"
@@ -64,7 +65,7 @@ def evaluate_corrupted(
     differences are shares. A test set of JPEG files is decoded into memory as a whole. Raises UserError as `evaluate`
     does, and for images of less than 8 × 8 pixels.
     """
-    folder = Path(run)
+    folder = expand_home(run)
     model = TrainedModel.load(folder, device)
     check_size(model.image_size, model.image_size)
     stored, labels = test_set(model.recipe.data, model.classes)

@@ -11,6 +11,7 @@ from fastres.errors import UserError
 from fastres.evaluation.metrics import Measures, measure
 from fastres.recipe import DataConfig
 from fastres.utils.format import plural
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 from fastres.utils.terminal import printable
 
@@ -26,7 +27,7 @@ def evaluate(run: str | Path, *, device: str = "auto") -> tuple[tuple[str, ...],
     """
     from fastres.evaluation.trained import TrainedModel
 
-    model = TrainedModel.load(Path(run), device)
+    model = TrainedModel.load(expand_home(run), device)
     images, labels = test_set(model.recipe.data, model.classes)
     return model.classes, measure(model.logits(images), labels)
 
@@ -59,14 +60,15 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
     from fastres.evaluation.trained import TrainedModel
     from fastres.utils.files import check_writable, write_bytes
 
-    model = TrainedModel.load(Path(run), device)
+    model = TrainedModel.load(expand_home(run), device)
     dataset = open_dataset(source, image_size=model.image_size, root=model.recipe.data.root)
     part = dataset.unlabelled or dataset.test
     if part is None:
         raise UserError(f"{source} has neither unlabelled nor test images to predict")
     if dataset.image_size != model.image_size:
         raise UserError(f"{source} has {dataset.image_size}-pixel images, and {run} was trained on {model.image_size}")
-    check_writable(Path(out))
+    out = expand_home(out)
+    check_writable(out)
     predicted = model.logits(part.images).argmax(1).tolist()
     ids: list[Any] = part.ids.tolist() if part.ids is not None else list(range(len(predicted)))
     formulas = [name for name in ids if isinstance(name, str) and name.startswith(FORMULAS)]
@@ -76,7 +78,7 @@ def predict(run: str | Path, source: str, out: str | Path, *, device: str = "aut
             "spreadsheet: `fastres predict --spreadsheet` puts a ' in front"
         )
     rows = (_cell(name, spreadsheet) + b",%d\n" % label for name, label in zip(ids, predicted, strict=True))
-    write_bytes(Path(out), b"".join([b"ID,Labels\n", *rows]))
+    write_bytes(out, b"".join([b"ID,Labels\n", *rows]))
     return len(predicted)
 
 

@@ -1,11 +1,10 @@
 """A recipe that means the same from any folder: absolute paths, and the recipe of its teacher inside."""
 
-from pathlib import Path
-
 from fastres.recipe import DataConfig, DistillConfig, PseudoLabelConfig, Recipe
 from fastres.recipe.data import NAMED
 from fastres.recipe.loading import Values
 from fastres.recipe.teacher import is_recipe, read_teacher
+from fastres.utils.paths import expand_home
 
 
 def self_contained(recipe: Recipe) -> Recipe:
@@ -33,8 +32,10 @@ def _teacher(teacher: str | Values, data: DataConfig) -> str | Values:
 
 
 def _source(source: str) -> str:
-    return str(Path(source).absolute()) if source not in NAMED and Path(source).exists() else source
+    if source in NAMED or not (path := expand_home(source)).exists():
+        return source
+    return str(path.absolute())
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(expand_home(path).absolute())

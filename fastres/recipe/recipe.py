@@ -80,8 +80,9 @@ class Recipe(Table):
         Raises UserError for anything wrong in the file, in a file it extends, or in an override.
         """
         from fastres.recipe.loading import load
+        from fastres.utils.paths import expand_home
 
-        return load(cls, Path(path), [overrides] if isinstance(overrides, str) else overrides or [])
+        return load(cls, expand_home(path), [overrides] if isinstance(overrides, str) else overrides or [])
 
     def check_single(self) -> None:
         """Raise UserError where the recipe is a sweep, which stands for many runs."""

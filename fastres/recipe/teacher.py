@@ -5,6 +5,7 @@ from pathlib import Path
 from fastres.errors import UserError
 from fastres.recipe import DataConfig, Recipe
 from fastres.recipe.loading import Layer, Values, layers, resolve
+from fastres.utils.paths import expand_home
 
 FOLDER = "teacher"
 """Folder of the teacher's run in the student's run directory."""
@@ -13,7 +14,7 @@ FOLDER = "teacher"
 def read_teacher(teacher: str | Values, data: DataConfig) -> Recipe:
     """The recipe of a teacher, from its file or its table; `data` is the student's, which it has without one of its
     own. Raises UserError where it is no recipe, or not of a single training."""
-    path = Path(teacher).expanduser() if isinstance(teacher, str) else Path("method.teacher")
+    path = expand_home(teacher) if isinstance(teacher, str) else Path("method.teacher")
     entries: list[Layer] = layers(path, []) if isinstance(teacher, str) else [(str(path), teacher)]
     if not any("model" in layer for _, layer in entries):  # such as --set method.teacher.train.epochs=3 beside a path
         raise UserError(f"{path} has no [model]: a teacher's recipe says which network it is; change it in its file")

@@ -10,6 +10,7 @@ from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.runs import directory
 from fastres.utils.json_files import File
 from fastres.utils.locks import open_lock, try_lock
+from fastres.utils.paths import expand_home
 
 Facts = TypeVar("Facts", bound=File)
 UNFINISHED = ".unfinished"
@@ -29,6 +30,7 @@ class Results(NamedTuple, Generic[Facts]):
 def continued_folder(out: str | Path | None, name: str, plan: str) -> Iterator[Path]:
     """`out`, else runs/<name>-<time>, kept from other processes meanwhile: a folder in which the file `plan` says that
     the same was begun there, or a new one. Raises UserError as `new_folder` and `run_lock` do."""
+    out = out and expand_home(out)
     begun = out is not None and (Path(out) / plan).is_file()
     folder = Path(str(out)) if begun else directory.new_folder(out, name)
     with directory.run_lock(folder):
@@ -39,6 +41,7 @@ def continued_folder(out: str | Path | None, name: str, plan: str) -> Iterator[P
 def whole_folder(out: str | Path | None, name: str) -> Iterator[Path]:
     """The folder `new_folder(out, name)` for a block that writes all of it, or the one that a killed process began to
     write at `out`. Where the block raises, a new folder vanishes."""
+    out = out and expand_home(out)
     begun = out is not None and (Path(out) / UNFINISHED).is_file()
     folder = Path(str(out)) if begun else directory.new_folder(out, name)
     try:

@@ -15,6 +15,7 @@ from fastres.runs.schema import SUMMARY, Summary
 from fastres.training.loop import OnEpoch, Run, RunResult
 from fastres.training.methods.base import Method
 from fastres.training.methods.registry import method_of
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 
 
@@ -42,7 +43,7 @@ def train(
             raise TypeError(f"train takes a fastres.Recipe or the path of one, not {type(recipe).__name__}")
         name, recipe = name or Path(recipe).stem, Recipe.load(recipe)
     recipe.check_single()
-    recipe = self_contained(recipe)
+    recipe, out = self_contained(recipe), out and expand_home(out)
     directory.check_free(out)
     with left_as_found(device), _Trainer(device, quiet, startup_timer, on_epoch) as trainer:
         job = method_of(recipe.method).runs(recipe, trainer, begun=False)
@@ -67,7 +68,7 @@ def resume(
 
     A run that was interrupted before its first checkpoint starts again. Raises as `train` does.
     """
-    folder = Path(run)
+    folder = expand_home(run)
     recipe = directory.read_recipe(folder)
     recipe.check_single()
     if (folder / SUMMARY).is_file():

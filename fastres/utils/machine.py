@@ -18,7 +18,7 @@ from fastres._version import __version__
 # page is made to be shown, and an environment holds secrets.
 _VARIABLES = (
     *("CUBLAS_", "CUDA_", "CXX", "FASTRES_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "NVIDIA_TF32", "OMP_", "ONEDNN_"),
-    *("PYTORCH_", "TORCHINDUCTOR_", "TORCH_", "TRITON_"),
+    *("PYTORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_", "TRITON_"),
 )
 
 

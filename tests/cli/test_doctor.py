@@ -17,6 +17,7 @@ from rich.console import Console
 import fastres
 from fastres.cli import doctor
 from fastres.data import open_dataset
+from fastres.engine import cpp_compiler
 
 PROJECT = Path(fastres.__file__).resolve().parent.parent / "pyproject.toml"
 
@@ -203,3 +204,32 @@ def test_hostile_names_are_harmless(tmp_path: Path) -> None:
     (tmp_path / "downloads" / "[bold]x[\x1b[2J\udc80").touch()
     # The escape would clear the terminal and the lone surrogate could not be encoded.
     assert "[bold]x[?[2J?  downloaded, 0 bytes" in shown(doctor.examine(tmp_path))
+
+
+def test_a_compiler_that_does_not_work_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own words; one that is called through a launcher is named whole."""
+    compiler = tmp_path / "g++"
+    for line, fix in {
+        "x.h:1: fatal error: omp.h: No such file or directory": "apt-get install g++ python3-dev",
+        "error: cannot write /scratch/cc1.s: No space left on device": "free some space in /scratch, or set TMPDIR",
+    }.items():
+        cpp_compiler.compiler_fault.cache_clear()
+        compiler.write_text(f"#!/bin/sh\necho 'in file'\necho '{line}' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", f"env A=b {compiler}")
+        monkeypatch.setenv("TMPDIR", "/scratch")
+        facts = doctor.examine(tmp_path)
+        assert facts["compilers"]["c++"]["path"].endswith(f"/env A=b {compiler}")
+        (what,) = (what for what in fixes(facts) if "C++ compiler does not work" in what)
+        assert what.endswith(f"it says: {line}") and fixes(facts)[what].startswith(fix)
+    cpp_compiler.compiler_fault.cache_clear()
+    monkeypatch.setenv("CXX", "missing-compiler -O2")
+    found = {what: fix for what, fix in fixes(doctor.examine(tmp_path)).items() if "missing-compiler -O2" in what}
+    assert list(found.values()) == ["unset CXX"]
+
+
+def test_torch_compile_that_is_switched_off_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    facts = doctor.examine(tmp_path)
+    assert fixes(facts)["TORCHDYNAMO_DISABLE is 1: training goes uncompiled"] == "unset TORCHDYNAMO_DISABLE"
+    assert facts["environment"]["variables"]["TORCHDYNAMO_DISABLE"] == "1"

@@ -7,7 +7,6 @@ modification time of one file only. Arithmetic is in 64-bit integers, where noth
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from fastres.augment.draws import (
@@ -22,13 +21,14 @@ from fastres.augment.draws import (
     Plan,
 )
 from fastres.augment.tables import LEVELS, BoxTables
+from fastres.utils.numba_cache import cached_njit
 
 COLUMNS = 23
 """Entries of a sample's row: the fields of Draws in their order, cutout and erase with four each."""
 
 Rows = NDArray[np.int32]
 
-_compiled: Any = njit(cache=True, nogil=True)
+_compiled: Any = cached_njit()
 
 
 def rows(draws: Draws) -> Rows:

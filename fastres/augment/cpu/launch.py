@@ -55,15 +55,14 @@ def augment_batch(
         labels: int64 [B].
 
     Returns the batch, `augment.dtype` [B, 3, H, W]; the labels of the images that were mixed in, int64 [B], None
-    without `labels`; and the weight λ of the images' own labels, fp32 [1]. An unmixed batch has weight 1. Raises
-    UserError where the policy does not fit the images, IndexError for rows that are not there.
+    without `labels`; and the weight λ of the images' own labels, fp32 [1]. An unmixed batch has weight 1. Nothing is
+    checked here, where rows that are not there would be read all the same. Raises UserError where the policy does not
+    fit the images.
     """
     size = (images.shape[1], images.shape[2])
     mixing = UNMIXED if step is None else augment.draw_mix(epoch, step, size)
     sources = np.arange(len(images)) if rows is None else np.ascontiguousarray(rows.numpy(), dtype=np.int64)
     samples = np.ascontiguousarray(indices.numpy(), dtype=np.int64)
-    if len(sources) and (sources.min() < 0 or sources.max() >= len(images)):
-        raise IndexError(f"rows must be within the {len(images)} images")  # compiled code would read elsewhere
     batch = torch.empty((len(sources), *size, 3), dtype=augment.dtype)
     flat = batch.view(len(sources), size[0] * size[1] * 3)
     out = flat.numpy() if augment.dtype == torch.float32 else flat.view(torch.int16).numpy().view(np.uint16)

@@ -8,14 +8,14 @@ turns them into vector instructions. As in draws.py, all that is called stands i
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fastres.augment.draws import MIXUP, NO_MIX, UNIT
 from fastres.augment.reference import ORDERS
 from fastres.augment.resample import FRACTION
+from fastres.utils.numba_cache import cached_njit
 
 # "numpy": a division by 0 gives infinity instead of leaving the loop, which would keep it scalar.
-_compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
+_compiled: Any = cached_njit(error_model="numpy")
 
 _ORDERS = np.array(ORDERS, dtype=np.int64)
 _ROUND, _SHIFT = np.int32(1 << (FRACTION - 1)), np.int32(FRACTION)

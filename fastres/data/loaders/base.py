@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ class Batch:
     """A batch as loaders yield it: a source of pixels and the rows of it that make the batch."""
 
     source: Tensor
-    """uint8 [M, H, W, 3] on the device: the whole store where it is resident, else this batch's own images."""
+    """uint8 [M, H, W, 3] on the device: the whole store where it is resident, else this batch's own images. What is
+    written into a resident one stays in this process: all batches of its loaders see it, the store's file does not."""
     rows: Tensor
-    """int64 [B]: rows of `source`."""
+    """int64 [B]: rows of `source`. This and the following are the batch's own: write into them as you like."""
     labels: Tensor
     """int64 [B]."""
     indices: Tensor
@@ -47,7 +48,9 @@ class Loader(ABC):
             one loader of `ranks` times the batch size delivers. What does not divide is left out of that epoch.
         device: where batches arrive.
 
-    A loader is a context manager. `close`, or leaving an iterator early, ends its threads and processes.
+    A loader is a context manager. `close`, or leaving an iterator early, ends its threads and processes. Iterated, it
+    delivers an epoch, and each time the next one; `batches` delivers any. It belongs to the process that made it: it
+    cannot be pickled, and a forked child begins iterators of its own.
 
     A subclass that recipes can name takes, before these arguments, the pixels of the part as `open_pixels` gives them.
     """
@@ -80,11 +83,12 @@ class Loader(ABC):
             raise ValueError(f"rank {rank} is none of 0 to {ranks - 1}")
         self.device = torch.device(device)
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(self.device)
-        self.subset = np.asarray(subset, dtype=np.int64)
+        self.subset = np.array(subset, dtype=np.int64)
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.rank, self.ranks = rank, ranks
         self._live: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
         self._closed = False
+        self._next_epoch = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -93,10 +97,11 @@ class Loader(ABC):
 
     def epoch_rows(self, epoch: int) -> Rows:
         """int64: all positions of this shard in `epoch`, in the order of delivery, the partial batch included."""
-        return epoch_rows(self.subset, self.seed, epoch, self.rank, self.ranks)
+        return epoch_rows(self.subset, self.seed, epoch, self.rank, self.ranks).copy()  # it may be `subset` itself
 
     def _steps(self, epoch: int, first_step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each step from `first_step` on, int64 [B]: positions on the CPU, the same on the device, labels there.
+        """Of each step from `first_step` on, int64 [B]: positions on the CPU, the same on the device, labels there. All
+        have memory of their own.
 
         One copy to the device and one gather of labels for all steps: on a CPU, two operations a step cost as much as a
         fifth of copying the images of a batch of 512; on a GPU a copy a step would make the host wait.
@@ -116,7 +121,7 @@ class Loader(ABC):
         host does not wait for the copy."""
         rows = torch.from_numpy(self.epoch_rows(epoch)[first_step * self.batch_size : len(self) * self.batch_size])
         pinned = rows.pin_memory() if self.device.type == "cuda" else rows
-        indices = pinned.to(self.device, non_blocking=True)
+        indices = pinned.to(self.device, non_blocking=True) if self.device.type == "cuda" else rows.clone()
         return rows, indices, self.labels[indices]
 
     def batches(self, epoch: int = 0, first_step: int = 0) -> Iterator[Batch]:
@@ -126,9 +131,32 @@ class Loader(ABC):
         """
         if self._closed:
             raise ValueError("the loader is closed")
-        generator = self._batches(epoch, first_step)
+        generator = self._in_this_process(epoch, first_step)
         self._live.add(generator)
         return generator
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches of epoch 0, at the next time those of epoch 1, and so on, whatever `batches` is asked for."""
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.batches(epoch)
+
+    def _in_this_process(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        """`_batches`, which a forked child of this process cannot go on with: threads and queues stayed here."""
+        process = os.getpid()
+        with closing(self._batches(epoch, first_step)) as batches:
+            for batch in batches:
+                yield batch
+                if os.getpid() != process:
+                    raise RuntimeError(
+                        "this iterator belongs to the process that began it, of which this one is a fork: begin one "
+                        "here with `batches`"
+                    )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied, as its threads, processes and memory are those of "
+            "this process: open the data set and call `make_loader` where batches are needed"
+        )
 
     @abstractmethod
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]: ...
@@ -165,12 +193,13 @@ class ReadingLoader(Loader):
         self.workers = len(os.sched_getaffinity(0)) if workers is None else workers
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
-        every = torch.arange(self.batch_size, device=self.device)
         steps = self._steps(epoch, first_step)
         batch_rows = [rows.numpy() for rows, _, _ in steps]
+        count = sum(map(len, batch_rows))  # one operation for all steps, here too
+        places = (torch.arange(count, device=self.device) % self.batch_size).split(self.batch_size)
         with closing(self._read(batch_rows)) as read, closing(to_device(read, self.device)) as arriving:
-            for (rows, indices, labels), pixels in zip(steps, arriving, strict=True):
-                yield Batch(pixels, every[: len(rows)], labels, indices)
+            for (_, indices, labels), rows, pixels in zip(steps, places if steps else (), arriving, strict=True):
+                yield Batch(pixels, rows, labels, indices)
 
     @abstractmethod
     def _read(self, batches: Sequence[Rows]) -> Generator[Tensor, None, None]:

@@ -15,8 +15,10 @@ reading threads, and pass through DALI as the PPM files that they then are:
 On a GPU, nvJPEG decodes JPEG files with another transform; by how much its pixels differ is not measured yet.
 """
 
+import ctypes
 import functools
 import importlib
+import os
 import threading
 import warnings
 from collections import deque
@@ -25,6 +27,7 @@ from contextlib import closing
 from struct import unpack_from
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -86,6 +89,7 @@ class DaliLoader(ReadingLoader):
         # Reading is Python's work for the most part: two threads that do it at once take the GIL from each other, and
         # deliver 21,000 files a second where one delivers 34,000. Others decode with Pillow meanwhile.
         self._reading = threading.Lock()
+        _loaders.add(self)
 
     def _read(self, batches: Sequence[Rows]) -> Generator[Tensor, None, None]:
         if not batches:
@@ -146,6 +150,10 @@ class DaliLoader(ReadingLoader):
         """End every iterator, its threads and its pipeline."""
         super().close()
         self._idle = None
+
+    def after_fork(self) -> None:
+        """Begin anew, in a child that was forked: what another thread held stays held, and no pipeline runs."""
+        self._idle, self._reading = None, threading.Lock()
 
 
 class _Feed:
@@ -209,6 +217,12 @@ class _Pipeline:
                 images = images.gpu()
             self._dali.set_outputs(images)
         self._dali.build()
+        _pipelines.add(self)
+
+    def abandon(self) -> None:
+        """Never take it apart, which would wait for its threads: a forked child does not have them."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._dali._pipe))
+        self._dali._pipe = None
 
     def start(self, arriving: Iterator[Read]) -> None:
         """Begin with the batches of `arriving`, after the end of those before."""
@@ -229,6 +243,20 @@ class _Pipeline:
         self._dali.release_outputs()
         self.feed.pending.popleft()
         return images
+
+
+_pipelines: WeakSet[_Pipeline] = WeakSet()
+_loaders: WeakSet[DaliLoader] = WeakSet()
+
+
+def _after_fork() -> None:
+    for pipeline in list(_pipelines):
+        pipeline.abandon()
+    for loader in list(_loaders):
+        loader.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"

@@ -13,6 +13,7 @@ in its only thread and touches none of them.
 import atexit
 import gc
 import mmap
+import multiprocessing
 import os
 import signal
 import warnings
@@ -30,9 +31,10 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type:
 
 from fastres.data.loaders.base import LOADERS, ReadingLoader, Rows
 from fastres.data.loaders.paging import Paging
-from fastres.data.loaders.resident import on_device
+from fastres.data.loaders.resident import shared
 from fastres.data.store.encoded import EncodedImages, load_decoders
 from fastres.errors import UserError
+from fastres.utils.progress import say
 from fastres.utils.signals import signals_wait
 
 _AHEAD = 2  # batches under way for each worker
@@ -49,8 +51,11 @@ class TorchLoader(ReadingLoader):
 
     `pixels` is uint8 [M, H, W, 3], memory-mapped, or `EncodedImages`; the other arguments are those of
     `ReadingLoader`. Each call of `batches` starts its own workers, and the end of its iterator ends them. A worker
-    that dies is a UserError that names the images it was to read, at most five seconds later.
+    that dies is a UserError that names the images it was to read, at most five seconds later. In a daemonic process, as
+    a DataLoader's workers are, which may start none, that process reads itself, with a message.
     """
+
+    _told = False
 
     def _read(self, batches: Sequence[Rows]) -> Generator[Tensor, None, None]:
         if not batches:
@@ -59,9 +64,14 @@ class TorchLoader(ReadingLoader):
             load_decoders()  # before the fork, so that not every worker does
             source: Tensor | EncodedImages = self.pixels
         else:
-            source = on_device(self.pixels)
+            source = shared(self.pixels)
         paging = Paging(self.pixels)
         shape, workers = self.pixels.shape[1:], min(self.workers, len(batches))
+        if workers and multiprocessing.current_process().daemon:
+            workers = 0
+            if not self._told:
+                say("the torch loader reads in this process: it is another's worker, which may start none of its own")
+                self._told = True
         pinned = self.device.type == "cuda"
         if not workers:
             yield from _loader(_Here(source, paging, batches, shape, pinned), len(batches))
@@ -195,7 +205,7 @@ def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "
     finally:
         context.kill()
         atexit.unregister(context.kill)
-        if iterator is not None:
+        if iterator is not None and context.is_own:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # closes queues; nobody is left to wait for
 
 
@@ -228,6 +238,11 @@ class _Context(ForkContext):
     def Event(self) -> "_Flag":  # type: ignore[override]
         return _Flag()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this is the process that started them, and not one that somebody forked with a copy of this."""
+        return os.getpid() == self._parent
+
     def raise_if_dead(self, doing: str, cause: Exception) -> None:
         """Raise a UserError if a worker has ended."""
         for process in self._workers:
@@ -238,7 +253,7 @@ class _Context(ForkContext):
 
     def kill(self) -> None:
         """End all workers and wait until they are gone."""
-        if os.getpid() != self._parent:  # a process that somebody forked ends, and only has a copy of this
+        if not self.is_own:
             return
         started = [process for process in self._workers if process.pid is not None]
         for process in started:

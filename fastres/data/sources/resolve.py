@@ -19,6 +19,7 @@ from fastres.data.untrusted import archives
 from fastres.errors import UserError
 from fastres.recipe.data import NAMED
 from fastres.utils.files import as_on_disk
+from fastres.utils.paths import expand_home
 
 Store = Literal["decoded", "encoded"]
 DEFAULT_SIZE = 32
@@ -39,9 +40,18 @@ class Source:
 
 
 def data_root(root: str | Path | None) -> Path:
-    """Folder of downloads and stores: `root`, else `$FASTRES_DATA`, else `~/.cache/fastres`."""
-    folder = root or os.environ.get("FASTRES_DATA") or Path.home() / ".cache" / "fastres"
-    return Path(folder).expanduser().resolve()
+    """Folder of downloads and stores: `root`, else `$FASTRES_DATA`, else `~/.cache/fastres`. Raises UserError where it
+    lies in a home folder that there is not."""
+    folder = root or os.environ.get("FASTRES_DATA")
+    try:
+        return expand_home(folder or Path("~", ".cache", "fastres")).resolve()
+    except UserError as error:
+        if folder:
+            raise UserError(str(error) if root else f"FASTRES_DATA: {error}") from error
+        raise UserError(
+            "there is no home folder for data, as HOME is not set and this user has no name:\n"
+            "set FASTRES_DATA, or data.root in the recipe, to a folder"
+        ) from error
 
 
 def resolve(
@@ -77,7 +87,7 @@ def resolve(
 
 def is_cifar10(source: str) -> bool:
     """Whether the images of `source` are CIFAR-10's own pixels, and no JPEG files of them. Reads no image."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if source in NAMED or not path.exists():
         return source == "cifar10"
     if path.is_dir():
@@ -89,8 +99,8 @@ def is_cifar10(source: str) -> bool:
 
 def _existing(text: str) -> Path:
     try:
-        return as_on_disk(Path(text).expanduser()).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError) as error:
+        return as_on_disk(expand_home(text)).resolve(strict=True)
+    except (OSError, UserError, RuntimeError, ValueError) as error:
         near = difflib.get_close_matches(re.sub(r"[\s_-]", "", text.lower()), NAMED, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"give a path that exists, or one of {', '.join(NAMED)}"
         raise UserError(f"there is no file or folder {text}: {hint}") from error

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import njit, types
+from numba import types
 
-_compiled: Any = njit(cache=True, nogil=True)
+from fastres.utils.numba_cache import cached_njit
+
+_compiled: Any = cached_njit()
 
 # TJPF_RGB and TJFLAG_ACCURATEDCT of turbojpeg.h.
 _RGB, _EXACT = 0, 4096

@@ -31,6 +31,7 @@ from fastres.utils.files import write_bytes, write_text
 from fastres.utils.format import duration
 from fastres.utils.json_files import write_lines
 from fastres.utils.machine import contention
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 from fastres.utils.statistics import Sample
 
@@ -65,6 +66,7 @@ def speedrun(
     _check(recipe, count, target)
     recipe = self_contained(recipe)
     where = choose_device(device)
+    out = out and expand_home(out)
     if out is None or not (Path(out) / PLAN).is_file():
         directory.check_free(out)
     elif (Path(out) / SUMMARY).is_file():

@@ -14,6 +14,7 @@ from fastres.experiments.sweep.results import labels
 from fastres.recipe import Recipe
 from fastres.recipe.loading import Layer, dotted, nested, resolve
 from fastres.recipe.loading import layers as read_layers
+from fastres.utils.paths import expand_home
 
 Settings = dict[str, Any]
 """Dotted keys of a recipe and their values, which are of any type that a recipe has."""
@@ -49,7 +50,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     Raises UserError where the recipe has no [sweep], where any point is no valid recipe, where two points are the same,
     and where an override sets what the sweep sets itself.
     """
-    path, overrides = Path(path), overrides or []
+    path, overrides = expand_home(path), overrides or []
     below = read_layers(path, overrides)
     recipe: Recipe = resolve(Recipe, below, path)
     sweep = recipe.sweep

@@ -35,6 +35,7 @@ from fastres.training.data import shape_of
 from fastres.utils import workers as search_workers
 from fastres.utils.files import write_text
 from fastres.utils.format import duration
+from fastres.utils.paths import expand_home
 from fastres.utils.progress import say
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
     Raises UserError where the ends of a range or a choice make no valid recipe, or where test or training images would
     have a part in the choice.
     """
-    path, overrides = Path(path), overrides or []
+    path, overrides = expand_home(path), overrides or []
     below = read_layers(path, overrides)
     plan = SearchPlan(path, below, resolve(Recipe, below, path))
     parameters = plan.search.parameters

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,6 +97,50 @@ def test_batches_stay_as_they_were_delivered(kind: str, decoded: Dataset) -> Non
         held = [list(loader.batches(epoch)) for epoch in range(2)]
         for epoch, batches in enumerate(held):
             check(batches, decoded, epoch_rows(np.arange(TRAIN), 1, epoch), 8)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_into_a_batch_stays_in_it(kind: str, seed: int | None, folder: Path) -> None:
+    """In the order of the subset too, where what a loader delivers could be its own list of rows, or the caller's."""
+    dataset, subset = fastres.data.open_dataset(str(folder), quiet=True), np.arange(5, TRAIN)
+    with make_loader(dataset, loader=kind, batch_size=16, seed=seed, subset=subset) as loader:
+        for epoch in range(2):
+            expected = epoch_rows(np.arange(5, TRAIN), seed, epoch)
+            for step, batch in enumerate(loader.batches(epoch)):
+                check([batch], dataset, expected[step * 16 : (step + 1) * 16], 16)
+                parts = [batch.rows, batch.labels, batch.indices]
+                for number, part in enumerate(parts):
+                    others = parts[:number] + parts[number + 1 :]
+                    before = [other.clone() for other in others]
+                    part.fill_(-1)
+                    assert all(map(torch.equal, others, before))
+                if kind != "resident":
+                    batch.source.fill_(7)
+    assert np.array_equal(subset, np.arange(5, TRAIN))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_into_a_source_stays_in_this_process(kind: str, folder: Path) -> None:
+    """The store's file, another loader of the same set and a part of it are as they were."""
+    dataset = fastres.data.open_dataset(str(folder), quiet=True)
+    assert dataset.train is not None
+    with make_loader(dataset, loader=kind, batch_size=8) as loader, make_loader(dataset, batch_size=8) as other:
+        batch = next(iter(loader))
+        before = batch.source.clone()
+        batch.source[:] = 255 - batch.source
+        check([next(iter(other))], dataset, np.arange(8), 8)
+        assert np.array_equal(dataset.train.images[:8], before[batch.rows])
+    with make_loader(fastres.data.open_dataset(str(folder), quiet=True), batch_size=8) as again:
+        check([next(iter(again))], dataset, np.arange(8), 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iterated_a_loader_delivers_epoch_after_epoch(kind: str, decoded: Dataset) -> None:
+    with make_loader(decoded, loader=kind, batch_size=64, seed=1) as loader:
+        for epoch in range(3):
+            check(list(loader), decoded, epoch_rows(np.arange(TRAIN), 1, epoch), 64)
+            check(list(loader.batches(7)), decoded, epoch_rows(np.arange(TRAIN), 1, 7), 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

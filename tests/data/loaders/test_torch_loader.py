@@ -318,7 +318,7 @@ def test_other_errors(workers: int, leaves_nothing: None) -> None:
 
 def test_no_memory_to_share(mapped: np.ndarray, leaves_nothing: None) -> None:
     with over(mapped, 1) as loader, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastres.data.loaders.torch.on_device", lambda pixels: None)
+        patch.setattr("fastres.data.loaders.torch.shared", lambda pixels: None)
         loader.pixels = np.broadcast_to(np.zeros(1, np.uint8), (COUNT, 1 << 20, 1 << 20, 3))
         with pytest.raises(UserError, match=r"MiB of memory to share with workers"):
             next(loader.batches())
