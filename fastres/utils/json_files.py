@@ -55,8 +55,8 @@ class Entry(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, as they are."""
-        return {key: self[key] for key in self.model_fields_set}
+        """The fields that were given, as they are, in their order."""
+        return {key: self[key] for key in type(self).model_fields if key in self.model_fields_set}
 
     def updated(self, **fields: Any) -> Self:
         """The object with other values of `fields`, checked."""
