@@ -1,23 +1,31 @@
-"""Saving and restoring the report run's checkpoint (weights, statistics, momentum) against torch.save and torch.load.
+"""Saving and restoring the report run's checkpoint (weights, statistics, momentum) against torch.save and torch.load;
+reading its kept network and its data's store against the same without digests.
 
 `checkpoint.save` is durable: when it returns, the file is whole on the disk, and a crash at any time leaves the old or
 the new one. Its first rival is as durable, by the same fsync and rename around torch.save; the second is torch.save
-alone, which promises nothing. Files are read from the page cache.
+alone, which promises nothing. What is read is compared with its digests, which no rival does. Files are read from the
+page cache.
 """
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.harness.sameness import identical
 from benchmarks.harness.versus import Ceiling, Side, Versus
+from fastres.data import open_dataset
+from fastres.data.store.decoded import open_store
 from fastres.models import build
 from fastres.recipe import Recipe
 from fastres.runs import checkpoint
+from fastres.runs.schema import NetworkFacts
 from fastres.training.step import Step
 from fastres.utils.files import sync_folder
 
@@ -139,3 +147,41 @@ def test_restore(versus: Versus, tmp_path: Path, dry: bool) -> None:
         bytes=len(content),
         recipe=step.recipe,
     )
+
+
+def test_load_network(versus: Versus, tmp_path: Path, dry: bool) -> None:
+    """From final.safetensors into a network."""
+    step, mine, theirs = trained(dry), trained(dry), trained(dry)
+    path = tmp_path / "final.safetensors"
+    about = NetworkFacts(classes=[*"0123456789"], image_size=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    checkpoint.save_weights(path, step.network, about)
+
+    def load() -> Any:
+        mine.network.load_state_dict(checkpoint.load_weights(path)[0])
+        return mine.network.state_dict()
+
+    def safetensors() -> Any:
+        theirs.network.load_state_dict(load_file(path))
+        return theirs.network.state_dict()
+
+    versus(load, safetensors, same=identical, rounds=15, against="safetensors' load_file", recipe=step.recipe)
+
+
+def test_open_store(versus: Versus, root: str) -> None:
+    """The store of shapes10, whose images nobody reads yet."""
+    path = open_dataset("shapes10", root=root, quiet=True).path
+
+    def opened() -> Any:
+        dataset = open_store(path, "shapes10")
+        return [part.labels for part in dataset.parts.values()]
+
+    def unchecked() -> Any:
+        json.loads((path / "manifest.json").read_bytes())
+        for part in ("train", "test"):
+            np.load(path / f"{part}_images.npy", mmap_mode="r")
+        return [np.load(path / f"{part}_labels.npy") for part in ("train", "test")]
+
+    def same(ours: Any, rival: Any) -> None:
+        assert [labels.tolist() for labels in ours] == [labels.tolist() for labels in rival]
+
+    versus(opened, unchecked, same=same, rounds=15, against="numpy.load")

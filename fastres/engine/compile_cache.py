@@ -12,8 +12,9 @@ Each graph has a folder named by its key, the hash of everything that its code m
     <root>/<xx>.lock             held while a process compiles or loads a graph whose key begins with these two letters
 
 Files are compared with the manifest before anything is loaded, because a truncated library does not fail, it kills the
-process (SIGBUS). A damaged graph is compiled anew. Loading runs code, so `root` must belong to this user and nobody
-else may write there; it is not in /tmp, where anybody could have put it and reboots empty it.
+process (SIGBUS). A damaged graph is compiled anew, and so is one with a file too many. Loading runs code, so nobody but
+this user and root may be able to put anything in the place of `root` or of a folder above it (utils/private_folders.py
+says how that is told). Where somebody is, graphs are kept in a private folder instead.
 """
 
 import functools
@@ -22,7 +23,7 @@ import json
 import os
 import platform
 import shutil
-import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,10 +36,15 @@ from torch import Tensor, nn
 
 from fastres._version import __version__
 from fastres.engine.cpp_compiler import compiler_command, named_compiler, usable_compiler
+from fastres.errors import UserError
 from fastres.utils.files import write_bytes, write_json
+from fastres.utils.json_files import LIMIT as LIMIT_OF_JSON
+from fastres.utils.json_files import Amount, Count, File
 from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.machine import variables
+from fastres.utils.private_folders import NotPrivate, contents, demand_safe, digest, digests, opened, private_folder
 
+MANIFEST, GRAPH = "manifest.json", "graph.bin"
 LIMIT = 32
 """Graphs that are kept; those that were not used for the longest time go first. One takes 3 to 10 MB."""
 
@@ -50,31 +56,45 @@ class CacheUnavailable(Exception):
     """Graphs cannot be kept here; the text is the reason, which follows "not kept for the next start: "."""
 
 
+class Damaged(Exception):
+    """A kept graph is not what was kept; the text says why."""
+
+
 def root() -> Path:
-    """Folder of the kept graphs: `fastres` below `$TORCHINDUCTOR_CACHE_DIR` where that is set, else `fastres/compiled`
-    below `$XDG_CACHE_HOME` or `~/.cache`. It is made if need be. Raises CacheUnavailable where it cannot be, or where
-    others can write into it."""
+    """Folder of the kept graphs: see `locate`."""
+    return locate()[0]
+
+
+def locate() -> tuple[Path, str | None]:
+    """Folder of the kept graphs, made if need be, and why it is not the first of these: `fastres` below
+    `$TORCHINDUCTOR_CACHE_DIR` where that is set; `fastres/compiled` below `$XDG_CACHE_HOME` or `~/.cache`;
+    `fastres-<number of the user>` in the folder for temporary files, which reboots empty.
+
+    Raises CacheUnavailable where none can be used.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    cache = os.environ.get("XDG_CACHE_HOME", "")  # a relative one is to be ignored, says its specification
+    wanted: list[Path] = []
+    refused: list[str] = []
     try:
-        folder = (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "fastres" / "compiled"
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, says its specification
+        wanted.append((cache if cache.is_absolute() else Path.home() / ".cache") / "fastres" / "compiled")
     except RuntimeError as error:  # there is no home folder
-        raise CacheUnavailable(str(error)) from error
+        refused.append(str(error))
+    with suppress(OSError):  # there is none
+        wanted.append(Path(tempfile.gettempdir()).absolute() / f"fastres-{os.geteuid()}")
     configured = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if configured and configured not in (
-        default_cache_dir(),
-        str(folder / INDUCTOR),
-    ):  # torch and `configure_cache_dir` set them
-        folder = Path(configured) / "fastres"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        _demand_own(folder)
-    except OSError as error:
-        raise CacheUnavailable(f"{folder}: {error.strerror or error}") from error
-    return folder
+    ours = {os.path.realpath(folder / INDUCTOR) for folder in wanted}  # as `configure_cache_dir` sets it
+    if configured and configured != default_cache_dir() and os.path.realpath(configured) not in ours:
+        wanted.insert(0, Path(configured).absolute() / "fastres")
+    for folder in wanted:
+        try:
+            return private_folder(folder), refused[0] if refused else None
+        except OSError as error:
+            refused.append(f"{folder}: {error.strerror or error}")
+        except NotPrivate as error:
+            refused.append(str(error))
+    raise CacheUnavailable(refused[0] if refused else "there is no folder for them")
 
 
 def configure_cache_dir() -> None:
@@ -89,15 +109,13 @@ def configure_cache_dir() -> None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def _demand_own(folder: Path) -> None:
-    """Raise CacheUnavailable unless `folder` is a folder of this user's into which nobody else can write."""
-    status = folder.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise CacheUnavailable(f"{folder} is not a folder")
-    if status.st_uid != os.geteuid():
-        raise CacheUnavailable(f"{folder} belongs to another user")
-    if status.st_mode & 0o022:
-        raise CacheUnavailable(f"others can write into {folder}: `chmod 700 {folder}`")
+class Manifest(File):
+    """manifest.json of a kept graph."""
+
+    about: str
+    files: dict[str, tuple[Count, str]]
+    """Size and SHA-256 of each file of the folder, by its path in there."""
+    cold_seconds: Amount | None = None
 
 
 class Graph:
@@ -108,7 +126,7 @@ class Graph:
         run: Any,
         owner: tuple[Any, ...],
         folder: Path,
-        manifest: dict[str, Any],
+        manifest: "Manifest",
         *,
         cached: bool,
         fallback_reason: str | None = None,
@@ -118,18 +136,18 @@ class Graph:
         self.from_cache = cached
         """Whether another process compiled it."""
         self.fallback_reason = fallback_reason
-        """Reason why it was compiled although a kept graph existed; else None."""
+        """Why it was compiled although a kept graph existed, or is kept elsewhere than it should be; else None."""
 
     @property
     def cold_seconds(self) -> float | None:
         """Seconds of the start that compiled it, from the beginning of the process to the end of the first step."""
-        return self._manifest.get("cold_seconds")
+        return self._manifest.cold_seconds
 
     def remember(self, cold_seconds: float) -> None:
         """Keep how long the start took that compiled it, in seconds, for later starts to tell."""
-        self._manifest["cold_seconds"] = cold_seconds
+        self._manifest = self._manifest.updated(cold_seconds=cold_seconds)
         with suppress(Exception):  # it went away, or the disk is full: later starts know less
-            write_json(self._folder / "manifest.json", self._manifest)
+            self._manifest.write(self._folder / MANIFEST)
 
     def guards_hold(self, *arguments: Tensor) -> bool:
         """Whether all that tracing found to decide the code is still as it was; 20 µs."""
@@ -156,25 +174,30 @@ def get_or_compile(
     Raises CacheUnavailable where the folder is not usable, CompilerFault where the compiler is not, and whatever torch
     raises where it cannot compile.
     """
-    cache_root = root()
+    cache_root, elsewhere = locate()
+    moved = None if elsewhere is None else f"kept in {cache_root}: {elsewhere}"
     key = key_of(function, arguments, network, about)
     owner = (function.__self__,) if hasattr(function, "__self__") else ()
     folder = cache_root / key
     with _locked(cache_root / f"{key[:2]}.lock"), _without_gradients(network):
-        manifest, reason = _sound(folder), None
-        if manifest is not None:
-            try:
-                with named_compiler(), _inductor_in(folder, cache_root, compiles=False):
-                    run = _load((folder / "graph.bin").read_bytes())
-                    graph = Graph(run, owner, folder, manifest, cached=True)
-                    if graph.guards_hold(*arguments):
-                        os.utime(folder / "manifest.json")
-                        return graph
-                reason = "its guards do not hold"
-            except Exception as error:  # torch's private business, as is what it raises
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        elif (folder / "manifest.json").exists():
-            reason = "its files are damaged"
+        reason = None
+        try:
+            with (
+                _checked(folder) as (manifest, data, checked),
+                named_compiler(),
+                _inductor_in(checked, cache_root, compiles=False),
+            ):
+                graph = Graph(_load(data), owner, folder, manifest, cached=True, fallback_reason=moved)
+                if graph.guards_hold(*arguments):
+                    os.utime(folder / MANIFEST, follow_symlinks=False)
+                    return graph
+            reason = "its guards do not hold"
+        except FileNotFoundError:  # there is none yet, or not a whole one
+            pass
+        except Damaged as error:
+            reason = str(error)
+        except Exception as error:  # torch's private business, as is what it raises
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
         with usable_compiler(cache_root):
             _clear(folder)
             folder.mkdir(mode=0o700)
@@ -182,12 +205,13 @@ def get_or_compile(
                 traced: Any = torch.compile(function, dynamic=False, fullgraph=True)
                 run = traced.aot_compile((arguments, {}))
                 data = type(run).serialize(run).serialized_data
-        write_bytes(folder / "graph.bin", data)
-        manifest = {"about": about, "files": _listed(folder)}
-        write_json(folder / "manifest.json", manifest)
+        write_bytes(folder / GRAPH, data)
+        manifest = Manifest(about=about, files=digests(folder))
+        manifest.write(folder / MANIFEST)
     _prune(cache_root, key)
-    fallback_reason = None if reason is None else f"compiled anew, because what was kept cannot be used: {reason}"
-    return Graph(run, owner, folder, manifest, cached=False, fallback_reason=fallback_reason)
+    anew = None if reason is None else f"compiled anew, because what was kept cannot be used: {reason}"
+    notes = "; ".join(filter(None, (anew, moved))) or None
+    return Graph(run, owner, folder, manifest, cached=False, fallback_reason=notes)
 
 
 @contextmanager
@@ -359,35 +383,39 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _digest(path: Path) -> list[Any]:
-    with path.open("rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _listed(folder: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of the files below `folder`, by relative path; locks, which are empty, are left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return {str(path.relative_to(folder)): _digest(path) for path in files if path.name != "manifest.json"}
+@contextmanager
+def _checked(folder: Path) -> Iterator[tuple[Manifest, bytes, Path]]:
+    """The manifest of `folder`, its serialised graph as it was compared with that, and a path of the folder that leads
+    to it whatever takes its place. Raises FileNotFoundError where there is no manifest, and Damaged unless the
+    folder holds what its manifest lists, and nothing else, and nobody else could have put it there."""
+    with opened(folder, os.O_DIRECTORY) as descriptor:
+        held = Path(f"/proc/self/fd/{descriptor}")
+        os.stat(MANIFEST, dir_fd=descriptor, follow_symlinks=False)
+        try:
+            demand_safe(folder, os.fstat(descriptor), last=True)
+            manifest, data, contained = None, b"", {}
+            for name, file in contents(descriptor):
+                if name == MANIFEST:
+                    manifest = Manifest.parse(file.read(LIMIT_OF_JSON), folder / name)
+                    continue
+                if name == GRAPH:
+                    data = file.read()
+                    file.seek(0)
+                contained[name] = digest(file)
+            if manifest is None or manifest.files != contained:
+                raise Damaged("its files are damaged")
+        except (OSError, UserError, NotPrivate) as error:
+            raise Damaged("its files are damaged") from error
+        yield manifest, data, held
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none."""
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_bytes())
+    with suppress(OSError, ValueError, RecursionError), opened(path, 0) as descriptor:
+        content = json.loads(os.read(descriptor, LIMIT_OF_JSON))
         if isinstance(content, dict):
             return content
     return {}
-
-
-def _sound(folder: Path) -> dict[str, Any] | None:
-    """The manifest of `folder`, if its files are those that it lists."""
-    manifest = _read_json(folder / "manifest.json")
-    try:
-        _demand_own(folder)
-        whole = all(_digest(folder / name) == expected for name, expected in manifest["files"].items())
-        return manifest if whole else None
-    except (CacheUnavailable, OSError, KeyError, TypeError, AttributeError, ValueError):
-        return None
 
 
 @contextmanager
@@ -398,26 +426,37 @@ def _headers(cache_root: Path) -> Iterator[Path]:
     folder.mkdir(mode=0o700, exist_ok=True)
     with open_lock(cache_root / "headers.lock") as held:
         if try_lock(held):
-            known = _read_json(cache_root / "headers.json")
+            known = {name: tuple(facts) for name, facts in _read_json(cache_root / "headers.json").items()}
             for path in folder.iterdir():
-                if path.is_file() and _digest(path) != known.get(path.name):
-                    path.unlink()
+                if not path.is_dir() or path.is_symlink():
+                    _keep_if(path, known.get(path.name))
         lock(held, shared=True)
         yield folder
         with suppress(OSError):  # a file of another process went away
-            write_json(cache_root / "headers.json", _listed(folder))
+            write_json(cache_root / "headers.json", digests(folder))
+
+
+def _keep_if(path: Path, known: tuple[Any, ...] | None) -> None:
+    """Remove `path` unless it is the file of size and SHA-256 `known`."""
+    with suppress(OSError), opened(path, 0) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
+        if digest(file) == known:
+            return
+    path.unlink()
 
 
 def _clear(folder: Path) -> None:
     with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            shutil.rmtree(folder)
 
 
 def _prune(cache_root: Path, but: str) -> None:
     """Remove the graphs that were not used for the longest time."""
     with suppress(OSError):
         used = {
-            path.parent: path.stat().st_mtime for path in cache_root.glob("*/manifest.json") if path.parent.name != but
+            path.parent: path.stat().st_mtime for path in cache_root.glob(f"*/{MANIFEST}") if path.parent.name != but
         }
         for folder in sorted(used, key=lambda folder: used[folder], reverse=True)[LIMIT - 1 :]:
             with _locked(cache_root / f"{folder.name[:2]}.lock"):

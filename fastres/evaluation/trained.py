@@ -42,20 +42,20 @@ class TrainedModel:
         weights, about = checkpoint.load_weights(path)
         try:
             with torch.random.fork_rng([], device_type="cuda"):  # the weights that are drawn are nobody's
-                network = build(recipe.model, len(about["classes"]), about["image_size"])
+                network = build(recipe.model, len(about.classes), about.image_size)
             network.load_state_dict(weights)
-        except (RuntimeError, KeyError, TypeError) as error:
+        except RuntimeError as error:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         augment = Augment(
             recipe.augment,
-            about["mean"],
-            about["std"],
+            about.mean,
+            about.std,
             dtype=DTYPES[recipe.train.precision],
             channels_last=recipe.train.channels_last,
         )
-        return cls(recipe, network.to(where).eval(), tuple(about["classes"]), about["image_size"], augment, where)
+        return cls(recipe, network.to(where).eval(), tuple(about.classes), about.image_size, augment, where)
 
     def logits(self, images: Any) -> Tensor:
         """float32 [N, classes] for images uint8 [N, H, W, 3], an array or EncodedImages, compiled and with test-time

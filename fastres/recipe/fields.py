@@ -8,7 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fastres.errors import InvalidRecipe
 
 Precision = Literal["bf16", "fp16", "fp32"]
-Positive = Annotated[int, Field(gt=0)]
+# Far beyond any run, below which products of two stay what a tensor can hold, and times what a clock can.
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Channels = Annotated[int, Field(gt=0, le=10**5)]
+Epochs = Annotated[float, Field(gt=0, le=10**5, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]

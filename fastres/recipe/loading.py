@@ -6,6 +6,7 @@ last, so that an error names the layer to correct.
 
 import datetime
 import difflib
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,21 @@ from fastres.recipe.networks import PRESETS
 from fastres.recipe.sweeps import TAGS
 from fastres.utils.files import as_on_disk
 from fastres.utils.format import MOST_FAULTS, listed
+from fastres.utils.terminal import brief
+from fastres.utils.untrusted import open_regular
 
 Values = dict[str, Any]
 """A table as TOML gives it, before anything is known of its keys."""
 Origins = dict[tuple[str, ...], str]
 Layer = tuple[str, Values]
 """Origin, for messages, and the values that it sets."""
+
+LONGEST = 1 << 20
+"""Bytes of a recipe; fastres's own have at most a few thousand."""
+NESTED = 32
+"""Recipes that extend each other, and tables and lists inside of each other; fastres's own have seven of these."""
+_PART = r"""(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"""(?<![A-Za-z0-9_-])(?:{_PART}[ \t]*+\.[ \t]*+){{{NESTED + 1}}}""")
 
 
 def load(recipe: type[BaseModel], path: Path, overrides: list[str]) -> Any:
@@ -97,44 +107,97 @@ def nested(table: Values) -> Values:
 
 def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers that `path` stands for: what it extends first, itself last."""
+    shown = brief(str(path), 400)
     try:
-        layer = tomllib.loads(as_on_disk(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        layer = _parse(_read(as_on_disk(path)).decode("utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError:
         there = [str(file) for file in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), there, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ": give the path of a TOML recipe"
-        raise UserError(f"{path}: no such recipe{hint}") from None
-    except (IsADirectoryError, NotADirectoryError):
-        raise UserError(f"{path}: not a file; give the path of a TOML recipe") from None
+        raise UserError(f"{shown}: no such recipe{hint}") from None
+    except NotADirectoryError:
+        raise UserError(f"{shown}: not a file; give the path of a TOML recipe") from None
     except PermissionError:
-        raise UserError(f"{path}: no right to read it; change its permissions") from None
+        raise UserError(f"{shown}: no right to read it; change its permissions") from None
     except OSError as error:  # a name too long, links in a circle, a failing disk
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a TOML recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+        raise UserError(f"{shown}: cannot be read ({error.strerror}); give the path of a TOML recipe") from None
+    except ValueError as error:
+        raise UserError(f"{shown}: not valid TOML: {brief(str(error))}") from None
+    _check(layer, shown)
     parent = layer.pop("extends", None)
     if parent is None:
-        return [(str(path), layer)]
+        return [(shown, layer)]
     if not isinstance(parent, str):
-        raise UserError(f"{path}: 'extends' must be the path of another recipe, in quotes")
+        raise UserError(f"{shown}: 'extends' must be the path of another recipe, in quotes")
     here = path.resolve()
     if here in seen:
-        raise UserError(f"{path}: 'extends' goes in a circle; remove one of its links")
-    return [*_files(path.parent / parent, (*seen, here)), (str(path), layer)]
+        raise UserError(f"{shown}: 'extends' goes in a circle; remove one of its links")
+    if len(seen) == NESTED:
+        raise UserError(f"{shown}: more than {NESTED} recipes extend each other in a row; put some of them together")
+    return [*_files(path.parent / parent, (*seen, here)), (shown, layer)]
+
+
+def _read(path: Path) -> bytes:
+    """The contents of a recipe. Raises OSError, and UserError for a pipe, a device and what no recipe is as long as."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(LONGEST + 1)
+    except (UserError, ValueError):  # of another kind, a name with NUL
+        raise UserError(f"{brief(str(path), 400)}: not a file; give the path of a TOML recipe") from None
+    if len(data) > LONGEST:
+        raise UserError(f"{brief(str(path), 400)}: longer than {LONGEST >> 10:,} KiB; give the path of a TOML recipe")
+    return data
+
+
+def _parse(text: str) -> Values:
+    """The table that `text` is in TOML. Raises ValueError where it is none."""
+    if _LONG_KEY.search(text):  # tomllib takes the square of its length
+        raise ValueError(f"a key of more than {NESTED} parts")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # Python's own limit
+        raise ValueError("a whole number of thousands of digits") from None
+    except RecursionError:
+        raise ValueError(f"more than {NESTED} lists or tables inside of each other") from None
+
+
+def _check(layer: Values, origin: str) -> None:
+    """Raise UserError for values that are no recipe's, whatever their key, and that would trouble those who read them:
+    depth that Python cannot follow, numbers beyond 64 bits, which TOML does not have, NUL, which no name may have."""
+    left: list[tuple[tuple[str, ...], Any]] = [((), layer)]
+    while left:
+        key, value = left.pop()
+        problem = ""
+        if len(key) > NESTED:
+            problem = f"is nested deeper than the {NESTED} tables that a recipe may have: leave some out"
+        elif isinstance(value, dict):
+            left += (((*key, str(name)), content) for name, content in value.items())
+        elif isinstance(value, list):
+            left += (((*key, str(number)), content) for number, content in enumerate(value))
+        elif isinstance(value, int) and value.bit_length() > 63:
+            problem = f"is a whole number of {value.bit_length():,} bits: give one of at most 64"
+        elif isinstance(value, str) and "\0" in value:
+            problem = "has a NUL character in it: remove that"
+        if problem:
+            raise UserError(f"{origin}: '{brief('.'.join(key))}' {problem}")
 
 
 def _assignments(overrides: list[str]) -> list[Layer]:
     """`a.b=c` as layers, those that choose a kind (`optimizer.name=adamw`) first, whatever order they were typed in."""
     layers = []
     for text in overrides:
+        origin = f"--set {brief(text)}"
         key, equals, value = text.partition("=")
         names = key.strip().split(".")
         if not equals or not all(names):
-            raise UserError(f"{text}: write it as table.key=value, for example train.epochs=3")
+            raise UserError(f"{origin}: write it as table.key=value, for example train.epochs=3")
         parsed: Any = _value(value.strip())
         for name in reversed(names):
             parsed = {name: parsed}
-        layers.append((text, parsed, names[-1] != "name"))
+        _check(parsed, origin)
+        layers.append((origin, parsed, names[-1] != "name"))
     return [(origin, layer) for origin, layer, _ in sorted(layers, key=lambda item: item[2])]
 
 
@@ -145,8 +208,8 @@ def _value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
     try:
-        value = tomllib.loads(f"value = {text}") if "\n" not in text else {}
-    except tomllib.TOMLDecodeError:
+        value = _parse(f"value = {text}") if "\n" not in text else {}
+    except ValueError:
         return text
     value = value.get("value", text)
     return text if isinstance(value, (datetime.date, datetime.time)) else value
@@ -204,14 +267,14 @@ def _explain(recipe: type[BaseModel], fault: Any, path: str, origins: Origins, v
     """The place of a fault, and in a line its key, what is wrong, what would be right."""
     key, keys_here = _locate(recipe, values, fault["loc"])
     origin = next((origins[key[:end]] for end in range(len(key), 0, -1) if key[:end] in origins), path)
-    name, given = ".".join(key), fault.get("input")
+    name, given = brief(".".join(key)), fault.get("input")
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key[-1], keys_here, n=1, cutoff=0.5)
         table = ".".join(key[:-1])
         hint = (
             f"did you mean '{'.'.join([*key[:-1], near[0]])}'?"
             if near
-            else f"{f'[{table}]' if table else 'a recipe'} has {', '.join(keys_here)}"
+            else f"{f'[{brief(table)}]' if table else 'a recipe'} has {', '.join(keys_here)}"
         )
         text = f"unknown key '{name}'; {hint}"
     elif fault["type"] == "missing":
@@ -221,13 +284,13 @@ def _explain(recipe: type[BaseModel], fault: Any, path: str, origins: Origins, v
         given_kind = str(given.get("name")) if isinstance(given, dict) else str(given)
         near = difflib.get_close_matches(given_kind, kinds, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        text = f"'{name}.name' is '{given_kind}'; {hint}there are {', '.join(kinds)}"
+        text = f"'{name}.name' is '{brief(given_kind)}'; {hint}there are {', '.join(kinds)}"
     elif fault["type"] == "value_error":
-        text = f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
+        text = brief(f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"]), 400)
     elif fault["type"] == "model_type":
-        text = f"'{name}' must be a table, such as [{name}], not {given!r}"
+        text = f"'{name}' must be a table, such as [{name}], not {brief(repr(given))}"
     else:
-        text = f"'{name}' is {given!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        text = f"'{name}' is {brief(repr(given))}: {fault['msg'][0].lower()}{brief(fault['msg'][1:], 400)}"
         if fault["type"] == "literal_error" and isinstance(given, str):
             near = difflib.get_close_matches(given, fault["ctx"]["expected"].replace("'", "").split(), n=1)
             text += f"; did you mean '{near[0].strip(',')}'?" if near else ""

@@ -4,10 +4,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fastres.recipe.fields import NotNegative, Positive, Rate, Share, Side, Table
+from fastres.recipe.fields import Channels, NotNegative, Positive, Rate, Share, Side, Table
 from fastres.recipe.kinds import Kinds
 
 NETWORKS = Kinds(default="resnet")
+STAGES = 16
+"""Most stages or groups: each halves the map, which has 1024 pixels at most."""
+BLOCKS = 1000
+"""Most blocks in all; He et al. (2016) trained 600, and to build 1000 takes seconds."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "resnet18": {"blocks": [2, 2, 2, 2]},
@@ -52,9 +56,9 @@ class ModelConfig(NetworkConfig, _ConvNetConfig):
     """The family of networks: residual networks with the parameter names of torchvision."""
     preset: Literal["resnet18", "resnet34", "resnet18-imagenet", "resnet34-imagenet"] | None = None
     """Starting values of the keys below; a key that is given wins."""
-    blocks: Annotated[list[Positive], Field(min_length=1)] = [2, 2, 2, 2]
+    blocks: Annotated[list[Positive], Field(min_length=1, max_length=STAGES)] = [2, 2, 2, 2]
     """Residual blocks in each stage."""
-    channels: Annotated[list[Positive], Field(min_length=1)] = [64, 128, 256, 512]
+    channels: Annotated[list[Channels], Field(min_length=1)] = [64, 128, 256, 512]
     """Channels of each stage (the report's C_i); the stem has those of the first. By default 64, doubled each stage."""
     strides: list[Positive] = [1, 2, 2, 2]
     """Stride of the first block of each stage; by default 1, then 2."""
@@ -77,7 +81,7 @@ class ModelConfig(NetworkConfig, _ConvNetConfig):
             return values
         values = {**PRESETS.get(str(values.get("preset")), {}), **values}
         if isinstance(values.get("blocks"), list):
-            stages = len(values["blocks"])
+            stages = min(len(values["blocks"]), STAGES)
             usual = {
                 "channels": [64 * 2**stage for stage in range(stages)],
                 "strides": [1, *[2] * (stages - 1)],
@@ -90,6 +94,8 @@ class ModelConfig(NetworkConfig, _ConvNetConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         stages = len(self.blocks)
+        if sum(self.blocks) > BLOCKS:
+            raise ValueError(f"blocks has {sum(self.blocks):,} in all: a network of more than {BLOCKS:,} is not built")
         wrong = [key for key in ("channels", "strides", "kernels", "skip_kernels") if len(getattr(self, key)) != stages]
         if wrong:
             raise ValueError(f"blocks has {stages} entries, one a stage: {', '.join(wrong)} must have as many")
@@ -108,7 +114,7 @@ class SpeednetConfig(NetworkConfig, _ConvNetConfig):
 
     name: Literal["speednet"] = "speednet"
     """The family of networks: plain ones for few epochs."""
-    widths: Annotated[list[Positive], Field(min_length=1)] = [64, 256, 256]
+    widths: Annotated[list[Channels], Field(min_length=1, max_length=STAGES)] = [64, 256, 256]
     """Channels of each group; every group halves the map."""
     depth: Literal[2, 3] = 2
     """Convolutions in each group; of three, the last two are a residual block (airbench96)."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from fastres.recipe.fields import NotNegative, Positive, Precision, Rate, Share, Table
+from fastres.recipe.fields import Epochs, NotNegative, Positive, Precision, Rate, Share, Table
 from fastres.utils.untrusted import name_of_folder
 
 
@@ -23,7 +23,7 @@ class LookaheadConfig(Table):
 class TrainConfig(Table):
     """The run itself."""
 
-    epochs: Rate = 20.0
+    epochs: Epochs = 20.0
     """Passes over the training images; the last one stops in its middle if this is no whole number."""
     batch_size: Positive = 128
     """Images in one optimisation step."""

@@ -9,7 +9,7 @@ computation in `training/loop.py`, and, where it should show, a column of `repor
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from fastres.utils.json_files import DAMAGED, Amount, Count, Entry, File, Finite, Loss, Share, damaged, read_lines
 
@@ -111,6 +111,17 @@ class Summary(File):
     """Model of the CPU or GPU."""
     peak_memory_bytes: Count | None = None
     """Of the GPU on CUDA, resident otherwise."""
+
+
+class NetworkFacts(Entry):
+    """Metadata of a kept network: without these, weights cannot be used on new images."""
+
+    classes: Annotated[list[str], Field(min_length=1, max_length=100_000)]
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    mean: tuple[Loss, Loss, Loss]
+    """Of each channel of the training images, in units of 1 = white."""
+    std: tuple[Loss, Loss, Loss]
+    """Of the same."""
 
 
 def read_epochs(run: Path, fix: str = DAMAGED) -> list[Epoch]:
@@ -241,6 +252,15 @@ class SpeedrunRow(Entry):
     cold_seconds: Amount | None = None
     """From the opened data to the end of the first run of a process."""
     compiled_from_cache: bool | None = None
+
+
+class TrialFacts(Entry):
+    """What study.db has of a trial besides what Optuna keeps there itself."""
+
+    folder: Annotated[str, Field(pattern=r"^trial-[0-9]{4,9}$")] | None = None
+    """Name of its run directory."""
+    error: str | None = None
+    """Why its values make no run."""
 
 
 class Speedrun(SpeedrunPlan):

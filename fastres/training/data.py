@@ -23,6 +23,7 @@ from fastres.data.store.extra import Extra, digest, read
 from fastres.engine.precision import DTYPES
 from fastres.errors import UserError
 from fastres.recipe import DataConfig, Recipe
+from fastres.runs.schema import NetworkFacts
 from fastres.utils.format import ONE_CLASS
 from fastres.utils.progress import say
 
@@ -69,15 +70,9 @@ class DataModule:
         return hashlib.sha256(f"{own} {digest(self.extra)}".encode()).hexdigest()
 
     @property
-    def about(self) -> dict[str, object]:
+    def about(self) -> NetworkFacts:
         """The facts, besides the recipe, without which weights cannot be used on new images."""
-        dataset = self.dataset
-        return {
-            "classes": list(dataset.classes),
-            "image_size": dataset.image_size,
-            "mean": list(dataset.mean),
-            "std": list(dataset.std),
-        }
+        return NetworkFacts.of(self.dataset, classes=list(self.dataset.classes))
 
     def augment_batch(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
         """The input of a training step without mixing, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those

@@ -28,7 +28,7 @@ from fastres.training.metrics import input_stall, peak_memory
 from fastres.training.page import draw_page
 from fastres.training.progress import Progress
 from fastres.training.session import Session
-from fastres.training.state import TrainState
+from fastres.training.state import TrainState, check_alike
 from fastres.training.step import StepVariant
 from fastres.utils.machine import computes_bf16, contention
 from fastres.utils.signals import Interrupt
@@ -298,11 +298,17 @@ class Run(Session):
             if self.method.fingerprint is not None and state["teacher"] != self.method.fingerprint:
                 raise UserError(f"method.teacher is not the one that {path} was trained with: restore it")
             self.at = TrainState.of(state["position"])
+            rows = [Epoch(**row) for row in state["rows"]]
+            if len(rows) != self.at.epoch or self.at.epoch > self.epochs or self.at.step > len(self.data_module.train):
+                raise ValueError("the run has no such step")
+            check_alike(self.epoch_metrics.sums, state["tally"])
             self.epoch_metrics.sums.copy_(state["tally"])
             self.step.load_state(state["step"])
             self.was_compiled = bool(state["step"]["compiled"])
-            return [Epoch(**row) for row in state["rows"]]
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            return rows
+        except UserError:
+            raise
+        except Exception as error:  # what a dictionary of anything makes those who read it raise
             raise UserError(f"{path} is not a checkpoint of this version of fastres: train again") from error
 
     # ------------------------------------------------------------------------------------------------ the end

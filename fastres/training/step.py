@@ -14,6 +14,8 @@ from fastres.recipe import Recipe
 from fastres.training.methods.base import Method
 from fastres.training.methods.registry import method_of
 from fastres.training.methods.transfer import frozen_norms, rate_factors
+from fastres.training.state import check_alike, optimizer_state
+from fastres.utils.tensor_files import all_finite
 
 UNREAD = {
     *("seed", "epochs", "batch_size", "drop_last", "grad_clip", "ema", "lookahead"),
@@ -254,8 +256,7 @@ class Step:
         """Whether all weights and statistics are finite; waits for the device."""
         averages = [average.network for average in (self.ema, self.lookahead) if average is not None]
         networks = [self.network, *averages]
-        tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+        return all_finite(tensor for network in networks for tensor in (*network.parameters(), *network.buffers()))
 
     def restart(self, network: nn.Module, seed: int) -> None:
         """Become what Step(network, …) is with `seed` as `train.seed`: the weights of `network`, an optimizer without a
@@ -287,9 +288,16 @@ class Step:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave. Weights are copied into place, so that their memory layout stays."""
+        """Take over what `state` gave. Weights are copied into place, so that their memory layout stays.
+
+        Raises ValueError, or whatever a dictionary of anything makes its reader raise, where another network or
+        optimizer gave it.
+        """
+        for part, own in self.state().items():
+            if part != "optimizer":
+                check_alike(own, state[part])
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(optimizer_state(self.optimizer, state["optimizer"]))
         self._attach()
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:

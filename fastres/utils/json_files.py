@@ -24,6 +24,8 @@ Loss = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 LIMIT = 64 << 20
 """Bytes of a file that is read: 100,000 epochs take some 25 MB."""
+MOST_LINES = 200_000
+"""Lines of a file of lines, which take some hundred bytes of memory for each of the file's ten."""
 DAMAGED = "restore it, train again, or leave the run out"
 
 
@@ -55,8 +57,8 @@ class Entry(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were given, as they are."""
-        return {key: self[key] for key in self.model_fields_set}
+        """The fields that were given, as they are, in their order."""
+        return {key: self[key] for key in type(self).model_fields if key in self.model_fields_set}
 
     def updated(self, **fields: Any) -> Self:
         """The object with other values of `fields`, checked."""
@@ -131,4 +133,6 @@ def read_lines(path: Path, kind: type[Line], fix: str = DAMAGED) -> list[Line]:
     if not path.exists():
         return []
     lines = read_regular(path, LIMIT, f"fastres wrote no such file; {fix}").splitlines()
+    if len(lines) > MOST_LINES:
+        raise damaged(path, f"it has {len(lines):,} lines", fix)
     return [kind.parse(line, path, fix) for line in lines]

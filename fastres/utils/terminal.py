@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def brief(text: str, most: int = 120) -> str:
+    """`text` for a message: on one line, without its middle where it has more than `most` characters."""
+    return printable(text if len(text) <= most else f"{text[: 2 * most // 3]}…{text[-(most // 3) :]}")
+
+
 class ReaderGone(BrokenPipeError):
     """Nobody reads standard output any more."""
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -177,6 +178,8 @@ def suites(versus: Any, dataset: Dataset, root: str, folder: Path) -> dict[str, 
         "convolutions": lambda: bench_step.test_step_against_its_convolutions(versus, True),
         "save": lambda: bench_checkpoint.test_save("durable", versus, folder, True),
         "restore": lambda: bench_checkpoint.test_restore(versus, folder, True),
+        "network": lambda: bench_checkpoint.test_load_network(versus, folder, True),
+        "store": lambda: bench_checkpoint.test_open_store(versus, root),
         "evaluation": lambda: bench_evaluation.test_evaluation("translate", "shapes10", root, versus, True),
         "accuracy": lambda: bench_accuracy.test_time_to_accuracy(root, versus, True),
         "epoch": lambda: bench_epoch.test_epoch(epoch_variants.Variant(), "shapes10", root, versus, True),
@@ -249,6 +252,11 @@ def one_off(load: Any) -> Any:
     return wrong
 
 
+def other_bias(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights of which one is another."""
+    return {**weights, "fc.bias": weights["fc.bias"] + 2**-20}
+
+
 def without_momentum(save: Any) -> Any:
     """A checkpoint that lacks something."""
     return lambda path, state: save(path, {**state, "optimizer": {**state["optimizer"], "state": {}}})
@@ -315,6 +323,9 @@ PLANTS: list[tuple[str, str, Any, str, Change]] = [
     ("save", "rival", bench_checkpoint.RIVALS, "durable", lambda old: (without_momentum(old[0]), old[1])),
     ("restore", "ours", checkpoint, "load", one_off),
     ("restore", "rival", torch, "load", one_off),
+    ("network", "ours", checkpoint, "load_weights", lambda old: lambda path: (other_bias(old(path)[0]), None)),
+    ("network", "rival", bench_checkpoint, "load_file", lambda old: lambda path: other_bias(old(path))),
+    ("store", "ours", bench_checkpoint, "open_store", lambda old: lambda *given: replace(old(*given), train=None)),
     ("evaluation", "ours", Evaluator, "logits", larger),
     ("evaluation", "rival", plain, "_with_mirror", lambda old: lambda network, images: network(images)),
     ("accuracy", "ours", Evaluator, "logits", larger),

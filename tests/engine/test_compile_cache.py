@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastres.engine.compile import Compiled
 from fastres.models import build
 from fastres.recipe import Recipe
 from fastres.training.step import Step
+from fastres.utils.private_folders import digests
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "record.report=false"]
@@ -25,7 +27,9 @@ SHORT = ["train.epochs=1", "data.train_images=500", "data.test_images=100", "rec
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder for what is compiled."""
+    """An empty cache folder for what is compiled, and one for temporary files."""
+    (tmp_path / "temporary").mkdir(mode=0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what `configure_cache_dir` sets is taken back
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
@@ -44,24 +48,54 @@ def test_the_folder_is_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch
     assert compile_cache.root() == home / "chosen" / "fastres"
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770])
-def test_a_folder_that_others_can_fill_is_not_used(home: Path, mode: int) -> None:
-    place = compile_cache.root()
-    place.chmod(mode)
-    with pytest.raises(compile_cache.CacheUnavailable, match=r"others can write into .*chmod 700"):
-        compile_cache.root()
+@pytest.mark.parametrize("configured", [False, True])
+def test_where_others_can_write_a_private_folder_is_used_and_that_is_said(
+    home: Path, configured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if configured:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home / "shared" / "inductor"))
+    place, note = compile_cache.locate()
+    assert note is None
+    place.parent.chmod(0o777)
+    found, note = compile_cache.locate()
+    private = home / "temporary" / f"fastres-{os.geteuid()}"
+    assert found == (home / "fastres" / "compiled" if configured else private)
+    assert note == f"others can write into {place.parent}: `chmod go-w {place.parent}`"
+    assert found.stat().st_mode & 0o777 == 0o700
+    if not configured:
+        private.chmod(0o777)
+        with pytest.raises(compile_cache.CacheUnavailable, match="others can write into"):
+            compile_cache.locate()
 
 
-def test_a_file_or_another_users_folder_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_place_of_the_folder(home: Path) -> None:
     place = compile_cache.root()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: 12345)
-        with pytest.raises(compile_cache.CacheUnavailable, match="belongs to another user"):
-            compile_cache.root()
     place.rmdir()
     place.write_text("")
-    with pytest.raises(compile_cache.CacheUnavailable, match="not a folder"):
-        compile_cache.root()
+    assert compile_cache.locate()[1] == f"{place} is not a folder"
+
+
+def test_no_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", none)
+    assert compile_cache.locate() == (
+        home / "temporary" / f"fastres-{os.geteuid()}",
+        "Could not determine home directory.",
+    )
+
+
+def test_torchs_own_caches_lie_beside_the_graphs_though_links_lead_there(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "real").mkdir(mode=0o700)
+    (home / "linked").symlink_to(home / "real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "linked"))
+    compile_cache.configure_cache_dir()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(home / "real" / "fastres" / "compiled" / "inductor")
+    assert compile_cache.locate() == (home / "real" / "fastres" / "compiled", None)
 
 
 def test_the_key_tells_apart_what_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,28 +152,75 @@ def test_one_byte_anywhere_in_the_package_is_another_key(tmp_path: Path) -> None
 
 def graph_folder(place: Path) -> Path:
     folder = place / "0123"
-    (folder / "ab").mkdir(parents=True)
+    (folder / "ab").mkdir(parents=True, mode=0o700)
     (folder / "graph.bin").write_bytes(b"x" * 1000)
     (folder / "ab" / "library.so").write_bytes(b"y" * 1000)
-    (folder / "manifest.json").write_text(json.dumps({"files": compile_cache._listed(folder)}))
+    (folder / "ab" / "waiting.lock").touch()
+    compile_cache.Manifest(about="", files=digests(folder)).write(folder / "manifest.json")
     folder.chmod(0o700)
     return folder
 
 
+def sound(folder: Path) -> bool:
+    try:
+        with compile_cache._checked(folder) as (_, data, _):
+            return data == b"x" * 1000
+    except (compile_cache.Damaged, FileNotFoundError):
+        return False
+
+
 def test_damage_is_seen_before_anything_is_loaded(tmp_path: Path) -> None:
     folder = graph_folder(tmp_path)
-    assert compile_cache._sound(folder) is not None
+    assert sound(folder)
     for name in ("graph.bin", "ab/library.so", "manifest.json"):
         whole = (folder / name).read_bytes()
         for damaged in (b"", whole[: len(whole) // 2], b"z" + whole[1:]):
             (folder / name).write_bytes(damaged)
-            assert compile_cache._sound(folder) is None
+            assert not sound(folder)
         (folder / name).unlink()
-        assert compile_cache._sound(folder) is None
+        assert not sound(folder)
         (folder / name).write_bytes(whole)
-    for text in ("[]", "{}", '{"files": 3}', '{"files": {"graph.bin": null}}'):
-        (folder / "manifest.json").write_text(text)
-        assert compile_cache._sound(folder) is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for files in (None, 3, {}, {"graph.bin": None}, {"graph.bin": manifest["files"]["graph.bin"]}):
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"files": files}))
+        assert not sound(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert sound(folder)
+
+
+@pytest.mark.parametrize("what", ["file", "link", "pipe", "lock with contents", "link for a file", "link for all"])
+def test_what_the_manifest_does_not_list_is_refused(what: str, tmp_path: Path) -> None:
+    folder = graph_folder(tmp_path)
+    place = folder / "ab" / "more.py"
+    if what == "file":
+        place.write_text("import os")
+    elif what == "link":
+        place.symlink_to(folder / "graph.bin")
+    elif what == "pipe":
+        os.mkfifo(place)
+    elif what == "lock with contents":
+        (folder / "ab" / "more.lock").write_text("x")
+    elif what == "link for a file":
+        (folder / "graph.bin").rename(tmp_path / "elsewhere")
+        (folder / "graph.bin").symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match=r"symbolic link|Not a directory"):
+            sound(folder)
+        compile_cache._clear(folder)
+        assert not folder.is_symlink() and sound(tmp_path / "elsewhere")
+        return
+    assert not sound(folder)
+
+
+def test_what_was_checked_is_used_whatever_takes_its_place(tmp_path: Path) -> None:
+    folder = graph_folder(tmp_path)
+    with compile_cache._checked(folder) as (_, _, checked):
+        folder.rename(tmp_path / "old")
+        (tmp_path / "0123" / "ab").mkdir(parents=True)
+        (tmp_path / "0123" / "ab" / "library.so").write_bytes(b"another")
+        assert (checked / "ab" / "library.so").read_bytes() == b"y" * 1000
 
 
 def test_damaged_headers_are_made_anew(tmp_path: Path) -> None:
@@ -175,7 +256,8 @@ def test_the_graphs_that_were_used_last_stay(tmp_path: Path, monkeypatch: pytest
 
 def test_what_cannot_be_kept_is_compiled_all_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the note says why."""
-    compile_cache.root().chmod(0o777)
+    compile_cache.root().parent.chmod(0o777)
+    (home / "temporary").chmod(0o777)
     network = nn.Linear(3, 2)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled = Compiled(network.forward, enabled=True, network=network)
@@ -255,9 +337,9 @@ def test_a_resumed_run_keeps_a_graph_that_loads_again(home: Path) -> None:
     eager.loss_and_correct.active = False
     eager(0, images, labels)
     state, found = eager.state(), []
-    for _ in range(2):
+    for _ in range(3):
         torch.compiler.reset()
         step = step_for(state)
         step(1, images, labels)
         found.append((step.loss_and_correct.from_cache, step.loss_and_correct.fallback_reason))
-    assert found == [(False, None), (True, None)]
+    assert found == [(False, None), (True, None), (True, None)], "loading adds nothing to the folder"

@@ -262,11 +262,49 @@ def test_a_checkpoint_of_something_else(fastres: Any, tiny: Path, tmp_path: Path
     assert fastres("train", tiny, "--out", run, "--quiet")[0] == 0
     (run / "summary.json").unlink()
     whole = checkpoint.load(run / checkpoint.LAST)
-    for state in ({}, whole | {"position": {"epok": 1}}, whole | {"step": {}}):
-        checkpoint.save(run / checkpoint.LAST, state)  # type: ignore[arg-type]
+    position = whole["position"]
+    states = [
+        {},
+        whole | {"position": position | {"epok": 1}},
+        whole | {"position": position | {"epoch": 1}},  # of two rows
+        whole | {"position": position | {"step": 10**9}},
+        whole | {"rows": whole["rows"] + [whole["rows"][-1]], "position": position | {"epoch": 3}},
+        whole | {"rows": [*whole["rows"][:-1], {"epoch": 2, "val_accuracy": 2.0}]},
+        whole | {"tally": torch.zeros(1, dtype=torch.float64)},
+        whole | {"step": {}},
+    ]
+    for state in states:
+        checkpoint.save(run / checkpoint.LAST, state)
         code, _, err = fastres("train", "--resume", run)
         assert code == 2
         assert "not a checkpoint of this version" in err
+    checkpoint.save(run / checkpoint.LAST, whole)
+    assert fastres("train", "--resume", run)[0] == 0
+
+
+def test_a_flipped_bit_is_no_result(fastres: Any, tiny: Path, tmp_path: Path) -> None:
+    """Of a checkpoint, a network and labels, wherever they are read: one line, and nothing of theirs is used."""
+    run = tmp_path / "run"
+    assert fastres("train", tiny, "--out", run, "--quiet")[0] == 0
+    kept, last = run / checkpoint.FINAL, run / checkpoint.LAST
+    for path in (kept, last):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data)
+    for command in (
+        ["eval", run],
+        ["predict", run, "shapes10", "--out", tmp_path / "submission.csv"],
+        ["train", tiny, "--out", tmp_path / "other", "--set", f"transfer.weights={run}"],
+        ["train", tiny, "--out", tmp_path / "other", "--set", f"transfer.weights={last}"],
+    ):
+        code, out, err = fastres(*command)
+        assert (code, out) == (2, ""), command
+        assert "damaged" in err and "Traceback" not in err
+        assert len(err[err.rindex("fastres: ") :].splitlines()) == 1
+    (run / "summary.json").unlink()
+    code, _, err = fastres("train", "--resume", run)
+    assert code == 2 and "its CRC-32 is another" in err
+    assert not (tmp_path / "submission.csv").exists() and not (tmp_path / "other").exists()
 
 
 def test_a_run_resumes_only_what_it_was(fastres: Any, tiny: Path, tmp_path: Path) -> None:

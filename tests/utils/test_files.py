@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import subprocess
 import sys
 import unicodedata
@@ -26,6 +27,18 @@ def test_a_block_that_raises_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         write_json(path, {"x": float("nan")})
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_that_somebody_laid_there_is_not_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where its name, which is drawn, was guessed."""
+    (tmp_path / "victim").write_text("precious")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0123")
+    (tmp_path / f".file.{os.getpid()}-0123.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="cannot write"):
+        write_text(tmp_path / "file", "text")
+    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def impossible(tmp_path: Path, what: str) -> Path:

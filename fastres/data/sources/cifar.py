@@ -6,6 +6,7 @@ Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images"; https:
 import errno
 import hashlib
 import io
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stderr
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -131,14 +133,17 @@ def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
         if path.exists():
             return path
     official = _official(kind)
-    unfinished = downloads / f".{kind.archive}.part"
     if not quiet:
         say(f"downloading {official.url} to {downloads}")
     with disk_errors_are_the_users(downloads):
         downloads.mkdir(parents=True, exist_ok=True)
+        for leftover in downloads.glob(f".{kind.archive}-*.part"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            _download(official.url, unfinished, official.tgz_md5, quiet)
-            unfinished.replace(downloads / kind.archive)
+            # In a folder of its own: in one that others can write into, a link could have the name of any file.
+            with TemporaryDirectory(prefix=f".{kind.archive}-", suffix=".part", dir=downloads) as unfinished:
+                _download(official.url, Path(unfinished) / kind.archive, official.tgz_md5, quiet)
+                (Path(unfinished) / kind.archive).replace(downloads / kind.archive)
         except RuntimeError as error:  # torchvision's word for a wrong md5
             raise UserError(
                 f"what {official.url} sent has a wrong md5: try again, {_ways_out(kind, downloads)}"
@@ -149,8 +154,6 @@ def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
             raise UserError(
                 f"cannot download {kind.name} ({getattr(error, 'reason', error)}): {_ways_out(kind, downloads)}"
             ) from error
-        finally:
-            unfinished.unlink(missing_ok=True)
     return downloads / kind.archive
 
 

@@ -30,9 +30,8 @@ from fastres._version import __version__
 from fastres.data.compat.ffcv import changing, import_ffcv, replaced, turbojpeg
 from fastres.data.store.decoded import PARTS, Dataset, Part, building
 from fastres.data.store.encoded import decode
-from fastres.data.store.manifest import MANIFEST, BetonManifest, StoredFile, read_manifest
+from fastres.data.store.manifest import BetonManifest, StoredFile, read_manifest, write_manifest
 from fastres.errors import UserError
-from fastres.utils.files import write_json
 from fastres.utils.progress import progress
 
 FORMAT = 1
@@ -253,7 +252,7 @@ def _write_manifest(folder: Path, dataset: Dataset) -> None:
         fingerprint=dataset.manifest.fingerprint,
         files=files,
     )
-    write_json(folder / MANIFEST, manifest.to_json())
+    write_manifest(folder, manifest)
 
 
 def _sha256(path: Path) -> str:
@@ -288,7 +287,8 @@ def _index(ffcv: Any, path: Path) -> _Index:
         wanted = int(header["num_fields"]) * kinds.FieldDescType.itemsize
         wanted += int(header["num_samples"]) * samples.itemsize
         table = int(header["alloc_table_ptr"])
-        if len(head) + wanted > table or table > size:
+        rest = int(header["num_samples"]) * kinds.ALLOC_TABLE_TYPE.itemsize
+        if len(head) + wanted > table or table + rest != size:
             raise ValueError("its header is wrong")
         body = file.read(wanted)
         file.seek(table)
@@ -331,7 +331,7 @@ def open_beton(dataset: Dataset) -> Betons:
             for name in PARTS
             if (part := getattr(dataset, name)) is not None
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except Exception as error:  # a file of anything makes its readers raise anything
         detail = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise UserError(f"the beton {path} is of no use ({detail.splitlines()[0][:160]}): run {command}") from error
     return Betons(path, parts, manifest)

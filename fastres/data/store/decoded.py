@@ -7,6 +7,7 @@ A store is built in a temporary folder next to it under a lock, synced and renam
 any instant, whoever else prepares the same one.
 """
 
+import functools
 import hashlib
 import os
 import shutil
@@ -19,10 +20,12 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from fastres._version import __version__
+from fastres.data.store.arrays import map_array, read_array
 from fastres.data.store.encoded import EncodedImages
-from fastres.data.store.manifest import MANIFEST, Channels, Manifest, StoredFile, read_manifest
+from fastres.data.store.manifest import Channels, Manifest, StoredFile, read_manifest
+from fastres.data.store.manifest import write_manifest as write_checked
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.utils.files import sync_folder, write_json
+from fastres.utils.files import sync_folder
 from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.progress import say
 from fastres.utils.untrusted import encodable
@@ -175,7 +178,9 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
                     finally:
                         os.close(descriptor)
                 sync_folder(temporary)
-                if path.exists():
+                if path.is_symlink() or path.is_file():  # of whoever made it: what it leads to is none of ours
+                    path.unlink()
+                elif path.exists():
                     shutil.rmtree(path)
                 temporary.rename(path)
                 sync_folder(path.parent)
@@ -240,7 +245,7 @@ def write_manifest(
         files=files,
         **{key: value for key, value in vars(facts).items() if value is not None},
     )
-    write_json(folder / MANIFEST, manifest.to_json())
+    write_checked(folder, manifest)
 
 
 @dataclass
@@ -280,58 +285,76 @@ def _measure(images: np.ndarray) -> tuple[Channels, Channels]:
 
 
 def open_store(path: Path, source: str) -> Dataset:
-    """Open the store at `path` without reading its images. Raises UserError if it is damaged."""
+    """Open the store at `path` without reading its images; all else is compared with its digests.
+
+    Raises UserError if it is damaged. A store of an older version, whose manifest has no digest, is opened, and that is
+    said.
+    """
     try:
         manifest = read_manifest(path, Manifest)
         if manifest.format != FORMAT:
             raise ValueError(f"its format is {manifest.format}")
-        arrays = {name: _open_array(path / name, entry) for name, entry in manifest.files.items()}
-        images: dict[str, np.ndarray | EncodedImages]
-        if manifest.store == "encoded":
-            images = {part: EncodedImages(path, part) for part in PARTS if f"{part}_sizes.npy" in arrays}
-        else:
-            images = {part: arrays[f"{part}_images.npy"] for part in PARTS if f"{part}_images.npy" in arrays}
-        parts = {part: _part(pixels, arrays, part) for part, pixels in images.items()}
+        parts = {name: part for name in PARTS if (part := _part(path, manifest, name)) is not None}
         if not parts:
             raise ValueError("it has no images")
-        return Dataset(
-            path=path,
-            source=source,
-            name=manifest.name,
-            classes=tuple(manifest.classes),
-            image_size=manifest.image_size,
-            train=parts.get("train"),
-            test=parts.get("test"),
-            unlabelled=parts.get("unlabelled"),
-            mean=manifest.mean,
-            std=manifest.std,
-            manifest=manifest,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, SyntaxError) as error:
+    except Exception as error:  # a file of anything makes its readers raise anything
         detail = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise UserError(
             f"the prepared store {path} is damaged ({detail}):\ndelete it, or run `fastres data prepare` to rebuild it"
         ) from error
+    if manifest.sha256 is None:
+        _say_unchecked(path)
+    return Dataset(
+        path=path,
+        source=source,
+        name=manifest.name,
+        classes=tuple(manifest.classes),
+        image_size=manifest.image_size,
+        train=parts.get("train"),
+        test=parts.get("test"),
+        unlabelled=parts.get("unlabelled"),
+        mean=manifest.mean,
+        std=manifest.std,
+        manifest=manifest,
+    )
 
 
-def _open_array(path: Path, entry: StoredFile) -> np.ndarray:
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise ValueError(f"{path.name} has {size} bytes instead of {entry.bytes}")
-    images = path.name.endswith("_images.npy")
-    array = np.load(path, mmap_mode="r" if images else None, allow_pickle=False)
-    if list(array.shape) != entry.shape or array.dtype.str != entry.dtype:
-        raise ValueError(f"{path.name} has another shape or type than its manifest says")
-    return array
+@functools.cache  # a command opens its store a few times
+def _say_unchecked(path: Path) -> None:
+    say(f"{path} is of an older version of fastres: whether its manifest was changed cannot be told; prepare it anew")
 
 
-def _part(images: "np.ndarray | EncodedImages", arrays: dict[str, np.ndarray], part: str) -> Part:
-    labels, ids = arrays.get(f"{part}_labels.npy"), arrays.get(f"{part}_ids.npy")
-    if images.dtype != np.uint8 or len(images.shape) != 4 or (labels is None) != (part == "unlabelled"):
-        raise ValueError(f"{part} is incomplete")
+def _part(path: Path, manifest: Manifest, name: str) -> Part | None:
+    """The part `name` of the store at `path`; None where it has none. Raises ValueError where its arrays do not belong
+    together, and as `arrays` does."""
+    files, side = manifest.files, manifest.image_size
+    images: Any
+    if manifest.store == "encoded":
+        if f"{name}_sizes.npy" not in files:
+            return None
+        images = EncodedImages(path, name)
+    else:
+        if f"{name}_images.npy" not in files:
+            return None
+        images = map_array(path / f"{name}_images.npy", files[f"{name}_images.npy"])
+    others = {what: files.get(f"{name}_{what}.npy") for what in ("labels", "ids")}
+    labels, ids = (
+        None if entry is None else read_array(path / f"{name}_{what}.npy", entry) for what, entry in others.items()
+    )
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or (labels is None) != (name == "unlabelled"):
+        raise ValueError(f"{name} is incomplete")
     if any(other is not None and other.shape != images.shape[:1] for other in (labels, ids)):
-        raise ValueError(f"{part} has arrays of different lengths")
+        raise ValueError(f"{name} has arrays of different lengths")
+    if labels is not None and (labels.dtype != np.int64 or not in_range(labels, len(manifest.classes))):
+        raise ValueError(f"{name} has labels of other classes than the manifest names")
+    if ids is not None and ids.dtype.kind not in "iU":
+        raise ValueError(f"{name} has ids that are no names")
     return Part(images, labels, ids)
+
+
+def in_range(values: np.ndarray, end: int) -> bool:
+    """Whether all of `values`, integers, are from 0 to below `end`."""
+    return not values.size or (int(values.min()) >= 0 and int(values.max()) < end)
 
 
 def verify_store(path: Path) -> list[str]:

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from numpy.typing import NDArray
 
+from fastres.data.store.arrays import read_array
 from fastres.data.store.manifest import Manifest, read_manifest
 from fastres.errors import UserError
 from fastres.utils.untrusted import open_regular, read_exactly
@@ -132,6 +133,7 @@ class EncodedImages:
         self.location = Path(os.fsdecode(unquote_to_bytes(location.removeprefix("file://"))))
         """The folder or tar that holds the files."""
         self._tar = None if manifest.container == "folder" else _Tar(self.location)
+        self._files = manifest.files
         self._sizes = self._load("sizes", np.int64)
         self._offsets = self._load("offsets", np.int64)
         self._checksums = self._load("checksums", np.uint32)
@@ -139,17 +141,19 @@ class EncodedImages:
         self._names = self._load("names", np.uint8).tobytes()
         lengths = {len(array) for array in (self._sizes, self._offsets, self._checksums, self._name_ends)}
         name_sizes = np.diff(self._name_ends, prepend=0)
-        if len(lengths) > 1 or name_sizes.min() < 0 or self._name_ends[-1] != len(self._names):
+        ends = self._name_ends[-1] if len(self._name_ends) else -1
+        if len(lengths) > 1 or ends != len(self._names) or name_sizes.min() < 0 or b"\0" in self._names:
             raise ValueError(f"{part} has arrays that do not belong together")
-        if self._sizes.min() < 0 or self._sizes.max() > MAX_FILE or self._offsets.min() < 0:
+        if min(self._sizes.min(), self._offsets.min()) < 0 or self._sizes.max() > MAX_FILE:
             raise ValueError(f"{part} has sizes or offsets that no file has")
         self._rows = range(len(self._sizes))
 
     def _load(self, what: str, dtype: type) -> np.ndarray:
         # Not mapped: a map keeps a file handle, and 60,000 files take 3 MB.
-        array = np.load(self._store / f"{self._part}_{what}.npy", allow_pickle=False)
+        name = f"{self._part}_{what}.npy"
+        array = read_array(self._store / name, self._files[name])
         if array.dtype != dtype or array.ndim != 1:
-            raise ValueError(f"{self._part}_{what}.npy has another shape or type than it should")
+            raise ValueError(f"{name} has another shape or type than it should")
         return array
 
     def __len__(self) -> int:
@@ -180,8 +184,8 @@ class EncodedImages:
                 data = read_exactly(f"{self.location}/{self.name(row)}", size)
             else:
                 data = self._tar.read(int(self._offsets[entry]), size)
-        except OSError as error:
-            self._fail(row, f"cannot be read ({error.strerror or error})", error)
+        except (OSError, OverflowError) as error:  # at a place that no file has
+            self._fail(row, f"cannot be read ({getattr(error, 'strerror', None) or error})", error)
         except UserError as error:
             self._fail(row, f"cannot be read ({str(error).splitlines()[0][:200]})", error)
         if len(data) != size:
@@ -246,7 +250,7 @@ class EncodedImages:
 def _reopen(store: Path, part: str, rows: range) -> EncodedImages:
     try:
         images = EncodedImages(store, part)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a file of anything makes its readers raise anything
         raise UserError(f"the prepared store {store} is damaged or gone ({error}): prepare it again") from error
     images._rows = rows
     return images

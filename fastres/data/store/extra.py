@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastres.data.store.decoded import Dataset, Part
 from fastres.errors import UserError
-from fastres.utils.files import write_bytes
+from fastres.utils.progress import say
+from fastres.utils.tensor_files import Damaged, read_tensors, write_tensors
 
 Rows = NDArray[np.int64]
 
@@ -50,29 +51,35 @@ def unlabelled_part(dataset: Dataset) -> Part:
 
 def write(path: Path, rows: Rows, probabilities: Tensor) -> None:
     """Write labels for the images at `rows`, int64 [K], of an `unlabelled_part`: fp32 [K, classes]."""
-    from safetensors.torch import save
-
     tensors = {"rows": torch.from_numpy(rows), "probabilities": probabilities.float().contiguous()}
-    write_bytes(path, save(tensors))
+    write_tensors(path, tensors, {})
+
+
+def read_labels(path: Path) -> tuple[Rows, Tensor]:
+    """What `write` wrote. Raises UserError where the file is missing or damaged; one of an older version, which has no
+    CRC-32, is read, and that is said."""
+    from safetensors import SafetensorError
+
+    try:
+        tensors, about, summed = read_tensors(path)
+        rows, probabilities = tensors["rows"].numpy(), tensors["probabilities"]
+        fits = rows.dtype == np.int64 and rows.ndim == 1 and probabilities.dtype == torch.float32
+        if not fits or probabilities.ndim != 2 or len(rows) != len(probabilities) or (about and not summed):
+            raise Damaged("not rows and probabilities")
+    except FileNotFoundError:
+        raise UserError(f"data.extra.labels: {path} does not exist") from None
+    except (SafetensorError, Damaged, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"data.extra.labels: {path} holds no labels, or is damaged") from error
+    if not summed:
+        say(f"{path} is of an older version of fastres and has no CRC-32: whether it was changed cannot be told")
+    return rows, probabilities
 
 
 def read(path: Path, dataset: Dataset, classes: int) -> Extra:
-    """The images of `dataset` that the file `path` labels. Raises UserError where the file is missing, damaged, or for
+    """The images of `dataset` that the file `path` labels. Raises UserError as `read_labels` does, and where it is for
     other images or classes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     part = unlabelled_part(dataset)
-    try:
-        tensors = load_file(path)
-        rows, probabilities = tensors["rows"].numpy(), tensors["probabilities"]
-        fits = rows.dtype == np.int64 and rows.ndim == 1 and probabilities.dtype == torch.float32
-        if not fits or probabilities.ndim != 2 or len(rows) != len(probabilities) or not probabilities.isfinite().all():
-            raise ValueError("not rows and probabilities")
-    except FileNotFoundError:
-        raise UserError(f"data.extra.labels: {path} does not exist") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"data.extra.labels: {path} holds no labels, or is damaged") from error
+    rows, probabilities = read_labels(path)
     if probabilities.shape[1] != classes:
         raise UserError(
             f"data.extra.labels: {path} is of {probabilities.shape[1]} classes, the training set of {classes}"

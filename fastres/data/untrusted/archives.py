@@ -7,6 +7,7 @@ absolute or climbs out with `..`: such archives are made to attack, or to be unp
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ from fastres.errors import UserError
 from fastres.utils.untrusted import open_regular
 
 MAX_MEMBERS = 5_000_000
+MEMBER = 32
+"""Packed bytes that a member takes at least: names that differ do not shrink to less."""
+UNFOLDED, RATIO = 256 << 20, 100
+"""An archive that unfolds to more bytes than both this and so many times its own is refused: zeros shrink to a
+thousandth, images hardly at all, and small ones with their headers to a twentieth."""
+PADDING = 16 << 20
+"""Zeros behind the end of an archive; tar fills up blocks of 10 KB, or of a mebibyte for tapes."""
 _HEADERS = 4 << 20  # bytes that the headers of one member may take; long names need 1 KB
 
 
@@ -71,7 +79,11 @@ def members(path: Path) -> Iterator[Member]:
     the last member: keep nothing of an archive that was not read to its end.
     """
     with _damage_is_the_users(path), ExitStack() as stack:
-        stream = _Stream(stack.enter_context(_unpacked(path, stack)))
+        file = stack.enter_context(open_regular(path))
+        size = os.fstat(file.fileno()).st_size
+        packed = _packer(file.read(6)) is not None
+        limit = max(UNFOLDED, RATIO * size) if packed else size
+        stream = _Stream(stack.enter_context(_unpacked(file)), limit, _unfolds(path) if packed else EOFError(_CUT))
         tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r|", errorlevel=2))
         count = 0
         while (info := tar.next()) is not None:
@@ -81,8 +93,11 @@ def members(path: Path) -> Iterator[Member]:
             count += 1
             if count > MAX_MEMBERS:
                 raise UserError(f"{path} has more than {MAX_MEMBERS:,} members: split it")
+            if count > 10_000 + size // MEMBER:
+                raise _unfolds(path)
             _check(path, info)
             if info.isreg():
+                stream.expect(info.offset_data + info.size)
                 yield Member(path, tar, info)
         stream.read_to_end(tar.offset)
 
@@ -114,8 +129,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:100] or type(error).__name__
 
 
-def _unpacked(path: Path, stack: ExitStack) -> IO[bytes]:
-    file = stack.enter_context(open_regular(path))
+def _unfolds(path: Path) -> UserError:
+    return UserError(f"{path} unfolds to far more than images do: unpack it yourself, and name the folder")
+
+
+_CUT = "it ends within a member"
+
+
+def _unpacked(file: IO[bytes]) -> IO[bytes]:
+    file.seek(0)
     packer = _packer(file.read(6))
     file.seek(0)
     if packer == "gzip":
@@ -124,31 +146,46 @@ def _unpacked(path: Path, stack: ExitStack) -> IO[bytes]:
 
 
 class _Stream(io.RawIOBase):
-    """The unpacked bytes on their way to tarfile, which reads whatever size a header announces, and takes an archive
-    that stops between two members, or goes on with a damaged header, for a whole one. Both are put right here."""
+    """The unpacked bytes on their way to tarfile, which reads whatever size a header announces, passes over what is not
+    there for hours, and takes an archive that stops between two members, or goes on with a damaged header, for a whole
+    one. All are put right here."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], limit: int, beyond: Exception) -> None:
+        """`file` has at most `limit` bytes; `beyond` is raised where it announces or has more."""
+        self._file, self._limit, self._beyond = file, limit, beyond
         self._count = 0
         self._last = 0  # where the last byte that is not zero ends
+        self._expected = 0
         self.allowance = _HEADERS
+
+    def expect(self, end: int) -> None:
+        """A member announces that it ends there."""
+        if end > self._limit:
+            raise self._beyond
+        self._expected = end
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
+        if not data and self._count < self._expected:
+            raise EOFError(_CUT)
         self.allowance -= len(data)
         if self.allowance < -(1 << 16):  # tarfile's own buffer of 10 KB may run ahead of a member
             raise tarfile.ReadError("a header is larger than 4 MiB")
         if content := data.rstrip(b"\0"):
             self._last = self._count + len(content)
         self._count += len(data)
+        if self._count > self._limit:
+            raise self._beyond
         return data
 
     def read_to_end(self, offset: int) -> None:
         """Read to the end, which checks the packer's checksums. From `offset`, where tarfile stopped, there must be
         the empty blocks that end a tar, and nothing else."""
-        while True:
+        while self._count < offset + PADDING:
             self.allowance = _HEADERS
             if not self.read(1 << 16):
                 break
+        else:
+            raise EOFError("zeros without end are behind it")
         if self._last > offset or self._count < offset + 512:
             raise EOFError("it does not end as a tar does")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fastres.recipe.loading import Layer, dotted, nested, resolve
 from fastres.recipe.loading import layers as read_layers
 from fastres.utils.paths import expand_home
 
+MOST_POINTS = 10_000
 Settings = dict[str, Any]
 """Dotted keys of a recipe and their values, which are of any type that a recipe has."""
 
@@ -60,6 +62,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     named = [(point.name, dotted(point.set)) for point in sweep.points] or [("", {})]
     keys = list(dict.fromkeys([key for _, settings in named for key in settings] + list(sweep.grid)))
     check_overrides(overrides, keys, sweep.grid)
+    count = len(named) * math.prod(len(values) for values in sweep.grid.values())
+    if count > MOST_POINTS:
+        raise UserError(
+            f"{path}: the sweep has {count:,} points, and {MOST_POINTS:,} at most are trained: narrow its grid"
+        )
     made: list[tuple[str, str, Recipe]] = []
     names: set[str] = set()
     seen: dict[str, str] = {}

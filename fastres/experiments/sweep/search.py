@@ -22,7 +22,17 @@ from fastres.experiments.sweep import results
 from fastres.experiments.sweep.page import write_results
 from fastres.experiments.sweep.plan import Settings, SweepPoint, check_overrides, value_at
 from fastres.experiments.sweep.run import check_folder, train_run
-from fastres.experiments.sweep.study import STUDY, counted, import_optuna, open_study, recover, storage_faults
+from fastres.experiments.sweep.study import (
+    STUDY,
+    counted,
+    facts_of,
+    import_optuna,
+    open_study,
+    reading,
+    recover,
+    storage_faults,
+    values_of,
+)
 from fastres.models import build
 from fastres.recipe import RangeConfig, Recipe, SearchConfig
 from fastres.recipe.loading import Layer, nested, resolve
@@ -143,15 +153,17 @@ class _Worker:
         if len(known) >= trials and not waiting:
             return None
         study.sampler = self._sampler(len(known))
-        trial = study.ask()
-        for key, inside in self.plan.search.parameters.items():
-            _suggest(trial, key, inside)
-        if "folder" in trial.user_attrs:
+        with reading():
+            trial = study.ask()
+            for key, inside in self.plan.search.parameters.items():
+                _suggest(trial, key, inside)
+            earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+        if facts_of(trial).folder is not None:
             return trial
         # Another worker may have asked meanwhile: who comes after the last place steps back.
-        earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-        begun = {one.user_attrs["folder"] for one in earlier if "folder" in one.user_attrs}
-        asking = sum("folder" not in one.user_attrs and one.state == TrialState.RUNNING for one in earlier)
+        folders = [(facts_of(one).folder, one.state) for one in earlier]
+        begun = {folder for folder, _ in folders if folder is not None}
+        asking = sum(folder is None and state == TrialState.RUNNING for folder, state in folders)
         if len(begun) + asking >= trials:
             study.tell(trial, state=TrialState.FAIL)
             return None
@@ -176,10 +188,11 @@ class _Worker:
         """Train one trial, or complete it, and tell the study."""
         from optuna.trial import TrialState
 
-        name = trial.user_attrs["folder"]
+        name = facts_of(trial).folder
+        assert name is not None, "_ask gave it one"
         run = self.folder / name
         try:
-            point = self.plan.point(name, _values(trial.params, self.plan.search))
+            point = self.plan.point(name, values_of(trial, self.plan.search))
             build(point.recipe.model, *shape_of(point.recipe.data)[:2])
         except UserError as error:  # values that do not go together
             trial.set_user_attr("error", str(error))
@@ -200,19 +213,22 @@ class _Worker:
         else:
             _Watch(self, trial, point).report(read_epochs(run) if row.state != "diverged" else [])
         value = row[self.plan.metric]
-        if row.state == "pruned":
-            study.tell(trial, state=TrialState.PRUNED)
-        elif value is None:
-            study.tell(trial, state=TrialState.FAIL)
-        else:
-            study.tell(trial, value)
+        with reading():
+            if row.state == "pruned":
+                study.tell(trial, state=TrialState.PRUNED)
+            elif value is None:
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                study.tell(trial, value)
         state = "" if row.state == "complete" else f", {row.state}"
         metric = self.plan.metric
         self._say(f"{name}: {results.metric_name(metric)} {results.measure_shown(value, metric)}{state}")
 
     def _left(self, study: "optuna.Study") -> str:
         """The time that is left, in words, from the mean of the trials so far."""
-        took = [one.duration.total_seconds() for one in study.get_trials(deepcopy=False) if one.duration is not None]
+        with reading():
+            trials = study.get_trials(deepcopy=False)
+            took = [one.duration.total_seconds() for one in trials if one.duration is not None]
         left = self.plan.search.trials - sum(one.state.is_finished() for one in counted(study))
         return f"{duration(left * sum(took) / len(took) / self.workers)} left" if took else ""
 
@@ -231,13 +247,15 @@ class _Watch:
         """Tell the study of rows that it does not know yet: a resumed trial begins with those of before."""
         for row in rows[self.reported :]:
             if row[self.metric] is not None:
-                self.trial.report(row[self.metric], row.epoch)
+                with reading():
+                    self.trial.report(row[self.metric], row.epoch)
         self.reported = len(rows)
 
     def __call__(self, rows: list[Epoch]) -> str | None:
         search_workers.stop_without_parent()
         self.report(rows)
-        return results.PRUNED if rows[-1].epoch < self.epochs and self.trial.should_prune() else None
+        with reading():
+            return results.PRUNED if rows[-1].epoch < self.epochs and self.trial.should_prune() else None
 
 
 def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -> None:
@@ -248,14 +266,6 @@ def _suggest(trial: "optuna.Trial", key: str, inside: RangeConfig | list[Any]) -
         trial.suggest_int(key, int(inside.low), int(inside.high), step=int(inside.step or 1), log=inside.log)
     else:
         trial.suggest_float(key, inside.low, inside.high, step=inside.step, log=inside.log)
-
-
-def _values(params: Settings, search: SearchConfig) -> Settings:
-    """The parameters of a trial as values of the recipe."""
-    return {
-        key: params[key] if isinstance(inside, RangeConfig) else json.loads(params[key])
-        for key, inside in search.parameters.items()
-    }
 
 
 # ---------------------------------------------------------------------------------------------------- the search
@@ -313,12 +323,12 @@ def _summarise(folder: Path, plan: SearchPlan, study: "optuna.Study") -> Sweep:
     """The summary of a search: no test result but the best trial's."""
     rows = []
     for trial in counted(study):
-        name, values = trial.user_attrs["folder"], _values(trial.params, plan.search)
-        row = None
-        if "error" not in trial.user_attrs:
+        facts, values, row = facts_of(trial), values_of(trial, plan.search), None
+        name = facts.folder or ""
+        if facts.error is None:
             settings = {key: value_at(plan.point(name, values).recipe, key) for key in values}
             row = results.read_point(folder / name, name, "", settings)
-        failed = Point(name=name, point="", settings=values, state="failed", error=trial.user_attrs.get("error"))
+        failed = Point(name=name, point="", settings=values, state="failed", error=facts.error)
         rows.append(row or failed)
     summary = results.summarise(rows, plan.metric, source=plan.recipe.data.source)
     first, best = summary.points[0], None

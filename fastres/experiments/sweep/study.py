@@ -1,13 +1,18 @@
 """The study of a search: what Optuna knows of its trials, in an SQLite file. Its values are JSON: no pickles."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from fastres.errors import UserError
-from fastres.recipe import SearchConfig
+from fastres.recipe import RangeConfig, SearchConfig
+from fastres.runs.schema import TrialFacts
+from fastres.utils.json_files import fault_in
 from fastres.utils.progress import say
 
 if TYPE_CHECKING:
@@ -30,6 +35,25 @@ def import_optuna() -> Any:
     return optuna
 
 
+class Damaged(Exception):
+    """A study holds what no search wrote."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raise Damaged for whatever Optuna makes of a study that holds anything; what its storage itself raises, which
+    `storage_faults` tells apart, stays. Nothing but calls of Optuna belongs into the block."""
+    optuna = import_optuna()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, Damaged):
+        raise
+    except Exception as error:
+        raise Damaged(str(error)) from error
+
+
 @contextmanager
 def storage_faults(path: Path) -> Iterator[None]:
     """Turn what a locked, damaged or foreign study raises, or a full disk, into a UserError."""
@@ -38,7 +62,7 @@ def storage_faults(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, Damaged) as error:
         text = f"{error} {error.__cause__}"
         if "locked" in text:
             said = f"another process holds {path}: end it, and the same command goes on"
@@ -57,8 +81,11 @@ def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study
     from sqlalchemy.engine import URL
 
     path = (folder / STUDY).absolute()
+    for other in (path, *(path.with_name(f"{path.name}-{kind}") for kind in ("journal", "wal", "shm"))):
+        if other.is_symlink() or (other.exists() and not other.is_file()):  # SQLite would write through it
+            raise UserError(f"{other} is a link or no plain file, which no study is: remove it")
     _say_if_held(path)
-    with storage_faults(path):
+    with storage_faults(path), reading():
         try:
             storage = optuna.storages.RDBStorage(
                 URL.create("sqlite", database=str(path)).render_as_string(),
@@ -88,11 +115,37 @@ def _say_if_held(path: Path) -> None:
             say(f"another process holds {path}: waiting for it, {LOCK_SECONDS:.0f} s at most")
 
 
+def facts_of(trial: "optuna.trial.FrozenTrial | optuna.Trial") -> TrialFacts:
+    """What the search itself noted of a trial. Raises Damaged where that was not it."""
+    try:
+        return TrialFacts.model_validate(trial.user_attrs)
+    except ValidationError as error:
+        raise Damaged(fault_in(error)) from error
+
+
+def values_of(trial: "optuna.trial.FrozenTrial | optuna.Trial", search: SearchConfig) -> dict[str, Any]:
+    """The parameters of a trial as values of the recipe. Raises Damaged for values that the search has no part in."""
+    values = {}
+    for key, inside in search.parameters.items():
+        with reading():
+            if isinstance(inside, RangeConfig):
+                value = trial.params[key]
+                slack = 1e-9 * (inside.high - inside.low)  # the steps to the end are rounded
+                inside_it = inside.low - slack <= value <= inside.high + slack
+            else:
+                value = json.loads(trial.params[key])
+                inside_it = value in inside
+            if not inside_it:
+                raise Damaged(f"{key} = {value!r:.40} of trial {trial.number}")
+            values[key] = value
+    return values
+
+
 def counted(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     """The trials that count, in the order of their folders: those with a folder, each by its last entry."""
-    last = {
-        trial.user_attrs["folder"]: trial for trial in study.get_trials(deepcopy=False) if "folder" in trial.user_attrs
-    }
+    with reading():
+        trials = [(facts_of(trial).folder, trial) for trial in study.get_trials(deepcopy=False)]
+    last = {folder: trial for folder, trial in trials if folder is not None}
     return [last[name] for name in sorted(last)]
 
 
@@ -100,7 +153,8 @@ def recover(study: "optuna.Study") -> None:
     """Enter the trials anew that a process left behind; nobody may be at work."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if "folder" in trial.user_attrs:
-            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+    with reading():
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+            if facts_of(trial).folder is not None:
+                study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastres.data import Dataset, open_dataset
-from fastres.data.store.extra import unlabelled_part, write
+from fastres.data.store.extra import read_labels, unlabelled_part, write
 from fastres.errors import UserError
 from fastres.evaluation.trained import TrainedModel
 from fastres.recipe import ExtraConfig, PseudoLabelConfig, Recipe, SupervisedConfig, TransferConfig
@@ -119,12 +119,7 @@ def _labels(run: Path, number: int) -> Path:
 
 def _count(run: Path, number: int) -> int:
     """Number of these images."""
-    from safetensors import safe_open
-
-    if number == 0:
-        return 0
-    with safe_open(_labels(run, number), framework="pt") as file:
-        return len(file.get_tensor("rows"))
+    return len(read_labels(_labels(run, number))[0]) if number else 0
 
 
 def choose(probabilities: Tensor, threshold: float, balance: bool) -> NDArray[np.int64]:

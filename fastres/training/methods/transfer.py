@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from fastres.errors import UserError
 from fastres.models import Network
 from fastres.recipe import TransferConfig
 from fastres.runs import checkpoint
+from fastres.utils.tensor_files import Damaged, read_foreign, read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -87,14 +87,16 @@ def read_weights(source: str) -> dict[str, Tensor]:
         raise UserError(f"transfer.weights: {path} is none of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            tensors, about, summed = read_tensors(path)
+            if about is not None and not summed:
+                checkpoint.say_unchecked(path)
+            return tensors
+        content = read_foreign(path)
         while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # a checkpoint around it
             content = content["state_dict"]
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise TypeError("not a state_dict")
         return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
     except Exception as error:  # whatever a file that is none of these makes its reader raise
-        raise UserError(f"transfer.weights: {path} holds no state_dict, or is damaged") from error
+        detail = f" ({error})" if isinstance(error, Damaged) else ""
+        raise UserError(f"transfer.weights: {path} holds no state_dict, or is damaged{detail}") from error

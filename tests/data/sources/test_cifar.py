@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastres.data import open_dataset
+from fastres.data.sources import cifar as cifar_source
 from fastres.data.sources.cifar import KINDS
 from fastres.errors import UserError
 
@@ -145,6 +146,24 @@ def test_a_pipe_among_the_downloads(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "downloads/cifar-10-python.tar.gz")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz is no regular file: remove it"):
         open_dataset("cifar10", root=tmp_path, quiet=True)
+
+
+def test_a_download_goes_through_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder that others can write into; and what a killed download left goes with the next."""
+    downloads, victim = tmp_path / "downloads", tmp_path / "victim"
+    downloads.mkdir()
+    victim.write_text("precious")
+    (downloads / ".cifar-10-python.tar.gz.part").symlink_to(victim)
+    (downloads / ".cifar-10-python.tar.gz-killed.part").mkdir()
+
+    def download(url: str, path: Path, md5: str, quiet: bool) -> None:
+        path.write_bytes(b"an archive")
+
+    monkeypatch.setattr(cifar_source, "_download", download)
+    found = cifar_source.find_or_download(KINDS["cifar10"], downloads, quiet=True)
+    assert found.read_bytes() == b"an archive"
+    assert victim.read_text() == "precious"
+    assert {path.name for path in downloads.iterdir()} == {".cifar-10-python.tar.gz.part", found.name}
 
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), np.uint8)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import statistics
 import subprocess
 import sys
@@ -119,6 +120,63 @@ def empty(path: Path) -> None:
     path.write_text("{}")
 
 
+def flip(path: Path) -> None:
+    """One bit of the last value."""
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+
+
+def announce(path: Path) -> None:
+    """A header of 8 TiB, and a manifest that agrees."""
+    shape = (1 << 40, 1)
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    manifest = path.with_name("manifest.json")
+    content = json.loads(manifest.read_text())
+    content["files"][path.name]["shape"] = list(shape)
+    content.pop("sha256")
+    manifest.write_text(json.dumps(content))
+
+
+def replaced(path: Path, **values: object) -> None:
+    """A manifest with other values, and one that agrees with them."""
+    content = json.loads(path.read_text()) | values
+    content.pop("sha256")
+    path.write_text(json.dumps(content))
+
+
+def rename_class(path: Path) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
+
+
+def forget_class(path: Path) -> None:
+    replaced(path, classes=["ant"])
+
+
+def climb(path: Path) -> None:
+    entry = json.loads(path.read_text())["files"]["train_labels.npy"]
+    replaced(path, files={"../../train_labels.npy": entry})
+
+
+def grow(path: Path) -> None:
+    replaced(path, image_size=10**9)
+
+
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def link(path: Path) -> None:
+    """To a folder of somebody's."""
+    victim = path.parents[2] / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("kept")
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to(victim)
+
+
 @pytest.mark.parametrize(
     "name, damage",
     [
@@ -130,6 +188,16 @@ def empty(path: Path) -> None:
         ("manifest.json", drop),
         ("manifest.json", shorten),
         ("manifest.json", empty),
+        ("train_labels.npy", flip),
+        ("train_labels.npy", announce),
+        ("train_images.npy", announce),
+        ("manifest.json", flip),
+        ("manifest.json", rename_class),
+        ("manifest.json", forget_class),
+        ("manifest.json", climb),
+        ("manifest.json", grow),
+        ("manifest.json", nest),
+        ("manifest.json", link),
     ],
 )
 def test_damage_is_found_at_opening(mine: tuple[str, Path, Dataset], name: str, damage: Callable[[Path], None]) -> None:
@@ -137,12 +205,29 @@ def test_damage_is_found_at_opening(mine: tuple[str, Path, Dataset], name: str, 
     if (name, damage) == ("manifest.json", shorten):
         shorten(dataset.path / name)  # twice: the last byte is only a line's end
     damage(dataset.path / name)
+    if damage in (announce, link):
+        with pytest.raises(UserError, match=r"damaged .*delete it|prepare"):
+            info(source, root=root)
     with pytest.raises(UserError) as error:
         open_dataset(source, root=root, quiet=True)
     assert str(dataset.path) in str(error.value) and "delete it" in str(error.value)
     assert len(str(error.value).splitlines()) <= 2
     assert len(verify(source, root=root)) == 1
     assert prepare(source, root=root, quiet=True).manifest == dataset.manifest
+    assert verify(source, root=root) == []
+    if damage is link:
+        assert (root / "victim" / "precious").read_text() == "kept"
+
+
+def test_a_store_of_before_is_opened_and_that_is_said(
+    mine: tuple[str, Path, Dataset], capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, root, dataset = mine
+    replaced(dataset.path / "manifest.json")
+    for _ in range(2):
+        assert open_dataset(source, root=root, quiet=True).mean == dataset.mean
+    said = capfd.readouterr().err
+    assert (said.count("\n"), f"{dataset.path} is of an older version of fastres" in said) == (1, True)
     assert verify(source, root=root) == []
 
 

@@ -5,6 +5,7 @@ import io
 import lzma
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastres.data import open_dataset
+from fastres.data.untrusted import archives
 from fastres.data.untrusted.archives import members
 from fastres.errors import UserError
 
@@ -137,3 +139,64 @@ def test_an_unreadable_archive_is_the_users_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="neither a file nor a folder"):
         open_dataset(str(tmp_path / "pipe"), root=tmp_path, quiet=True)
+
+
+def announcing(path: Path, size: int) -> Path:
+    """A tar whose only file is said to have `size` bytes, and has four."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("train/a/0.jpg")
+        info.size, info.pax_headers = 4, {"size": str(size)}
+        tar.addfile(info, io.BytesIO(b"abcd"))
+    return path
+
+
+@pytest.mark.parametrize("size", [99_999_999_999_999, 1 << 40, 300 << 20, 20_000])
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_an_announced_size_is_not_believed(tmp_path: Path, name: str, size: int) -> None:
+    """Python's tarfile would read nothing for hours, 10 KB at a time."""
+    path = announcing(tmp_path / name, size)
+    started = time.process_time()
+    with pytest.raises(UserError, match=r"truncated or damaged \(it ends within a member\)|unfolds to far more"):
+        list(members(path))
+    assert time.process_time() - started < 1  # it takes a few milliseconds
+
+
+@pytest.mark.parametrize("where", ["in a file", "behind the end", "many files"])
+def test_zeros_are_not_unpacked_for_long(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is a hundredth here, except where it is that of members."""
+    zeros = [bytes(1 << 20)] * 8
+    if where != "many files":
+        monkeypatch.setattr(archives, "UNFOLDED", archives.UNFOLDED // 100)
+    info = tarfile.TarInfo("train/a/zeros.bin")
+    info.size = len(zeros) << 20
+    forms = {
+        "in a file": [info.tobuf(), *zeros, bytes(1024)],
+        "behind the end": [TAR, *zeros],
+        "many files": [tarfile.TarInfo("f").tobuf() * 15_000, bytes(1024)],
+    }
+    path = tmp_path / "x.tar.gz"
+    with gzip.open(path, "wb") as file:
+        file.writelines(forms[where])
+    with pytest.raises(UserError, match=r"unfolds to far more than images do: unpack it yourself"):
+        list(members(path))
+
+
+def test_a_file_of_holes_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(TAR)
+    os.truncate(path, 1 << 43)
+    with pytest.raises(UserError, match="zeros without end"):
+        list(members(path))
+
+
+def test_small_images_that_are_alike_are_no_bomb(tmp_path: Path, picture: Callable[..., bytes]) -> None:
+    """Of one colour each: 3 MB of headers, padding and images in some 100 KB."""
+    pictures = [picture((number, 0, 0)) for number in range(50)]
+    files = {f"train/a/{number:05}.png": pictures[number % 50] for number in range(3000)}
+    path = tmp_path / "x.tar.xz"
+    with tarfile.open(path, "w:xz", preset=9) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert sum(1 for _ in members(path)) == 3000

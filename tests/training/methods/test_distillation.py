@@ -126,7 +126,7 @@ def test_teachers_that_do_not_fit(teacher: Path, tmp_path: Path) -> None:
         (other / "checkpoints").mkdir(parents=True)
         (other / "recipe.toml").write_bytes((teacher / "recipe.toml").read_bytes())
         kept = TrainedModel.load(teacher, "cpu").network
-        checkpoint.save_weights(other / checkpoint.FINAL, kept, {**about, **change})
+        checkpoint.save_weights(other / checkpoint.FINAL, kept, about.updated(**change))
         with pytest.raises(UserError, match=said):
             train(recipe(method=method(other)), out=tmp_path / "run", device="cpu", quiet=True)
         assert not (tmp_path / "run").exists()
