@@ -72,7 +72,7 @@ def is_sequence(module: nn.Module) -> bool:
     """Whether calling it calls its children one after the other and does nothing else."""
     kind = type(module)
     sequential = isinstance(module, nn.Sequential) and (
-        kind.forward is nn.Sequential.forward and getattr(kind, "__iter__", None) is nn.Sequential.__iter__
+        kind.forward is nn.Sequential.forward and vars(nn.Sequential)["__iter__"] is getattr(kind, "__iter__", None)
     )
     return (sequential or class_name(module) == CONV_NORM_ACT) and is_plain(module)
 
