@@ -98,8 +98,8 @@ def speedrun(
             machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
             summary = summarise(plan, rows, session.about())
-            summary.write(folder / SUMMARY)  # its presence says that all runs are done
             draw(folder, rows, summary)
+            summary.write(folder / SUMMARY)  # last: its presence says that all is done
     finally:
         session.data_module.close()
     return SpeedrunResult(folder, summary)
