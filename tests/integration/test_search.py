@@ -155,6 +155,25 @@ def test_a_trial_that_ended_before_it_was_told_is_picked_up(
     assert trial.intermediate_values == {row["epoch"]: row["val_accuracy"] for row in rows_of(out / "trial-0002")}
 
 
+def test_no_trial_is_lost_between_two_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it enters an interrupted trial anew leaves it to the next one, which enters it
+    once."""
+    options = SearchConfig.model_validate({"parameters": {"optimizer.lr": [0.1, 0.2]}})
+    known = study.open_study(tmp_path, options, "val_accuracy")
+    known.ask().set_user_attr("folder", "trial-0001")
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("enqueue_trial", "tell"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(optuna.Study, name, killed)
+            study.recover(known)
+        assert study.counted(known)[0].state in (TrialState.RUNNING, TrialState.WAITING)
+    study.recover(known)
+    assert [trial.state for trial in known.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
 def test_the_metric_is_that_of_the_kept_weights(fastres: Any, searched: Path, tmp_path: Path) -> None:
     settings = ["train.best=val_accuracy", "train.epochs=4", "sweep.metric=val_loss", "sweep.search.trials=2"]
     out = tmp_path / "out"

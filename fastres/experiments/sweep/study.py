@@ -100,7 +100,9 @@ def recover(study: "optuna.Study") -> None:
     """Enter the trials anew that a process left behind; nobody may be at work."""
     from optuna.trial import TrialState
 
+    waiting = [trial.user_attrs.get("folder") for trial in study.get_trials(states=(TrialState.WAITING,))]
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if "folder" in trial.user_attrs:
+        # Entered before the old entry is ended: a process that is killed in between must not lose the trial.
+        if trial.user_attrs.get("folder") not in (None, *waiting):
             study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+        study.tell(trial.number, state=TrialState.FAIL)
