@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastres.errors import UserError
 from fastres.recipe import SearchConfig
+from fastres.utils.files import write_bytes
 from fastres.utils.progress import say
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study
     _say_if_held(path)
     with storage_faults(path):
         try:
+            direction = "minimize" if metric.endswith("loss") else "maximize"
+            if not path.exists():
+                write_bytes(path, _empty_study(direction))
             storage = optuna.storages.RDBStorage(
                 URL.create("sqlite", database=str(path)).render_as_string(),
                 engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             )
-            direction = "minimize" if metric.endswith("loss") else "maximize"
             pruner = optuna.pruners.NopPruner()
             if search.pruner == "median":
                 pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
@@ -73,6 +76,17 @@ def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study
             )
         except RuntimeError as error:  # another version's tables
             raise UserError(f"{path} is no study of this version of Optuna: give another --out") from error
+
+
+def _empty_study(direction: str) -> bytes:
+    """An SQLite file without trials. Optuna makes its tables in many transactions: in the file itself, a process that
+    is killed would leave some of them, and a study that is damaged for ever."""
+    optuna = import_optuna()
+    storage = optuna.storages.RDBStorage("sqlite://")  # in memory
+    optuna.create_study(storage=storage, study_name="fastres", direction=direction)
+    with closing(storage.engine.raw_connection()) as connection:
+        content: bytes = connection.driver_connection.serialize()
+    return content
 
 
 def _say_if_held(path: Path) -> None:
