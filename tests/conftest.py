@@ -23,7 +23,7 @@ settings.load_profile("any load")
 PARTS = ("kills", "fuzz", "zoo", "kernels")
 """Marks of slow tests, of which `make test-slow PART=…` runs one; `rest` are those without one."""
 
-FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/")
+FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/", "tests/fuzz/")
 """Files that take long, which workers begin with: none shall be left with one of them at the end."""
 
 
@@ -35,6 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid} is marked {', '.join(parts)}: one part, and of slow tests alone")
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The property `log` of tests that count something, for the logs that are committed."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    lines = [str(value) for report in calls for name, value in report.user_properties if name == "log"]
+    if lines:
+        terminalreporter.section("counted")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)
