@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # inherit it: nobody would hear the Ctrl-C that the test waits for.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/")
+FIRST = ("tests/kernels/", "tests/integration/", "tests/layers/", "tests/data/", "tests/fuzz/")
 """Files that take long, which workers begin with: none shall be left with one of them at the end."""
 
 
@@ -61,6 +61,17 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # Triton's bindings complain at the exit of what was not collected
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The property `log` of tests that count something, for the logs that are committed."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    calls = [report for report in reports if getattr(report, "when", None) == "call"]
+    lines = [str(value) for report in calls for name, value in report.user_properties if name == "log"]
+    if lines:
+        terminalreporter.section("counted")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

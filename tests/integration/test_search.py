@@ -8,12 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import Engine, event
 
 from fastres.errors import UserError
 from fastres.experiments.sweep import search, study
@@ -153,6 +155,49 @@ def test_a_trial_that_ended_before_it_was_told_is_picked_up(
     trial = trials_of(out)[1]
     assert trial.state == TrialState.COMPLETE
     assert trial.intermediate_values == {row["epoch"]: row["val_accuracy"] for row in rows_of(out / "trial-0002")}
+
+
+def test_a_study_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Its tables take many transactions, before each of which a process may be killed."""
+    options = SearchConfig.model_validate({"parameters": {"optimizer.lr": [0.1, 0.2]}})
+    for count in itertools.count():
+        folder, left = tmp_path / str(count), itertools.count(count, -1)
+        folder.mkdir()
+
+        def killed(*arguments: Any, left: Iterator[int] = left) -> None:
+            if next(left) == 0:
+                raise KeyboardInterrupt
+
+        event.listen(Engine, "commit", killed)
+        try:
+            study.open_study(folder, options, "val_accuracy")
+            break  # that was after the last of them
+        except KeyboardInterrupt:
+            event.remove(Engine, "commit", killed)
+            assert study.open_study(folder, options, "val_accuracy").get_trials() == []
+        finally:
+            if event.contains(Engine, "commit", killed):
+                event.remove(Engine, "commit", killed)
+    assert count > 3
+
+
+def test_no_trial_is_lost_between_two_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed while it enters an interrupted trial anew leaves it to the next one, which enters it
+    once."""
+    options = SearchConfig.model_validate({"parameters": {"optimizer.lr": [0.1, 0.2]}})
+    known = study.open_study(tmp_path, options, "val_accuracy")
+    known.ask().set_user_attr("folder", "trial-0001")
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("enqueue_trial", "tell"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(optuna.Study, name, killed)
+            study.recover(known)
+        assert study.counted(known)[0].state in (TrialState.RUNNING, TrialState.WAITING)
+    study.recover(known)
+    assert [trial.state for trial in known.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
 
 
 def test_the_metric_is_that_of_the_kept_weights(fastres: Any, searched: Path, tmp_path: Path) -> None:

@@ -153,6 +153,26 @@ def test_a_run_that_diverges_counts(fastres: Any, tiny: Path, tmp_path: Path) ->
     assert [row["test_loss"] for row in rows_of(out)] == [None, None]
 
 
+def test_a_speedrun_that_ends_before_its_figure_goes_on(
+    fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The summary, which says that all is done, is written last."""
+    out, asked = (
+        tmp_path / "out",
+        ["speedrun", tiny, "--runs", 1, "--out", tmp_path / "out", *options("train.epochs=1")],
+    )
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "draw", killed)
+    assert fastres(*asked)[0] == 130
+    monkeypatch.undo()
+    code, _, err = fastres(*asked)
+    assert code == 0, err
+    assert (out / FIGURE).is_file() and (out / SUMMARY).is_file()
+
+
 def test_an_interrupted_speedrun_goes_on(
     fastres: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

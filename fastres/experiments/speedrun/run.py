@@ -87,8 +87,8 @@ def speedrun(
             machine.write(folder / ENVIRONMENT)
             rows = session.complete(folder, count)
             summary = session.summary(plan, rows)
-            summary.write(folder / SUMMARY)  # its presence says that all runs are done
             write_bytes(folder / FIGURE, png(run_figures.speedrun(rows, summary)))
+            summary.write(folder / SUMMARY)  # last: its presence says that all is done
     finally:
         session.data_module.close()
     return Results(folder, summary)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fastres.errors import UserError
 from fastres.recipe import RangeConfig, SearchConfig
 from fastres.runs.schema import TrialFacts
+from fastres.utils.files import write_bytes
 from fastres.utils.json_files import fault_in
 from fastres.utils.progress import say
 
@@ -87,11 +88,13 @@ def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study
     _say_if_held(path)
     with storage_faults(path), reading():
         try:
+            direction = "minimize" if metric.endswith("loss") else "maximize"
+            if not path.exists():
+                write_bytes(path, _empty_study(direction))
             storage = optuna.storages.RDBStorage(
                 URL.create("sqlite", database=str(path)).render_as_string(),
                 engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             )
-            direction = "minimize" if metric.endswith("loss") else "maximize"
             pruner = optuna.pruners.NopPruner()
             if search.pruner == "median":
                 pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
@@ -100,6 +103,17 @@ def open_study(folder: Path, search: SearchConfig, metric: str) -> "optuna.Study
             )
         except RuntimeError as error:  # another version's tables
             raise UserError(f"{path} is no study of this version of Optuna: give another --out") from error
+
+
+def _empty_study(direction: str) -> bytes:
+    """An SQLite file without trials. Optuna makes its tables in many transactions: in the file itself, a process that
+    is killed would leave some of them, and a study that is damaged for ever."""
+    optuna = import_optuna()
+    storage = optuna.storages.RDBStorage("sqlite://")  # in memory
+    optuna.create_study(storage=storage, study_name="fastres", direction=direction)
+    with closing(storage.engine.raw_connection()) as connection:
+        content: bytes = connection.driver_connection.serialize()
+    return content
 
 
 def _say_if_held(path: Path) -> None:
@@ -154,7 +168,9 @@ def recover(study: "optuna.Study") -> None:
     from optuna.trial import TrialState
 
     with reading():
+        waiting = [facts_of(trial).folder for trial in study.get_trials(states=(TrialState.WAITING,))]
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            if facts_of(trial).folder is not None:
+            # Entered before the old entry is ended: a process that is killed in between must not lose the trial.
+            if facts_of(trial).folder not in (None, *waiting):
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+            study.tell(trial.number, state=TrialState.FAIL)
