@@ -1,7 +1,7 @@
 """Figures that are stored for a class of machines, in results/baselines/<class>.json: only within a class are seconds
 comparable, and even there a few percent apart.
 
-    python -m benchmarks.gate.baselines
+    python -m benchmarks.stored
 
 measures the parts of an epoch with this checkout and stores them.
 """

@@ -1,6 +1,6 @@
 """How often the regression gate is right: it is run many times with and without a planted slowdown, idle and loaded.
 
-    python -m benchmarks.gate.power --runs 20 --out benchmarks/results/gate-power.json
+    python -m benchmarks.gate_power --runs 20 --out benchmarks/results/gate-power.json
 
 Each run starts both processes anew, as the gate does, because what differs between two processes of the same code is a
 part of its noise. The planted copy lengthens each step by a share of its own time. The load is a process that never
@@ -95,7 +95,7 @@ def main() -> None:
     asked = options.parse_args()
     recipe = Recipe.load(gate.RECIPE, [*gate.SETTINGS, *asked.settings])
     report: dict[str, Any] = {
-        "command": " ".join(["python -m benchmarks.gate.power", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.gate_power", *sys.argv[1:]]),
         "machine": facts_to_publish(),
         "limit": gate.Rule().limit,
         "cases": [],

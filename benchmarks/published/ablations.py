@@ -1,6 +1,6 @@
 """Contribution of each technique of a recipe: the recipe as it is, then without one thing at a time.
 
-    python benchmarks/published/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
+    python benchmarks/ablations.py recipes/speed/94.toml --runs 3 --out runs/ablations
 
 ablations.toml names what is taken away, as overrides. Every line is a speedrun of the same seeds, so that
 differences are paired, and an interrupted table goes on with the same command. `--set` changes all lines alike, to fit
