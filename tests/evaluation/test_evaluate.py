@@ -170,6 +170,6 @@ def test_views_compile_nothing_more() -> None:
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found = {tta: evaluator.logits(loader, recipe.EvalConfig(tta=tta)) for tta in ("none", "translate", "selective")}  # type: ignore[arg-type]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
-    assert evaluator.compiled.active
+    assert evaluator.compiled.active, evaluator.compiled.fallback_reason
     assert torch.equal(found["none"], plain)
     assert torch.equal(evaluator.logits(loader, recipe.EvalConfig(tta="selective", tta_share=1.0)), found["translate"])
