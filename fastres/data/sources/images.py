@@ -22,7 +22,7 @@ from fastres.data.store.decoded import PARTS, PixelSums, StoreFacts, Writer
 from fastres.data.store.encoded import MAX_FILE, decode
 from fastres.data.untrusted import archives
 from fastres.errors import UserError
-from fastres.utils.format import MOST_FAULTS, listed
+from fastres.utils.format import MOST_FAULTS, listed, plural
 from fastres.utils.progress import progress, say
 from fastres.utils.terminal import printable
 from fastres.utils.untrusted import encodable, read_regular
@@ -47,7 +47,7 @@ class Layout:
     classes: tuple[str, ...] = ()
     ids: np.ndarray | None = None
     note: str = ""
-    """Line about how the validation folder was used, if there is one, and about classes of two folders."""
+    """Line about what is left out, how the validation folder was used, and classes of two folders."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,9 @@ def plan(names: list[str], where: str) -> Layout:
         groups.setdefault("test", validation)
     if not groups:
         raise UserError(f"{where} holds no train or test folder with images: {_LAYOUT}")
+    if beside := [name for name, parts in paths.items() if parts[0] not in _PARTS]:
+        count = plural(len(beside), "image beside train/ and test/ is", "images beside train/ and test/ are")
+        said.append(f"{count} left out, such as {printable(beside[0])}")
     layout = _plan_labelled(groups, where)
     layout.note = "; ".join(said)
     return layout

@@ -80,6 +80,9 @@ def test_what_becomes_of_val_is_said(
     stands_in, left_out = write_tar(tmp_path / "alone.tar", alone), write_folder(tmp_path / "both", both)
     assert f"{stands_in}: val/ becomes the test set\n" in said(stands_in)
     assert f"{left_out}: valid/ is left out: test/ is the test set\n" in said(left_out)
+    beside = image_files | {"more/cow/0.png": image_files["train/ant/0.png"]}
+    aside = write_folder(tmp_path / "beside", beside)
+    assert "1 image beside train/ and test/ is left out, such as more/cow/0.png\n" in said(aside)
     assert said(stands_in, quiet=True) == ""
     assert "val" not in said(write_folder(tmp_path / "neither", image_files))
 
