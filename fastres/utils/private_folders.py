@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
+LARGEST = 1 << 30
+"""Bytes of a file that is read."""
+
 
 class NotPrivate(Exception):
     """Somebody else can have put something there; the text says where."""
@@ -103,8 +106,12 @@ def contents(folder: int, above: str = "") -> Iterator[tuple[str, BufferedReader
 
 
 def digest(file: BufferedReader) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
-    return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    """Size and SHA-256 of a file. Raises NotPrivate for one of more than LARGEST bytes, which none of ours has: a hole
+    of a terabyte takes no room, and hours to read."""
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST:
+        raise NotPrivate(f"{file.name} has more than {LARGEST >> 20} MiB")
+    return size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digests(folder: Path) -> dict[str, tuple[int, str]]:

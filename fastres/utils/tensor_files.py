@@ -100,7 +100,13 @@ def read_archive(path: Path) -> tuple[Any, bool]:
 def read_foreign(path: Path) -> Any:
     """`read_archive` of a file of other programs, which may be of the form before torch 1.6, too."""
     with open_regular(path) as file:
-        size = _check_parts(file) if zipfile.is_zipfile(file) else os.fstat(file.fileno()).st_size
+        size = os.fstat(file.fileno()).st_size
+        if zipfile.is_zipfile(file):
+            _check_parts(file)
+            with zipfile.ZipFile(file) as archive:
+                for part in archive.infolist():
+                    if part.CRC:  # torch.save can be told to write none
+                        archive.read(part)  # raises BadZipFile where it is another
         state = _load(file)
     check_tensors(state, size)
     return state

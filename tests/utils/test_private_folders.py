@@ -105,3 +105,10 @@ def test_a_file_of_another_user_is_no_part_of_it(tmp_path: Path) -> None:
     os.chown(tmp_path / "file", 12345, -1)
     with pytest.raises(NotPrivate, match="file belongs to another user"):
         digests(tmp_path)
+
+
+def test_a_hole_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 1 << 40)
+    with pytest.raises(NotPrivate, match="more than 1024 MiB"):
+        digests(tmp_path)

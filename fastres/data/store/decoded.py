@@ -167,7 +167,7 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
                 yield None
                 return
             temporary = _temporary(path)
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             try:
                 temporary.mkdir()
                 yield temporary
@@ -178,15 +178,21 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
                     finally:
                         os.close(descriptor)
                 sync_folder(temporary)
-                if path.is_symlink() or path.is_file():  # of whoever made it: what it leads to is none of ours
-                    path.unlink()
-                elif path.exists():
-                    shutil.rmtree(path)
+                _remove(path)
                 temporary.rename(path)
                 sync_folder(path.parent)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever stands at `path`, if anything does: a link is removed and not what it leads to, and a pipe, which
+    shutil.rmtree would open, is not waited for."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:
@@ -208,7 +214,7 @@ def _remove_leftovers(stores: Path) -> None:
         file = folder.with_name(folder.name.removesuffix(".tmp") + ".lock")
         with suppress(OSError, UserError), open_lock(file) as held:
             if try_lock(held):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
 
 def _opens(path: Path) -> bool:

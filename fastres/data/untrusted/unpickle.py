@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastres.errors import UserError
+from fastres.utils.terminal import brief
 from fastres.utils.untrusted import read_regular
 
 MAX_BYTES = 2 << 30  # 700,000 images of 32×32; the largest file of CIFAR has 155 MB
@@ -147,7 +148,7 @@ class _Reader(pickle._Unpickler):
             "bytes": lambda: b"",
         }
         if name not in known or module not in _MODULES[name]:
-            raise _Refused(f"it asks for {module}.{name}"[:120])
+            raise _Refused(f"it asks for {brief(f'{module}.{name}')}")
         return _Name(known[name])
 
     def _reconstruct(self, kind: Any, shape: Any, code: Any) -> _Array:

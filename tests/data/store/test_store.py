@@ -231,6 +231,15 @@ def test_a_store_of_before_is_opened_and_that_is_said(
     assert verify(source, root=root) == []
 
 
+def test_a_pipe_in_the_place_of_a_store_is_not_waited_for(mine: tuple[str, Path, Dataset]) -> None:
+    source, root, dataset = mine
+    for path in (dataset.path, dataset.path.with_name(f".{dataset.path.name}.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
+        os.mkfifo(path)
+        made = prepare(source, root=root, quiet=True)
+        assert made.manifest.fingerprint == dataset.manifest.fingerprint
+
+
 def test_verify_finds_a_changed_pixel(mine: tuple[str, Path, Dataset]) -> None:
     source, root, dataset = mine
     with (dataset.path / "test_images.npy").open("r+b") as file:

@@ -117,6 +117,12 @@ def test_hostile_pickles_are_refused(what: str) -> None:
     assert time.monotonic() - start < 30
 
 
+def test_the_message_has_one_line_whatever_the_name() -> None:
+    with pytest.raises(UserError) as error:
+        unpickle.load(b"\x80\x04\x8c\x03a\nb\x8c\x05\x1b[31m\x93.", "evil.pkl")
+    assert str(error.value).isprintable() and "it asks for a?b.?[31m" in str(error.value)
+
+
 def plain(value: object, depth: int = 3) -> bool:
     if isinstance(value, dict | list | tuple) and depth:
         parts = [*value.values()] if isinstance(value, dict) else value

@@ -29,6 +29,15 @@ def saved(state: Any, path: Path) -> str:
     return str(path)
 
 
+def test_a_flipped_bit_is_noticed_where_the_archive_can(tmp_path: Path) -> None:
+    path = Path(saved({"weight": torch.full((64,), 1.5)}, tmp_path / "w.pt"))
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((64,), 1.5).numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        read_weights(str(path))
+
+
 def test_everything_but_a_classifier_of_other_classes_arrives(tmp_path: Path) -> None:
     source, here = network(classes=10, seed=1), network(classes=7, seed=2)
     drawn = here.fc.weight.clone()  # type: ignore[union-attr, operator]
