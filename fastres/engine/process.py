@@ -31,7 +31,8 @@ def left_as_found(device: str) -> Iterator[None]:
         finally:
             if _strictness() != strict:  # setting it imports TorchInductor
                 torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
-            torch.backends.cudnn.benchmark = benchmark
+            if torch.backends.cudnn.benchmark != benchmark:  # torch.testing's utilities forbid setting it
+                torch.backends.cudnn.benchmark = benchmark
             for name, value in variables.items():
                 os.environ.pop(name, None)
                 os.environ |= {} if value is None else {name: value}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastres.engine import compile_cache
+from fastres.engine import compile_cache, cpp_compiler
 from fastres.errors import UserError
 from tests.fuzz.children import Kind, Wrong
 from tests.fuzz.damage import changed_json, damaged, replaced, restore
@@ -103,6 +103,7 @@ class Graphs(Kind):
         assert graph.from_cache and torch.equal(graph(self.images), self.expected)
         self.sound = self._contents()
         self.files = json.loads((self.folder / "manifest.json").read_text())["files"]
+        assert cpp_compiler.compiler_fault() is None  # what a process that compiles anew tries first, once
 
         def refuse(*arguments: Any, **options: Any) -> None:
             raise Anew

@@ -184,7 +184,7 @@ class RunDirectories(Kind):
             checkpoint.FINAL: self._final,
             TRANSFERRED: lambda: read_weights(str(self.run / TRANSFERRED)),
             "transferred.safetensors": lambda: read_weights(str(self.run)),
-            STUDY: lambda: search.search(self.plan, out=self.searched, device="cpu", quiet=True).summary,
+            STUDY: lambda: search.search(self.plan, out=self.searched, device="cpu", quiet=True).facts,
         }
         exact = {
             checkpoint.LAST,

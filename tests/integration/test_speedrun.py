@@ -165,7 +165,7 @@ def test_a_speedrun_that_ends_before_its_figure_goes_on(
     def killed(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "draw", killed)
+    monkeypatch.setattr(run, "png", killed)
     assert fastres(*asked)[0] == 130
     monkeypatch.undo()
     code, _, err = fastres(*asked)
