@@ -15,6 +15,8 @@ from torch.testing._internal.common_modules import module_db
 from fastres.kernels import ACTIVATIONS
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d
 
+torch.backends.__allow_nonbracketed_mutation_flag = True  # common_utils forbids all later tests to set cuDNN's flags
+
 BATCH_NORM = next(info for info in module_db if info.module_cls is nn.BatchNorm2d)
 KINDS: dict[str, Any] = {"plain": BatchNormAct2d, "add": BatchNormAddAct2d, "dual": DualBatchNormAddAct2d}
 DTYPES = (torch.float32, torch.float64)

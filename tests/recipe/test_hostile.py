@@ -16,8 +16,8 @@ from fastres.optim import factor, total_steps
 from fastres.recipe import Recipe
 from fastres.utils.terminal import brief
 
-MOST = 600
-"""Characters of a message: two lines, of which a line is the user's own value."""
+MOST = 1500
+"""Characters of a message: two lines, of which one is the user's own value and the other names nine more faults."""
 
 
 @contextmanager
