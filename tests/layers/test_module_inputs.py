@@ -15,7 +15,8 @@ from torch.testing._internal.common_modules import module_db
 from fastres.kernels import ACTIVATIONS
 from fastres.layers import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d
 
-torch.backends.__allow_nonbracketed_mutation_flag = True  # common_utils forbids all later tests to set cuDNN's flags
+# Its import forbids all later tests of the process to set cuDNN's flags.
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
 
 BATCH_NORM = next(info for info in module_db if info.module_cls is nn.BatchNorm2d)
 KINDS: dict[str, Any] = {"plain": BatchNormAct2d, "add": BatchNormAddAct2d, "dual": DualBatchNormAddAct2d}
