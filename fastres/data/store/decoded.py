@@ -153,17 +153,17 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
     """Yield a temporary folder that becomes the store `path` when the block ends; None if another process made it.
 
     One process builds at a time; a second one waits, and prints a line unless `quiet`. With `rebuild`, a store that
-    does not open is replaced; one that does need not be writable. Raises UserError where the disk is full or not
-    writable; nothing is then left behind.
+    does not open, or is of an older version, is replaced; one that stays need not be writable. Raises UserError where
+    the disk is full or not writable; nothing is then left behind.
     """
-    if path.exists() and not (rebuild and not _opens(path)):
+    if path.exists() and not (rebuild and not _stays(path)):
         yield None
         return
     with disk_errors_are_the_users(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path, quiet):
             _remove_leftovers(path.parent)
-            if path.exists() and not (rebuild and not _opens(path)):
+            if path.exists() and not (rebuild and not _stays(path)):
                 yield None
                 return
             temporary = _temporary(path)
@@ -217,12 +217,14 @@ def _remove_leftovers(stores: Path) -> None:
                 _remove(folder)
 
 
-def _opens(path: Path) -> bool:
+def _stays(path: Path) -> bool:
+    """Whether the store is left as it is: it opens, and its manifest has a digest, as an older version's has not, or
+    nobody may write another."""
     try:
-        open_store(path, "")
+        manifest = open_store(path, "").manifest
     except UserError:
         return False
-    return True
+    return manifest.sha256 is not None or not os.access(path.parent, os.W_OK)
 
 
 def write_manifest(
@@ -327,7 +329,10 @@ def open_store(path: Path, source: str) -> Dataset:
 
 @functools.cache  # a command opens its store a few times
 def _say_unchecked(path: Path) -> None:
-    say(f"{path} is of an older version of fastres: whether its manifest was changed cannot be told; prepare it anew")
+    say(
+        f"{path} is of an older version of fastres: whether its manifest was changed cannot be told; "
+        "`fastres data prepare` of its source makes it anew"
+    )
 
 
 def _part(path: Path, manifest: Manifest, name: str) -> Part | None:

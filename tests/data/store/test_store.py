@@ -229,6 +229,8 @@ def test_a_store_of_before_is_opened_and_that_is_said(
     said = capfd.readouterr().err
     assert (said.count("\n"), f"{dataset.path} is of an older version of fastres" in said) == (1, True)
     assert verify(source, root=root) == []
+    # The remedy that the line names.
+    assert prepare(source, root=root, quiet=True).manifest == dataset.manifest
 
 
 def test_a_pipe_in_the_place_of_a_store_is_not_waited_for(mine: tuple[str, Path, Dataset]) -> None:
