@@ -217,7 +217,7 @@ def _parents(path: str) -> list[str]:
 _classes: "WeakValueDictionary[Any, type[nn.Module]]" = WeakValueDictionary()
 
 
-def _subclass(plan: _Plan, codes: tuple[tuple[str, dict[str, Any]], ...]) -> type[nn.Module]:
+def _subclass(plan: _Plan, codes: tuple[tuple[str, dict[str, object]], ...]) -> type[nn.Module]:
     """The class for `plan` and its forwards for training and evaluation, each a source and its globals.
 
     Modules that are alike share one, as they shared the original: torch.compile, applied to block after block, then
@@ -273,7 +273,7 @@ def _make(plan: _Plan, training: Any, evaluation: Any) -> type[nn.Module]:
             twin.__class__ = fused
         return twin
 
-    contents: dict[str, Any] = {
+    contents: dict[str, object] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,

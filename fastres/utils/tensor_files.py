@@ -13,7 +13,7 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -168,7 +168,7 @@ _HEADER = 100 << 20
 """Bytes of a header that safetensors accepts."""
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: Mapping[str, object]) -> None:
     """Replace `path` by a safetensors file of `tensors`, CPU and contiguous, with `about` as metadata, atomically."""
     from safetensors.torch import save
 
