@@ -96,6 +96,8 @@ class _Array:
         if math.prod(shape) * dtype.numpy.itemsize != len(raw) or order not in ("C", "F", "K"):
             raise _Refused("an array's shape does not match its bytes")
         numpy = dtype.numpy
+        if numpy.kind == "U" and (np.frombuffer(raw, f"{numpy.byteorder}u4") > sys.maxunicode).any():
+            raise _Refused("it holds text of no characters")  # Python fails to make a str of it
 
         def make() -> np.ndarray:
             array = np.frombuffer(raw, numpy).reshape(shape, order="F" if order == "F" else "C")

@@ -117,6 +117,17 @@ def test_hostile_pickles_are_refused(what: str) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_text_beyond_unicode_is_refused(order: str) -> None:
+    """NumPy takes any 32 bits for a character, and fails only when they become a str."""
+    whole = np.array(["ab", "c\U0010ffff"], f"{order}U2")
+    data = pickle.dumps({"ids": whole})
+    assert unpickle.load(data, "evil.pkl")["ids"].tolist() == whole.tolist()
+    last = struct.pack(f"{order}I", 0x10FFFF)
+    with pytest.raises(UserError, match="text of no characters"):
+        unpickle.load(data.replace(last, struct.pack(f"{order}I", 0x110000)), "evil.pkl")
+
+
 def test_the_message_has_one_line_whatever_the_name() -> None:
     with pytest.raises(UserError) as error:
         unpickle.load(b"\x80\x04\x8c\x03a\nb\x8c\x05\x1b[31m\x93.", "evil.pkl")
