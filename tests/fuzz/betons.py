@@ -46,6 +46,8 @@ class Betons(Kind):
     def open(self) -> None:
         self.datasets = {store: self._dataset(store) for store in STORES}
         self.folders = {store: beton.beton_folder(dataset) for store, dataset in self.datasets.items()}
+        for folder in self.folders.values():  # of what the process before this one damaged last
+            restore(folder, self.place / "sound" / folder.name)
         self.images = {
             store: {name: np.asarray(part.images[:]) for name, part in dataset.parts.items()}
             for store, dataset in self.datasets.items()

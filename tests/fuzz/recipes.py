@@ -145,10 +145,10 @@ class Recipes(Kind):
 
 
 def flat(table: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """The values of nested tables with their keys."""
+    """The values of nested tables with their keys; an empty table sets nothing."""
     values: list[tuple[tuple[str, ...], Any]] = []
     for key, value in table.items():
-        values += flat(value, (*at, key)) if isinstance(value, dict) and value else [((*at, key), value)]
+        values += flat(value, (*at, key)) if isinstance(value, dict) else [((*at, key), value)]
     return values
 
 

@@ -186,16 +186,9 @@ class RunDirectories(Kind):
             "transferred.safetensors": lambda: read_weights(str(self.run)),
             STUDY: lambda: search.search(self.plan, out=self.searched, device="cpu", quiet=True).facts,
         }
-        exact = {
-            checkpoint.LAST,
-            checkpoint.BEST,
-            checkpoint.FINAL,
-            TRANSFERRED,
-            "transferred.safetensors",
-            STUDY,
-        }
-        sound = {name: self.readers[name]() for name in exact}
-        self.expected = {name: tensors_of(value) for name, value in sound.items()}
+        exact = (checkpoint.LAST, checkpoint.BEST, checkpoint.FINAL, TRANSFERRED, "transferred.safetensors", STUDY)
+        # Copied at once: the next reader may load into the same tensors.
+        self.expected = {name: tensors_of(self.readers[name]()) for name in exact}
         self.changed = [self.searched]
 
     def _compared(self) -> Any:
