@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from fastres.utils.progress import say
+from fastres.utils.variables import kept_variables
 
 ROOM = 32 << 20
 """Bytes that the compiler's temporary files may take; one preprocessed header is 10 MB."""
@@ -137,15 +138,10 @@ def _temporary_files_fit(spare: Path | None) -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory(dir=roomy, prefix="tmp-") as folder,
         mock.patch.object(tempfile, "tempdir", folder),
+        kept_variables("TMPDIR"),
     ):
         os.environ["TMPDIR"] = folder
-        try:
-            yield
-        finally:
-            if told is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = told
+        yield
 
 
 def _has_room(folder: str) -> bool:

@@ -1,6 +1,5 @@
 """What a training changes of the process that it runs in, and puts back."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from fastres.engine.device import choose_device
+from fastres.utils.variables import kept_variables
 
 _VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR", "WANDB_ERROR_REPORTING")
 
@@ -23,9 +23,9 @@ def left_as_found(device: str) -> Iterator[None]:
     """
     cuda = torch.cuda.is_initialized() or choose_device(device).type == "cuda"
     strict, benchmark = _strictness(), torch.backends.cudnn.benchmark
-    variables = {name: os.environ.get(name) for name in _VARIABLES}
     monitor = _tqdm_monitor()
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if cuda else [], device_type="cuda"):
+    devices = range(torch.cuda.device_count()) if cuda else []
+    with kept_variables(*_VARIABLES), torch.random.fork_rng(devices, device_type="cuda"):
         try:
             yield
         finally:
@@ -33,9 +33,6 @@ def left_as_found(device: str) -> Iterator[None]:
                 torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])
             if torch.backends.cudnn.benchmark != benchmark:  # torch.testing's utilities forbid setting it
                 torch.backends.cudnn.benchmark = benchmark
-            for name, value in variables.items():
-                os.environ.pop(name, None)
-                os.environ |= {} if value is None else {name: value}
             started = _tqdm_monitor()
             if started is not None and started is not monitor and not started.get_instances():
                 started.exit()

@@ -26,7 +26,7 @@ class Network(NotScriptable, nn.Module, ABC):
     """float images [N, 3, H, W] → logits [N, classes], and what a run asks besides.
 
     A run builds the network, hands `initialise` the first images, and trains `groups`. A family defines `features`,
-    and sets what `classify` makes logits of them with.
+    and sets what `classify` makes logits of them with. It is also made on the meta device, to count its parameters.
     """
 
     head: str

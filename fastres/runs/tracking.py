@@ -19,6 +19,7 @@ from fastres.recipe.teacher import FOLDER as TEACHER
 from fastres.runs.directory import PLAN
 from fastres.runs.schema import Epoch, Summary
 from fastres.utils.files import write_text
+from fastres.utils.variables import kept_variables
 
 FOLDER = "wandb"
 ID = "id"
@@ -153,12 +154,6 @@ def _import() -> Any:
 @contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
     """Let the process that the library starts write its log into `folder` instead of the user's cache."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    try:
+    with kept_variables("XDG_CACHE_HOME"):
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         yield
-    finally:
-        if before is None:
-            del os.environ["XDG_CACHE_HOME"]
-        else:
-            os.environ["XDG_CACHE_HOME"] = before

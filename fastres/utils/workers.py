@@ -11,6 +11,7 @@ import torch
 
 from fastres.errors import Interrupted, UserError, out_of_gpu_memory
 from fastres.utils.signals import signals_wait
+from fastres.utils.variables import kept_variables
 
 
 class Works(Protocol):
@@ -40,17 +41,11 @@ def run(workers: Sequence[Works]) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads and, on a GPU, its context
     answers = context.SimpleQueue()
     processes = [context.Process(target=_process, args=(worker, answers)) for worker in workers]
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // len(workers)))
-    try:
+    with kept_variables("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // len(workers)))
         with signals_wait():  # until a process has a group of its own, which the terminal's signals do not reach
             for process in processes:
                 process.start()
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
     stopped = False
     try:
         _join(processes)

@@ -8,16 +8,15 @@ import time
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
 import fastres
 from fastres.cli import doctor
 from fastres.data import open_dataset
 from fastres.engine import cpp_compiler
+from tests.noise import write_noise
 
 PROJECT = Path(fastres.__file__).resolve().parent.parent / "pyproject.toml"
 
@@ -35,13 +34,7 @@ def fixes(facts: doctor.Examination) -> dict[str, str]:
 
 def small_store(root: Path) -> Path:
     """A prepared store of eight images in two classes."""
-    random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = root / "images" / part / name
-            folder.mkdir(parents=True)
-            for index in range(2):
-                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    write_noise(root / "images", 2)
     return open_dataset(str(root / "images"), image_size=8, root=root / "data", quiet=True).path
 
 

@@ -17,7 +17,7 @@ from fastres.data.loaders.ffcv import beton_pixels
 from fastres.data.store import beton
 from fastres.errors import UserError
 from tests.fuzz.children import Kind, Wrong
-from tests.fuzz.damage import changed_json, damaged, replaced, restore
+from tests.fuzz.damage import changed_json, damaged, exchanged, replaced, restore
 from tests.fuzz.images import SIDE, sound_images
 
 STORES = ("decoded", "encoded")
@@ -85,11 +85,7 @@ class Betons(Kind):
             path = random.choice((path, manifest))
             kind += f" by {replaced(path, random)}"
         else:
-            other = random.choice(files)
-            first, second = path.read_bytes(), other.read_bytes()
-            path.write_bytes(second)
-            other.write_bytes(first)
-            kind += f" with {other.name}"
+            kind += f" with {exchanged(path, random.choice(files))}"
         return f"{self.store} {kind} {path.name}"
 
     def _sized_again(self, path: Path) -> None:

@@ -117,6 +117,14 @@ def replaced(path: Path, random: Random) -> str:
     return kind
 
 
+def exchanged(path: Path, other: Path) -> str:
+    """Give each of two files the other's contents; returns the name of `other`."""
+    first, second = path.read_bytes(), other.read_bytes()
+    path.write_bytes(second)
+    other.write_bytes(first)
+    return other.name
+
+
 def restore(path: Path, original: Path) -> None:
     """Make the file or folder `path`, whatever stands there, a copy of `original`."""
     for old in (path, path.with_name(f"{path.name}.copy")):

@@ -21,7 +21,7 @@ from torch import nn
 from fastres.engine import compile_cache, cpp_compiler
 from fastres.errors import UserError
 from tests.fuzz.children import Kind, Wrong
-from tests.fuzz.damage import changed_json, damaged, replaced, restore
+from tests.fuzz.damage import changed_json, damaged, exchanged, replaced, restore
 
 OTHERS = 0o002
 
@@ -187,11 +187,7 @@ class Graphs(Kind):
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"open({str(self.place / 'canary')!r}, 'w')\n")
         elif kind == "swap":
-            other = random.choice(files)
-            first, second = path.read_bytes(), other.read_bytes()
-            path.write_bytes(second)
-            other.write_bytes(first)
-            kind += f" with {other.name}"
+            kind += f" with {exchanged(path, random.choice(files))}"
         else:
             beside = [each for each in self.root.iterdir() if each.is_file()]
             path = random.choice((*beside, self.root / f"{self.folder.name[:2]}.lock", self.root / "headers.lock"))

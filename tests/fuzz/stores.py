@@ -18,7 +18,7 @@ from fastres.data import Dataset, open_dataset
 from fastres.data import verify as problems_of
 from fastres.errors import UserError
 from tests.fuzz.children import Kind, Wrong
-from tests.fuzz.damage import changed_json, damaged, replaced, restore
+from tests.fuzz.damage import changed_json, damaged, exchanged, replaced, restore
 from tests.fuzz.images import SIDE, sound_images, tar_of
 
 SOURCES = {"folder": "decoded", "images.tar": "decoded", "folder-files": "encoded", "files.tar": "encoded"}
@@ -99,11 +99,7 @@ class Stores(Kind):
             kind += f" by {replaced(path, random)}"
             shutil.rmtree(folder.with_name("moved"), ignore_errors=True)
         elif kind == "swapped":
-            other = random.choice(files)
-            first, second = path.read_bytes(), other.read_bytes()
-            path.write_bytes(second)
-            other.write_bytes(first)
-            kind += f" with {other.name}"
+            kind += f" with {exchanged(path, random.choice(files))}"
         else:
             (folder / random.choice(("x.npy", "train_labels.npy.tmp", "unlabelled_images.npy"))).write_bytes(
                 path.read_bytes()

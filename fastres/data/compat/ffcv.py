@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.util
-import os
 import shutil
 import subprocess
 import threading
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastres.errors import UserError
+from fastres.utils.variables import kept_variables
 
 _SYSTEM = "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev"
 _INSTALL = "pip install 'fastres[ffcv]'"
@@ -37,7 +37,7 @@ def import_ffcv() -> Any:
     import numba.typed
     import torch
 
-    with changing, _kept_environment():
+    with changing, kept_variables():
         threads = torch.get_num_threads()
         try:
             with (
@@ -64,17 +64,6 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def _kept_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 @contextmanager

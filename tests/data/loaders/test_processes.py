@@ -6,11 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from fastres.data.loaders import choose
+from tests.noise import write_noise
 
 KINDS = [kind for kind in choose.KINDS if choose.installed(kind)]
 
@@ -70,13 +69,7 @@ for kind in kinds:
 
 def test_a_forked_child_and_a_daemonic_worker(tmp_path: Path) -> None:
     """Of every loader, in one process for all, which begins an epoch, forks, and finishes it."""
-    random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "images" / part / name
-            folder.mkdir(parents=True)
-            for index in range(20):
-                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    write_noise(tmp_path / "images", 20)
     command = [sys.executable, "-c", SCRIPT, tmp_path / "images", tmp_path / "data", *KINDS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert done.stdout.splitlines() == ["fork 0", "daemon 0", *(f"{kind} True" for kind in KINDS)], done.stderr
