@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,16 +149,9 @@ def augment_op(
 
 @augment_op.register_fake
 def _(
-    images: Tensor,
-    rows: Tensor | None,
-    indices: Tensor,
-    labels: Tensor | None,
-    epoch: Tensor,
-    step: Tensor | None,
-    text: str,
-    seed: int,
+    images: Tensor, rows: object, indices: Tensor, labels: Tensor | None, *counters_and_text: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(images, indices.shape[0], labels, text)
+    return _empty(images, indices.shape[0], labels, counters_and_text[2])
 
 
 @torch.library.custom_op("fastres::augment_next", mutates_args=("counters",))
