@@ -85,6 +85,16 @@ REPORT_BEST = ("train.epochs=1", "data.train_images=2500", "data.test_images=500
 STRAIGHT = ("train.epochs=4", "data.train_images=3000", "train.ema=0.99", "train.best=val_loss", "record.report=false")
 
 
+def compared(path: Path) -> bytes:
+    """The bytes of a file; of safetensors all but the metadata, which hold the file's own CRC-32 since there is one."""
+    content = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return content
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = {name: facts for name, facts in json.loads(content[8:end]).items() if name != "__metadata__"}
+    return json.dumps(header, sort_keys=True).encode() + content[end:]
+
+
 class Checkout:
     """The fastres of one interpreter, at work in one folder, and what came out of it."""
 
@@ -131,7 +141,7 @@ class Checkout:
         for path in sorted((self.work / folder).rglob("*")):
             name = str(path.relative_to(self.work))
             if path.suffix in (".safetensors", ".png") and not path.name.startswith("pareto"):
-                self.figures["files"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+                self.figures["files"][name] = hashlib.sha256(compared(path)).hexdigest()
             elif path.name == "metrics.jsonl":
                 self.figures["json"][name] = self.clean([json.loads(line) for line in path.read_text().splitlines()])
             elif path.name == "environment.json":
