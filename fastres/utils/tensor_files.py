@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +39,10 @@ _HEAD = _COMMENT.to_bytes(2, "little") + _LABEL
 _TAIL = len(_HEAD) + 8
 _END = b"PK\5\6"
 """Begins the 22 bytes that end an archive without a comment."""
+_PARALLEL = 256 << 10
+"""Bytes from which on summing (4 GB/s) takes longer than handing it to a thread."""
+_AHEAD = 2 << 20
+"""Bytes after which the disk is told to begin."""
 
 
 def write_archive(path: Path, state: Any) -> None:
@@ -48,8 +53,8 @@ def write_archive(path: Path, state: Any) -> None:
     """
     from torch.utils.serialization import config
 
-    with atomic_file(path) as file:
-        summed = _Summed(file)
+    with atomic_file(path) as file, ThreadPoolExecutor(1) as pool:
+        summed = _Summed(file, pool)
         with config.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
             torch.save(state, summed)  # type: ignore[arg-type]
         if summed.error is not None:
@@ -59,24 +64,39 @@ def write_archive(path: Path, state: Any) -> None:
 
 
 class _Summed:
-    """A file for torch.save, and the CRC-32 of what was written to it.
+    """A file for torch.save, and the CRC-32 of what was written to it, summed in `pool` while it is written.
 
     `error` keeps what the disk, or Ctrl-C, raised: torch's writer would replace it by an error of its own.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor) -> None:
+        self._file, self._pool = file, pool
+        self._begun = 0
         self.crc = 0
         self.error: BaseException | None = None
 
     def write(self, data: memoryview) -> int:
         if self.error is None:
             try:
-                self.crc = zlib.crc32(data, self.crc)
-                self._file.write(data)
+                summing = self._pool.submit(zlib.crc32, data, self.crc) if len(data) >= _PARALLEL else None
+                try:
+                    self._file.write(data)
+                finally:  # torch keeps `data` only until this call ends
+                    self.crc = zlib.crc32(data, self.crc) if summing is None else summing.result()
+                self._begin()
             except BaseException as error:
                 self.error = error
         return len(data)
+
+    def _begin(self) -> None:
+        """Let the disk begin with what was written, for which fsync would wait otherwise: a fifth of the time."""
+        end = self._file.tell()
+        if end - self._begun >= _AHEAD:
+            self._file.flush()
+            with suppress(OSError):  # a file system that takes no advice
+                # Linux starts to write dirty pages that are not needed, and keeps them until they are written.
+                os.posix_fadvise(self._file.fileno(), self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = end
 
     def flush(self) -> None:
         """`atomic_file` does."""
