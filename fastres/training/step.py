@@ -1,5 +1,6 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
+import copy
 import json
 from typing import Any, NamedTuple
 
@@ -288,7 +289,7 @@ class Step:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave. Weights are copied into place, so that their memory layout stays.
+        """Take over what `state` gave, by copying: the weights' memory layout stays, and nothing of `state` is kept.
 
         Raises ValueError, or whatever a dictionary of anything makes its reader raise, where another network or
         optimizer gave it.
@@ -297,7 +298,8 @@ class Step:
             if part != "optimizer":
                 check_alike(own, state[part])
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(optimizer_state(self.optimizer, state["optimizer"]))
+        # An optimizer keeps the tensors that it is given: not views of a file, which others may cut short.
+        self.optimizer.load_state_dict(optimizer_state(self.optimizer, copy.deepcopy(state["optimizer"])))
         self._attach()
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:

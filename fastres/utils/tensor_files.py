@@ -105,12 +105,12 @@ class _Summed:
 def read_archive(path: Path) -> tuple[Any, bool]:
     """What torch.save wrote to `path`, on the CPU, and whether the file had a CRC-32; without, its numbers are finite.
 
-    Raises OSError, UserError for what is no regular file, Damaged, and whatever torch and zipfile raise for a file that
-    is no such archive, or not only data.
+    Tensors are views of the file, which writing into them does not change. Raises OSError, UserError for what is no
+    regular file, Damaged, and whatever torch and zipfile raise for a file that is no such archive, or not only data.
     """
     with open_regular(path) as file, ThreadPoolExecutor(1) as pool:
         size = _check_parts(file)
-        loading = pool.submit(_load, file)  # holds Python's lock, which summing does without
+        loading = pool.submit(_load, file, mmap=True)  # holds Python's lock, which summing does without
         summed = _check_archive(file, size)
         state = loading.result()
     check_tensors(state, size, finite=not summed)
@@ -132,9 +132,9 @@ def read_foreign(path: Path) -> Any:
     return state
 
 
-def _load(file: IO[bytes]) -> Any:
+def _load(file: IO[bytes], *, mmap: bool = False) -> Any:
     # By the descriptor: it is the file that is checked.
-    return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True)
+    return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _check_parts(file: IO[bytes]) -> int:

@@ -33,12 +33,16 @@ class Attack:
         return os.mkdir, (str(self.path),)
 
 
-def test_what_is_saved_comes_back_to_the_bit(tmp_path: Path) -> None:
-    state = {"a": torch.randn(3, 4), "b": {"c": [1, 2.5, "x", None, True]}, "d": torch.tensor(7)}
+@pytest.mark.parametrize("side", [3, 1500])
+def test_what_is_saved_comes_back_to_the_bit(side: int, tmp_path: Path) -> None:
+    """Of a few bytes, and of 9 MB, which are summed and written side by side."""
+    state = {"a": torch.randn(side, side), "b": {"c": [1, 2.5, "x", None, True]}, "d": torch.tensor(7)}
     checkpoint.save(tmp_path / "deep" / "c.pt", state)
     found = checkpoint.load(tmp_path / "deep" / "c.pt")
     assert torch.equal(found["a"], state["a"])  # type: ignore[arg-type]
     assert found["b"] == state["b"]
+    found["a"].zero_()  # a view of the file, which stays
+    assert torch.equal(checkpoint.load(tmp_path / "deep" / "c.pt")["a"], state["a"])  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_that_would_run_code_does_not(tmp_path: Path) -> None:
