@@ -27,8 +27,10 @@ def forward(
     moments = _moments(x)
     if second is not None and z_terms is not None:
         moments += _moments(second)
-    z = _before_activation(x, second, moments, x_terms, z_terms, eps)
-    return _activate(z, activation).to(x.dtype), moments
+    y = _activate(_before_activation(x, second, moments, x_terms, z_terms, eps), activation)
+    # Not `y.to` where nothing is to be done: compiled by torch 2.11, an autograd.Function whose forward ends in an
+    # operation without effect gets gradients of zero.
+    return y if y.dtype == x.dtype else y.to(x.dtype), moments
 
 
 def backward(
