@@ -64,6 +64,10 @@ class Compiled:
         """Cold-start seconds stored with the first call's graph."""
         return None if self._first is None else self._first.cold_seconds
 
+    def give_up(self, reason: str) -> None:
+        """Run eagerly from now on, for `reason`."""
+        self.fallback_reason, self.active = reason, False
+
     def remember(self, cold_seconds: float) -> None:
         """Keep with the graph of the first call how long the start took that compiled it, in seconds."""
         if self._first is not None:
@@ -95,9 +99,9 @@ class Compiled:
             self._graphs[case] = graph
             return result
         except CompilerFault as error:
-            self.fallback_reason, self.active = f"the C++ compiler does not work: {error}", False
+            self.give_up(f"the C++ compiler does not work: {error}")
         except (TorchDynamoException, InductorError) as error:
-            self.fallback_reason, self.active = f"compilation failed: {_short(error)}", False
+            self.give_up(f"compilation failed: {_short(error)}")
         return self._eager(*arguments)
 
     def _kept(self, arguments: tuple[torch.Tensor, ...]) -> "Graph | None":

@@ -1,7 +1,9 @@
 """One optimisation step: forward, loss, backward, clip, optimizer, schedule, average."""
 
 import copy
+import functools
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from fastres.engine.compile import Compiled
 from fastres.engine.precision import autocast
 from fastres.optim import Lookahead, build_optimizer, factor, fading, rule_of, total_steps
 from fastres.recipe import Recipe
+from fastres.training.gradient_check import first_step
 from fastres.training.methods.base import Method
 from fastres.training.methods.registry import method_of
 from fastres.training.methods.transfer import frozen_norms, rate_factors
@@ -88,6 +91,7 @@ class Step:
         about = f"{settings_of_graph(recipe)} {self.method.graph_key} {shape}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
+        self._unchecked = True  # gradients of compiled code, which the first step looks at
         self._table: Tensor | None = None  # fp32 [steps, numbers]
         self._hyperparameters: Tensor | None = None  # fp32 [1, numbers], of the step that runs
 
@@ -200,8 +204,15 @@ class Step:
         `keep_hyperparameters_on_device`, and else in `step`."""
         self.optimizer.zero_grad(set_to_none=True)
         mixed = () if partners is None or weight is None else (partners, weight)
-        loss, correct = self.loss_and_correct(images, labels, *mixed, variant=variant.frozen)
-        self.scaler.scale(loss).backward()
+        compiled = self.loss_and_correct
+        by_it = functools.partial(self._backward, functools.partial(compiled, variant=variant.frozen))
+        captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
+        if self._unchecked and compiled.active and not captured:
+            eager = functools.partial(self._backward, self._loss_and_correct)
+            loss, correct = first_step(self.network, compiled, by_it, eager, images, labels, *mixed)
+            self._unchecked = False
+        else:
+            loss, correct = by_it(images, labels, *mixed)
         if self.recipe.train.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.train.grad_clip, foreach=True)
@@ -215,6 +226,12 @@ class Step:
         if self.ema is not None:
             self.ema.update(self.network, averaging_weights[0])
         return loss.detach(), correct
+
+    def _backward(self, function: Callable[..., tuple[Tensor, Tensor]], *batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and correct predictions by `function`; the loss's gradients then lie in the network, scaled."""
+        loss, correct = function(*batch)
+        self.scaler.scale(loss).backward()
+        return loss, correct
 
     def _apply_hyperparameters(self, counter: Tensor | None, step: int | None) -> list[Any]:
         """Give each group its rate; returns the shares of the averages."""
