@@ -32,7 +32,7 @@ WINDOW = 50
 """Steps under the profiler."""
 _EPOCH = 1
 _DRY = {
-    "report_best": ["model.channels=[8,8,8,8]", "train.batch_size=16"],
+    "report_best": ["model.channels=[16,16,16,16]", "train.batch_size=16"],
     "speed/94": ["model.widths=[8,8,8]", "model.whiten_images=16", "train.batch_size=16", "eval.batch_size=32"],
 }
 _DRY_ALL = ["train.compile=false", "train.precision=fp32", "data.train_images=100", "data.test_images=32"]

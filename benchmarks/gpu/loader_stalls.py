@@ -27,7 +27,7 @@ from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
-_DRY = ["model.channels=[8,8,8,8]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]
+_DRY = ["model.channels=[16,16,16,16]", "train.batch_size=16", "train.compile=false", "train.precision=fp32"]
 
 
 def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -> Iterator[dict[str, Any]]:

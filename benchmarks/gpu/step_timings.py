@@ -74,7 +74,7 @@ class StepCase:
         if self.network == "resnet18":
             changes += ["model.blocks=[2,2,2,2]", "model.max_parameters=20000000"]
         if dry:
-            changes += ["model.channels=[8,8,8,8]", "train.compile=false"]
+            changes += ["model.channels=[16,16,16,16]", "train.compile=false"]
         recipe = Recipe.load(RECIPE, changes)
         return recipe.model_copy(update={"augment": SHIFTS}) if self.network == "resnet18" else recipe
 

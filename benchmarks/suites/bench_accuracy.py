@@ -22,7 +22,7 @@ from fastres.training.session import Session
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 TARGET = 0.7
 CHANGES = ["data.source=shapes10", "data.split=none", "train.epochs=6", "train.drop_last=true"]
-DRY = ["model.channels=[8,8,8,8]", "data.train_images=200", "data.test_images=100"]
+DRY = ["model.channels=[16,16,16,16]", "data.train_images=200", "data.test_images=100"]
 DRY += ["train.epochs=1", "train.compile=false"]
 DRY_TARGET = 0.05
 

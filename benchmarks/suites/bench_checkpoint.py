@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 def trained(dry: bool) -> Step:
     """After one step, which makes the momentum."""
-    recipe = Recipe.load(RECIPE, ["train.compile=false", *(["model.channels=[8,8,8,8]"] if dry else [])])
+    recipe = Recipe.load(RECIPE, ["train.compile=false", *(["model.channels=[16,16,16,16]"] if dry else [])])
     torch.manual_seed(0)
     network: nn.Module = build(recipe.model, 10, 32).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     step = Step(network, recipe, 1, CPU)

@@ -16,7 +16,7 @@ from fastres.training.session import Session
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 IMAGES = 500
-DRY = ["model.channels=[8,8,8,8]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
+DRY = ["model.channels=[16,16,16,16]", "train.precision=fp32", "train.compile=false", "data.test_images=60"]
 
 
 def recipe_of(source: str, root: str, dry: bool) -> Recipe:

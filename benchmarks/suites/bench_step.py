@@ -22,7 +22,7 @@ from fastres.training.step import Step
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 CPU = torch.device("cpu")
-DRY = ["model.channels=[8,8,8,8]", "train.precision=fp32", "train.compile=false"]
+DRY = ["model.channels=[16,16,16,16]", "train.precision=fp32", "train.compile=false"]
 FULL = pytest.mark.full
 
 # `fastres train` does this for its process. Here it serves the rival as well, which without it is slower still.

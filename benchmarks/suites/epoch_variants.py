@@ -33,7 +33,7 @@ BATCHES = (20, 128, 512)
 TURN_SECONDS, LEAST_STEPS = 1.0, 3
 COMPARED = 16
 """Images of a batch that are compared with the reference of the augmentation."""
-_DRY = ["model.channels=[8,8,8,8]", "train.precision=fp32", "data.train_images=200", "train.batch_size=4"]
+_DRY = ["model.channels=[16,16,16,16]", "train.precision=fp32", "data.train_images=200", "train.batch_size=4"]
 
 
 @dataclass(frozen=True)

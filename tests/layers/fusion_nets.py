@@ -16,7 +16,7 @@ def small_timm(**options: Any) -> nn.Module:
     """timm's ResNet with one block a stage, of few channels; its stem is three convolutions."""
     torch.manual_seed(0)
     block = timm.models.resnet.BasicBlock
-    arguments = {"num_classes": 7, "stem_width": 4, "stem_type": "deep", "channels": (8, 8, 16, 16), **options}
+    arguments = {"num_classes": 7, "stem_width": 4, "stem_type": "deep", "channels": (16, 16, 32, 32), **options}
     return timm.models.resnet.ResNet(block, (1, 1, 1, 1), **arguments)
 
 
