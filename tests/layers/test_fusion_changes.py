@@ -192,7 +192,7 @@ def test_hooks_of_all_modules_see_every_call(kind: str) -> None:
 
 def test_a_shallow_copy_is_fused_and_shares_everything() -> None:
     model = fuse(shaken(small_timm())).eval()
-    twin, x = copy.copy(model.layer2[0]), torch.randn(2, 8, 16, 16)
+    twin, x = copy.copy(model.layer2[0]), torch.randn(2, 16, 16, 16)
     assert type(twin) is type(model.layer2[0])
     assert len(fused_sites(twin)) == len(fused_sites(model.layer2[0])) == 2
     assert twin.bn1 is model.layer2[0].bn1
