@@ -185,6 +185,8 @@ SIDES = {
 WITHOUT = {name for name, (norms, _) in NETWORKS.items() if norms == 0}
 SAMPLE = ("timm/test_resnet", "timm/test_byobnet", "timm/test_efficientnet")
 """In `make test`, besides the networks of test_fusion.py: timm's own for tests, of all forms together."""
+UNSAFE = {"timm/gernet_s", "timm/repvgg_a0", "timm/mobileone_s0", "timm/fastvit_t8"}
+"""Their strided 1×1 convolutions of fewer than 16 channels let oneDNN overwrite memory: they run without it."""
 SITES: dict[str, tuple[str, int]] = {}
 """Of each network that has been tested: its family and the number of its sites."""
 
@@ -256,7 +258,11 @@ def test_a_sample(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_computes_the_same(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_computes_the_same(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in UNSAFE:
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     line = check(name)
     with capsys.disabled():
         print(f" {line}", end=" ")
