@@ -32,10 +32,15 @@ def forks() -> Iterator[Forks]:
 )
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.replace(" ", "-"))
 def test_damage_is_read_or_told(
-    kind: type[Kind], count: int, forks: Forks, tmp_path: Path, record_property: Callable[[str, object], None]
+    kind: type[Kind],
+    count: int,
+    forks: Forks,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     if kind is Betons:
-        pytest.importorskip("ffcv", reason="pip install 'fastres[ffcv]'")
+        request.getfixturevalue("needs_ffcv")
     if kind is Graphs and count == SAMPLE:
         kind = GraphsInSample
     counts = fuzz(forks, kind(tmp_path / "files"), count)

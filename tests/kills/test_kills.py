@@ -128,10 +128,15 @@ class Killer:
     ],
 )
 def test_killed_and_run_again(
-    command: type[Command], count: int, forks: Forks, tmp_path: Path, record_property: Callable[[str, object], None]
+    command: type[Command],
+    count: int,
+    forks: Forks,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     if command is PrepareBeton:
-        pytest.importorskip("ffcv", reason="pip install 'fastres[ffcv]'")
+        request.getfixturevalue("needs_ffcv")
     killer, done, rounds = Killer(forks, command(tmp_path / "place")), 0, 0
     while done < count:
         done += killer.kill(Random(f"{command.name} {rounds}"))
