@@ -130,19 +130,18 @@ def predict(
     from fastres.evaluation.prediction_files import as_json as prediction_json
 
     done = write_predictions(run, sources, out, device=device, top=top, kaggle=kaggle, spreadsheet=spreadsheet)
-    answers = list(zip(done.names, done.predictions, strict=True))
+    count, answers = len(done.predictions), zip(done.names, done.predictions, strict=True)
     if as_json:
-        values: dict[str, Any] = {"out": None if done.out is None else str(done.out), "images": len(answers)}
+        values: dict[str, Any] = {"out": None if done.out is None else str(done.out), "images": count}
         if not done.challenge:
-            values |= {"predictions": [prediction_json(name, answer, top or 1) for name, answer in answers]}
+            values["predictions"] = [prediction_json(name, answer, top or 1) for name, answer in answers]
         print_json(values)
-        return
-    if done.out is not None:
-        print(printable(f"{len(answers):,} predictions in {done.out}"))
-        return
-    for name, answer in answers:
-        named = (f"{label} {probability:.2%}" for label, probability in answer.top(top or 1))
-        print(printable(f"{name}: {', '.join(named)}"))
+    elif done.out is not None:
+        print(printable(f"{count:,} predictions in {done.out}"))
+    else:
+        for name, answer in answers:
+            named = (f"{label} {probability:.2%}" for label, probability in answer.top(top or 1))
+            print(printable(f"{name}: {', '.join(named)}"))
 
 
 def compare(

@@ -50,7 +50,10 @@ def evaluate(
     Raises UserError where the run is not finished, its data cannot be opened or the file cannot be written.
     """
     model = TrainedModel.load(expand_home(run), device)
-    config = model.recipe.data if data is None else _other(model, data)
+    config = model.recipe.data
+    if data is not None:  # decoded, as not every source can be read where it lies
+        changes = {"source": data, "store": "decoded", "image_size": model.image_size, "test_images": None}
+        config = config.model_copy(update=changes)
     if predictions is not None:
         check_writable(expand_home(predictions))
     images, labels = test_set(config, model.classes, by_name=data is not None)
@@ -64,16 +67,6 @@ def evaluate(
         header = ["file", "label", "class", "probability"]
         write_csv(expand_home(predictions), header, rows, spreadsheet=spreadsheet)
     return model.classes, measure(answers.logits, labels, model.temperature)
-
-
-def _other(model: TrainedModel, source: str) -> DataConfig:
-    """The data of the model's recipe with another source, all of its test images, at the size of the network's."""
-    from fastres.data.sources.photos import holds_photos
-
-    changes: dict[str, Any] = {"source": source, "image_size": model.image_size, "test_images": None}
-    if not holds_photos(source):
-        changes["store"] = "decoded"
-    return model.recipe.data.model_copy(update=changes)
 
 
 def test_set(data: DataConfig, classes: tuple[str, ...], *, by_name: bool = False) -> tuple[Any, Tensor]:

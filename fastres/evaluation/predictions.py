@@ -70,7 +70,9 @@ class Predictions(Sequence[Prediction]):
     @property
     def labels(self) -> list[str]:
         """Name of each image's most probable class."""
-        return [prediction.label for prediction in self]
+        return [
+            self.classes[label] for label in self.logits.argsort(dim=1, descending=True, stable=True)[:, 0].tolist()
+        ]
 
     def __len__(self) -> int:
         return len(self.logits)

@@ -110,7 +110,8 @@ class TrainedModel:
     @property
     def batch_size(self) -> int:
         """Images of a batch of the test: `eval.batch_size`, or all test images where those are fewer."""
-        return self.facts.batch_size or self.recipe.eval.batch_size
+        size = self.recipe.eval.batch_size
+        return min(size, self.facts.batch_size or size)
 
     def say_uncalibrated(self, run: Path) -> None:
         """Report in a line that probabilities are uncalibrated, if they are."""
@@ -204,7 +205,7 @@ class TrainedModel:
         """float32 [N, classes] for images uint8 [N, S, S, 3], an array or EncodedImages, compiled and with test-time
         augmentation as in training, so that the same bits come out."""
         # Runs of older versions, which do not say it, were tested in batches of at most all test images.
-        size = self.facts.batch_size or min(self.batch_size, len(images))
+        size = self.batch_size if self.facts.batch_size else min(self.batch_size, len(images))
         return self._logits(images, size, self.recipe.eval, self._evaluator)
 
     def predictions(self, images: Any) -> Predictions:

@@ -68,7 +68,7 @@ def test_the_loss_in_fp64_by_its_definition(teacher: Path) -> None:
     torch.manual_seed(0)
     twin.load_state_dict(build(options.model, 10, 32).state_dict())
     kept = TrainedModel.load(teacher, "cpu")
-    pixels = torch.from_numpy(data_module.train_images[:16]).double().permute(0, 3, 1, 2) / 255
+    pixels = torch.tensor(data_module.train_images[:16]).double().permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(each, dtype=torch.float64).view(1, 3, 1, 1)
         for each in (kept.recipe.augment.mean, kept.recipe.augment.std)
