@@ -1,7 +1,8 @@
 """fastres: train small-image ResNets fast and report honestly.
 
-`fastres.Recipe.load(path, overrides)` reads a recipe and `fastres.train(recipe)` runs it. `fastres.data` opens data
-sets, `fastres.augment` augments, `fastres.models` builds networks. Nothing heavy is imported before it is used.
+`fastres.Recipe.load(path, overrides)` reads a recipe, `fastres.train(recipe)` runs it, and `fastres.load(run)` is what
+came out, ready for images. `fastres.data` opens data sets, `fastres.augment` augments, `fastres.models` builds
+networks. Nothing heavy is imported before it is used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,25 @@ from fastres._version import __version__
 if TYPE_CHECKING:
     from fastres import augment, data, kernels, layers, models, optim, recipe
     from fastres.errors import UserError
+    from fastres.evaluation.predictions import Prediction, Predictions
+    from fastres.evaluation.trained import TrainedModel, load
     from fastres.recipe import Recipe
     from fastres.training.loop import RunResult
     from fastres.training.run import resume, train
 
 __all__ = [
+    "Prediction",
+    "Predictions",
     "Recipe",
     "RunResult",
+    "TrainedModel",
     "UserError",
     "__version__",
     "augment",
     "data",
     "kernels",
     "layers",
+    "load",
     "models",
     "optim",
     "recipe",
@@ -32,9 +39,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Prediction": "fastres.evaluation.predictions",
+    "Predictions": "fastres.evaluation.predictions",
     "Recipe": "fastres.recipe",
     "RunResult": "fastres.training.loop",
+    "TrainedModel": "fastres.evaluation.trained",
     "UserError": "fastres.errors",
+    "load": "fastres.evaluation.trained",
     "resume": "fastres.training.run",
     "train": "fastres.training.run",
 }

@@ -73,7 +73,7 @@ def evaluate_corrupted(
     if unwritten is None:
         check_writable(folder / FIGURE)
     images = stored[np.arange(len(stored))]
-    clean = measure(model.logits(images), labels)
+    clean = measure(model.logits(images), labels, model.temperature)
     accuracy: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,

@@ -25,18 +25,26 @@ SHIFTED: tuple[View, ...] = ((-1, False), (-1, True), (1, False), (1, True))
 
 
 class Evaluator:
-    """Logits of `network` for the batches of a loader, compiled once, on a GPU captured too.
+    """Logits of `network` for the batches of a loader, compiled once, on a GPU captured too unless told otherwise.
 
     The last batch is filled up with its own first row, and the surplus cut off again: one shape, one graph. The views
     of test-time augmentation are batches of that shape too, so that they compile nothing and take no more memory.
     """
 
     def __init__(
-        self, network: nn.Module, augment: Augment, precision: str, device: torch.device, *, compile: bool
+        self,
+        network: nn.Module,
+        augment: Augment,
+        precision: str,
+        device: torch.device,
+        *,
+        compile: bool,
+        capture: bool = True,
     ) -> None:
         self.network, self.augment, self.precision, self.device = network, augment, precision, device
         self.compiled = Compiled(self._forward, enabled=compile, network=network, about=precision)
-        self._logits = GraphedCallable(self.compiled, CudaGraphCache(device))
+        obstacle = None if capture else "batches of any size, each of which would be a graph"
+        self._logits = GraphedCallable(self.compiled, CudaGraphCache(device, obstacle))
 
     def _forward(self, images: Tensor) -> Tensor:
         with autocast(self.precision, self.device):
@@ -119,9 +127,12 @@ def least_sure(logits: Tensor, fraction: float) -> Tensor:
 
 
 def everything(images: Any, batch_size: int, device: torch.device) -> Loader:
-    """A loader over all of `images`, uint8 [N, H, W, 3], an array or EncodedImages, in order, without labels."""
+    """A loader over all of `images`, uint8 [N, H, W, 3], a tensor, an array or EncodedImages, in order, without labels.
+    The evaluator fills up the last batch to `batch_size` images."""
     count = len(images)
-    labels, rows, size = np.zeros(count, np.int64), np.arange(count), min(batch_size, count)
+    labels, rows = np.zeros(count, np.int64), np.arange(count)
     if isinstance(images, np.ndarray):
-        return ResidentLoader(on_device(images, device), labels, rows, size)
-    return choose.build("torch", images, labels, rows, size, device=device)
+        images = on_device(images, device)
+    if isinstance(images, Tensor):
+        return ResidentLoader(images.to(device), labels, rows, batch_size)
+    return choose.build("torch", images, labels, rows, batch_size, device=device)

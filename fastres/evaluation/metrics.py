@@ -30,19 +30,22 @@ class Measures:
     """Mean distance of confidence and accuracy over 15 equal bins of confidence (Guo et al. 2017, section 2)."""
     images: int
     """Number of images measured."""
+    calibrated_loss: float | None = None
+    """`loss` of the calibrated probabilities; None where they are not."""
+    calibrated_error: float | None = None
+    """`expected_calibration_error` of the same."""
 
 
-def measure(logits: Tensor, labels: Tensor) -> Measures:
-    """Measures of float logits [N, classes] against int64 labels [N], computed in fp64."""
+def measure(logits: Tensor, labels: Tensor, temperature: float | None = None) -> Measures:
+    """Measures of float logits [N, classes] against int64 labels [N], computed in fp64; `temperature` is that of the
+    calibrated probabilities, if there is one."""
     logits = logits.double()
     classes = logits.shape[1]
     confidence, predicted = logits.softmax(1).max(1)
     correct = (predicted == labels).double()
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
     counts = confusion.sum(1).tolist()
-    # Bins are (i/15, (i+1)/15]; a confidence is never 0.
-    bins = (confidence * 15).ceil().long().clamp(1, 15) - 1
-    gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, confidence - correct)
+    calibrated = None if temperature is None else logits / temperature
     return Measures(
         loss=F.cross_entropy(logits, labels).item(),
         accuracy=correct.mean().item(),
@@ -50,6 +53,16 @@ def measure(logits: Tensor, labels: Tensor) -> Measures:
             hits / count if count else None for hits, count in zip(confusion.diag().tolist(), counts, strict=True)
         ],
         confusion=confusion.tolist(),
-        expected_calibration_error=(gaps.abs().sum() / len(labels)).item(),
+        expected_calibration_error=_calibration_error(confidence, correct),
         images=len(labels),
+        calibrated_loss=None if calibrated is None else F.cross_entropy(calibrated, labels).item(),
+        calibrated_error=None if calibrated is None else _calibration_error(calibrated.softmax(1).amax(1), correct),
     )
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> float:
+    """Of float64 confidences [N] and what of them is right [N], 0 or 1."""
+    # Bins are (i/15, (i+1)/15]; a confidence is never 0.
+    bins = (confidence * 15).ceil().long().clamp(1, 15) - 1
+    gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, confidence - correct)
+    return (gaps.abs().sum() / len(correct)).item()

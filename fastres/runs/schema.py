@@ -59,6 +59,17 @@ class Epoch(Entry):
     """Share of the time in which the device waited for data."""
 
 
+class Calibration(Entry):
+    """How logits become probabilities: softmax(logits / temperature) (Guo et al. 2017, section 4.2)."""
+
+    temperature: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """None: the probabilities are uncalibrated, as if it were 1."""
+    images: Count = 0
+    """Validation images that it was fitted on."""
+    reason: str | None = None
+    """Why there is no temperature."""
+
+
 class Summary(File):
     """summary.json, whose presence says that a run is complete."""
 
@@ -89,6 +100,9 @@ class Summary(File):
     test_loss: Loss | None = None
     test_images: Count | None = None
     expected_calibration_error: Amount | None = None
+    calibration: Calibration | None = None
+    calibrated_error: Amount | None = None
+    """`expected_calibration_error` of the calibrated probabilities; None where they are not."""
     best: Best | None = None
     epochs: Count | Amount | None = None
     """A whole number, except where the last epoch ended in its middle."""
@@ -122,6 +136,14 @@ class NetworkFacts(Entry):
     """Of each channel of the training images, in units of 1 = white."""
     std: tuple[Loss, Loss, Loss]
     """Of the same."""
+    crop: Literal["centre"] = "centre"
+    """What of an image is resized: the largest centred square."""
+    resize: Literal["bicubic"] = "bicubic"
+    """The filter, antialiased."""
+    batch_size: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Images of a batch of the test; None in files of older versions."""
+    calibration: Calibration | None = None
+    """None in files of older versions."""
 
 
 def read_epochs(run: Path, fix: str = DAMAGED) -> list[Epoch]:

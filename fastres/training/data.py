@@ -72,7 +72,13 @@ class DataModule:
     @property
     def about(self) -> NetworkFacts:
         """The facts, besides the recipe, without which weights cannot be used on new images."""
-        return NetworkFacts.of(self.dataset, classes=list(self.dataset.classes))
+        return NetworkFacts.of(
+            self.dataset,
+            classes=list(self.dataset.classes),
+            crop="centre",
+            resize="bicubic",
+            batch_size=self.test.batch_size,
+        )
 
     def augment_batch(self, batch: Tensor, indices: Tensor, epoch: int | Tensor, rows: Tensor) -> Tensor:
         """The input of a training step without mixing, [B, 3, H, W], or all views, [V·B, 3, H, W]; arguments as those

@@ -14,13 +14,14 @@ from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
 from fastres.engine.memory import StartupTimer
 from fastres.errors import Diverged, Interrupted, UserError
+from fastres.evaluation.calibration import calibrate, describe
 from fastres.evaluation.metrics import Measures, measure, passes
 from fastres.models import Network
 from fastres.recipe import EvalConfig, Recipe
 from fastres.runs import checkpoint
 from fastres.runs.environment import environment
 from fastres.runs.recorder import Recorder, summary_writer
-from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Epoch, Summary
+from fastres.runs.schema import ENVIRONMENT, SUMMARY, Best, Calibration, Epoch, Summary
 from fastres.runs.tracking import Tracker, check_tracker
 from fastres.training.data import labels_of
 from fastres.training.methods.base import Method
@@ -333,8 +334,13 @@ class Run(Session):
         measured, logits = self._test(self.recipe.eval)
         if not math.isfinite(measured.loss):
             raise self._not_finite("the tested loss is", self._steps_done())
-        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, self.data_module.about)
-        summary = self._summary(stopped, measured, features)
+        calibration = self._calibrate()
+        about = self.data_module.about.updated(calibration=calibration)
+        checkpoint.save_weights(self.run / checkpoint.FINAL, self.step.averaged, about)
+        tested = measure(logits, labels_of(self.data_module.test), calibration.temperature)
+        summary = self._summary(stopped, measured, features).updated(
+            calibration=calibration, calibrated_error=tested.calibrated_error
+        )
         if self.recipe.record.report:
             try:
                 page = draw_page(
@@ -354,6 +360,16 @@ class Run(Session):
                 self.progress.message(f"the page could not be drawn ({type(error).__name__}: {error}): {again}")
         summary.write(self.run / SUMMARY)  # last: its presence says that the run is complete
         return summary
+
+    def _calibrate(self) -> Calibration:
+        """Temperature of the kept network's probabilities, from validation images seen as the test images are."""
+        began, validation = time.perf_counter(), self.data_module.validation
+        logits = None if validation is None else self.evaluator.logits(validation, self.recipe.eval)
+        labels = None if validation is None else labels_of(validation)
+        calibration = calibrate(logits, labels, self.recipe.data.split)
+        took = "" if logits is None else f", in {time.perf_counter() - began:.1f} s"
+        self.progress.message(f"probabilities are {describe(calibration)}{took}")
+        return calibration
 
     def _summary(self, stopped: str, measured: Measures, features: dict[str, float]) -> Summary:
         recipe, at, steps, compiled = self.recipe, self.at, self._steps_done(), self.step.loss_and_correct

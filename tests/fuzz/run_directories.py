@@ -232,7 +232,7 @@ class RunDirectories(Kind):
         model = TrainedModel.load(self.run, "cpu")
         black = model.augment.normalize(torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8))
         white = model.augment.normalize(torch.full((1, SIDE, SIDE, 3), 255, dtype=torch.uint8))
-        return model.network.state_dict(), model.classes, model.image_size, black, white
+        return model.module.state_dict(), model.classes, model.image_size, black, white
 
     def mutate(self, random: Random) -> str:
         for path in self.changed:

@@ -352,17 +352,21 @@ def test_errors_command_no_terminal(tmp_path: Path) -> None:
 
 
 def test_ids_are_the_names_of_the_files(fastres: Any, trained: Path, tmp_path: Path) -> None:
-    names = ["a", "café", 'x,"y"']
+    names = ["a", "café", 'x,"y"', os.fsdecode(b"z\xe9")]
     (tmp_path / "heap").mkdir()
-    for name in [*names, os.fsdecode(b"z\xe9")]:
+    for name in names:
         Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "heap" / f"{name}.png")
     out = tmp_path / "out.csv"
-    code, _, err = fastres("predict", trained / "run", tmp_path / "heap", "--out", out)
-    assert code == 0, err
-    rows = list(csv.reader(io.StringIO(out.read_bytes().decode(errors="surrogateescape"))))
-    assert rows[0] == ["ID", "Labels"]
-    assert len(rows) == 5
-    assert set(names) < {name for name, _ in rows[1:]}
+    for options, header, shown in (
+        ([], ["file", "class", "probability"], [f"{tmp_path / 'heap' / name}.png" for name in names]),
+        (["--kaggle"], ["id", "label"], names),
+    ):
+        code, _, err = fastres("predict", trained / "run", tmp_path / "heap", "--out", out, *options)
+        assert code == 0, err
+        rows = list(csv.reader(io.StringIO(out.read_bytes().decode(errors="surrogateescape"))))
+        assert rows[0] == header
+        assert [row[0] for row in rows[1:]] == shown
+        assert {row[1] for row in rows[1:]} <= {"caf\\udce9", "\x1b[31mred"}
 
 
 def test_names_that_a_spreadsheet_would_run_are_mentioned_or_quoted(
@@ -374,7 +378,7 @@ def test_names_that_a_spreadsheet_would_run_are_mentioned_or_quoted(
     ids = []
     for options in ([], ["--spreadsheet"]):
         out = tmp_path / "out.csv"
-        code, _, err = fastres("predict", trained / "run", tmp_path / "heap", "--out", out, *options)
+        code, _, err = fastres("predict", trained / "run", tmp_path / "heap", "--kaggle", "--out", out, *options)
         assert code == 0, err
         assert ("2 names such as -5 would be a formula" in err) == (not options)
         ids.append([name for name, _ in csv.reader(io.StringIO(out.read_text()))][1:])
@@ -391,6 +395,6 @@ def test_names_that_a_spreadsheet_would_run_are_mentioned_or_quoted(
     ],
 )
 def test_the_bytes_of_a_cell(name: object, cell: bytes) -> None:
-    from fastres.evaluation.predict import _cell
+    from fastres.evaluation.prediction_files import _cell
 
     assert _cell(name) == cell

@@ -109,11 +109,11 @@ def test_validation_has_no_views_unless_asked(
     monkeypatch.setattr(Evaluator, "logits", noted)
     options = sets(["eval.tta=mirror", "eval.test_every=1", "train.epochs=1"])
     assert fastres("train", tiny, "--out", tmp_path / "a", *options, "--quiet")[0] == 0
-    assert used == ["none", "none", "mirror"]
+    assert used == ["none", "none", "mirror", "mirror"], "the test, and validation once more for the temperature"
     used.clear()
     asked = [*options, *sets(["eval.tta_while_training=true"])]
     assert fastres("train", tiny, "--out", tmp_path / "b", *asked, "--quiet")[0] == 0
-    assert used == ["mirror"] * 3
+    assert used == ["mirror"] * 4
 
 
 def test_show_lists_its_layers(fastres: Any, tiny: Path) -> None:

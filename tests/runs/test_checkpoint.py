@@ -17,7 +17,7 @@ from torch import nn
 
 from fastres.errors import UserError
 from fastres.runs import checkpoint
-from fastres.runs.schema import NetworkFacts
+from fastres.runs.schema import Calibration, NetworkFacts
 from fastres.training.methods.transfer import read_weights
 from fastres.utils import tensor_files
 from fastres.utils.tensor_files import all_finite
@@ -64,7 +64,16 @@ def test_a_damaged_or_missing_checkpoint(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "gone.pt")
 
 
-FACTS = NetworkFacts(classes=["a", 'crc32": "00000000 é'], image_size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+FACTS = NetworkFacts(
+    classes=["a", 'crc32": "00000000 é'],
+    image_size=8,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    crop="centre",
+    resize="bicubic",
+    batch_size=500,
+    calibration=Calibration(temperature=1.5, images=20),
+)
 
 
 def small_network() -> nn.Module:

@@ -132,9 +132,9 @@ def build_encoded(path: Path, size: int, writer: Writer, *, quiet: bool) -> tupl
 def _lay_out(path: Path, *, quiet: bool) -> Layout:
     with progress(f"listing {path.name}", None, quiet=quiet) as advance:
         names = []
-        for name in _names_in_folder(path) if path.is_dir() else (member.name for member in archives.members(path)):
+        for name in names_in_folder(path) if path.is_dir() else (member.name for member in archives.members(path)):
             advance(1)
-            if name.lower().endswith(_ENDINGS) and not PurePosixPath(name).name.startswith("."):
+            if is_image(name):
                 names.append(name)
     layout = plan(names, str(path))
     if layout.note and not quiet:
@@ -233,7 +233,20 @@ def _plan_labelled(groups: dict[str, dict[str, list[str]]], where: str) -> Layou
     return layout
 
 
-def _names_in_folder(path: Path) -> Iterator[str]:
+def is_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
+    return name.lower().endswith(_ENDINGS) and not PurePosixPath(name).name.startswith(".")
+
+
+def names_in_part(path: Path, part: str) -> list[str]:
+    """Names of the images of a part of the folder or tar at `path`, in the order of its store. Reads names only."""
+    rows = _lay_out(path, quiet=True).rows
+    return [name for _, name in sorted((row, name) for name, (where, row) in rows.items() if where == part)]
+
+
+def names_in_folder(path: Path) -> Iterator[str]:
+    """Paths of all files below `path`, relative to it. Raises UserError where a folder cannot be read."""
+
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
 
@@ -257,6 +270,20 @@ def _files_of_archive(path: Path, layout: Layout) -> Iterator[File]:
         raise UserError(f"{path} changed while it was read: start again")
 
 
+def contents(file: File) -> bytes:
+    """The file's bytes, read from the disk unless it has them. Raises UserError where it cannot be read."""
+    if file.data is not None:
+        return file.data
+    assert isinstance(file.where, Path)
+    return read_regular(file.where, MAX_FILE, "shrink or remove it")
+
+
+def fault(file: File, error: UserError) -> str:
+    """A line for what is wrong with `file`, which names it."""
+    named = isinstance(file.where, Path) and str(file.where) in str(error)
+    return printable(str(error) if named else f"{file.name} {error}")
+
+
 def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: bool) -> None:
     """Threads, not processes: Pillow decodes and resizes outside the GIL, and rows need no copying between them.
 
@@ -268,16 +295,11 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
     def run(batch: list[File]) -> tuple[int, list[str]]:
         faulty = []
         for file in batch:
-            data = file.data
             try:
-                if data is None:
-                    assert isinstance(file.where, Path)
-                    data = read_regular(file.where, MAX_FILE, "shrink or remove it")
+                data = contents(file)
                 pixels = decode(data, size)
             except UserError as error:
-                told, where = str(error), file.where
-                named = isinstance(where, Path) and str(where) in told
-                faulty.append(printable(told if named else f"{file.name} {told}"))
+                faulty.append(fault(file, error))
             else:
                 keep(*layout.rows[file.name], replace(file, data=data), pixels)
         return len(batch), faulty
@@ -297,7 +319,7 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
         ThreadPoolExecutor(workers) as pool,
     ):
         try:
-            for batch in _batches(files):
+            for batch in in_batches(files):
                 pending.append(pool.submit(run, batch))
                 if len(pending) > 2 * workers:
                     collect(pending.popleft())
@@ -311,7 +333,8 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
         raise UserError(f"{path}: {count:,} of {len(layout.rows):,} images cannot be used:\n{listed(faults, count)}")
 
 
-def _batches(files: Iterable[File]) -> Iterator[list[File]]:
+def in_batches(files: Iterable[File]) -> Iterator[list[File]]:
+    """Lists of files that are worth a task of a thread, and not too large for memory."""
     batch: list[File] = []
     weight = 0
     for file in files:

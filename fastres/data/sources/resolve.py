@@ -76,7 +76,7 @@ def resolve(
         identity, name = f"{text} {SETS[text].version}", text
         build = partial(SETS[text].build, base / "downloads")
     else:
-        path = _existing(text)
+        path = existing(text)
         identity, name = _identity(path), path.name
         build = partial(_read if store == "decoded" else _read_encoded, path, size)
     key = hashlib.sha256(json.dumps([FORMAT, identity, size]).encode()).hexdigest()[:12]
@@ -97,7 +97,7 @@ def is_cifar10(source: str) -> bool:
     return kind == cifar.KINDS["cifar10"]
 
 
-def _existing(text: str) -> Path:
+def existing(text: str) -> Path:
     try:
         return as_on_disk(expand_home(text)).resolve(strict=True)
     except (OSError, UserError, RuntimeError, ValueError) as error:

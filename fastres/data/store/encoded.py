@@ -27,6 +27,11 @@ MAX_FILE = 64 << 20  # bytes of one image file
 MAX_PIXELS = 64_000_000  # width times height of one image: 256 MB decoded
 
 
+def is_decodable(start: bytes) -> bool:
+    """Whether a file that begins with these 8 bytes or more is a JPEG or PNG file, damaged or not."""
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))
+
+
 def decode(data: bytes, size: int) -> np.ndarray:
     """Decode a JPEG or PNG file to uint8 [size, size, 3] RGB.
 
@@ -42,7 +47,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"has {image.width}×{image.height} pixels: shrink it to {MAX_PIXELS:,} or fewer")
             image.load()
-            picture = _to_rgb(image)
+            picture = to_rgb(image)
     except UserError:
         raise
     except bombs as error:  # Pillow's own limit, a greater one, is looked at first
@@ -51,6 +56,13 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise UserError("is no JPEG or PNG image: remove or replace it") from error
     except Exception as error:  # a damaged file makes decoders fail in many ways: OSError, SyntaxError, struct.error
         raise UserError(f"is a damaged image ({str(error)[:80] or type(error).__name__}): replace it") from error
+    return square(picture, size)
+
+
+def square(picture: "Image.Image", size: int) -> np.ndarray:
+    """uint8 [size, size, 3] of an RGB picture, cropped and resized as `decode` says."""
+    from PIL import Image
+
     width, height = picture.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -66,7 +78,8 @@ def load_decoders() -> None:
     Image.preinit()
 
 
-def _to_rgb(image: "Image.Image") -> "Image.Image":
+def to_rgb(image: "Image.Image") -> "Image.Image":
+    """The RGB picture of an image of any mode, as `decode` says."""
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:

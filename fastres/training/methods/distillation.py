@@ -64,7 +64,7 @@ class Distillation(Method[DistillConfig]):
         run = self._run or Path(str(self.config.teacher))
         teacher = TrainedModel.load(run, device.type)
         check_fits(str(run), teacher.classes, teacher.image_size, data_module.dataset)
-        self.teacher = teacher.network.to(device).requires_grad_(False)
+        self.teacher = teacher.module.to(device).requires_grad_(False)
         self.graph_key = f"{self.config.temperature} {self.config.weight} {teacher.recipe.model!r}"
         self.fingerprint = hashlib.sha256((run / checkpoint.FINAL).read_bytes()).hexdigest()[:16]
         # The teacher's image is (pixel − mean′)/std′ = scale·(student's image) + shift.

@@ -45,7 +45,8 @@ def fit_classifier(
     )
     rows = torch.from_numpy(data_module.train.subset)
     labels = torch.from_numpy(data_module.train_labels)[rows].to(device)
-    features = evaluator.logits(everything(data_module.train_images, recipe.eval.batch_size, device))[rows].to(device)
+    size = min(recipe.eval.batch_size, len(data_module.train_images))
+    features = evaluator.logits(everything(data_module.train_images, size, device))[rows].to(device)
     tested = evaluator.logits(data_module.test).to(device)
     votes = nearest_neighbours(features, labels, tested, neighbours, len(data_module.dataset.classes))
     weight, bias, decay = linear_probe(

@@ -68,12 +68,12 @@ def test_the_loss_in_fp64_by_its_definition(teacher: Path) -> None:
     torch.manual_seed(0)
     twin.load_state_dict(build(options.model, 10, 32).state_dict())
     kept = TrainedModel.load(teacher, "cpu")
-    pixels = torch.from_numpy(data_module.train_images[:16]).double().permute(0, 3, 1, 2) / 255
+    pixels = torch.tensor(data_module.train_images[:16]).double().permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(each, dtype=torch.float64).view(1, 3, 1, 1)
         for each in (kept.recipe.augment.mean, kept.recipe.augment.std)
     )
-    told = kept.network.double().eval()((pixels - mean) / std)
+    told = kept.module.double().eval()((pixels - mean) / std)
     logits = twin((pixels - data_module.augment.mean.view(1, 3, 1, 1)) / data_module.augment.std.view(1, 3, 1, 1))
 
     def cross_entropy(target: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def test_teachers_that_do_not_fit(teacher: Path, tmp_path: Path) -> None:
         other = tmp_path / f"other-{len(said)}"
         (other / "checkpoints").mkdir(parents=True)
         (other / "recipe.toml").write_bytes((teacher / "recipe.toml").read_bytes())
-        kept = TrainedModel.load(teacher, "cpu").network
+        kept = TrainedModel.load(teacher, "cpu").module
         checkpoint.save_weights(other / checkpoint.FINAL, kept, about.updated(**change))
         with pytest.raises(UserError, match=said):
             train(recipe(method=method(other)), out=tmp_path / "run", device="cpu", quiet=True)
@@ -153,7 +153,7 @@ def test_a_resumed_run_wants_the_same_teacher(teacher: Path, tmp_path: Path, mon
         with pytest.raises(Stopped):
             train(options.model_copy(update={}), out=tmp_path / "run", device="cpu", quiet=True)
     kept = (own / checkpoint.FINAL).read_bytes()
-    network = TrainedModel.load(own, "cpu").network
+    network = TrainedModel.load(own, "cpu").module
     with torch.no_grad():
         network.get_parameter("conv1.weight").add_(1)
     checkpoint.save_weights(own / checkpoint.FINAL, network, checkpoint.load_weights(own / checkpoint.FINAL)[1])
