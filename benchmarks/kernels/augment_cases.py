@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,25 +110,8 @@ def check(case: Case, device: torch.device, count: int = 64) -> dict[str, Any]:
 
 def by_reference(augment: Augment, images: Tensor, rows: Tensor, epoch: int, step: int, *, mixes: bool) -> Tensor:
     """[B, 3, H, W] in the type of `augment`, by the plain reference."""
-    picked, indices = images[rows].cpu().numpy(), rows.cpu()
-    size = (images.shape[1], images.shape[2])
-    drawn = augment.draw(indices, epoch, size)
-    none = np.zeros((*size, 3), dtype=np.float32)
-    scale, offset, cutout = augment.normalization[0], augment.normalization[1], augment.normalization[4]
-    values = np.stack(
-        [
-            reference.normalise(
-                reference.augment_pixels(image, augment.policy, drawn, sample),
-                scale,
-                offset,
-                [(drawn.cutout[:, sample], cutout)],
-                none,
-            )
-            for sample, image in enumerate(picked)
-        ]
-    )
-    mixing = augment.draw_mix(epoch, step, size) if mixes else draws.UNMIXED
-    return torch.from_numpy(reference.mix(values, mixing)).permute(0, 3, 1, 2).to(augment.dtype)
+    mixing = augment.draw_mix(epoch, step, (images.shape[1], images.shape[2])) if mixes else draws.UNMIXED
+    return reference.augment_batch(augment, images, rows, epoch, rows, mixing)
 
 
 def time_case(case: Case, device: torch.device, *, dry: bool = False) -> dict[str, Any]:

@@ -9,12 +9,15 @@ hue, which Pillow keeps in 8 bits. Images are uint8 [H, W, 3], factors and shift
 from itertools import permutations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fastres import recipe
-from fastres.augment.draws import CUTMIX, HUE_BITS, MIXUP, NOISE, UNIT, Draws, Mixing
+from fastres.augment.draws import CUTMIX, HUE_BITS, MIXUP, NOISE, UNIT, UNMIXED, Draws, Mixing
 from fastres.augment.philox import philox_4x32
 from fastres.augment.resample import FRACTION, TAPS, taps
+from fastres.augment.spec import AugmentSpec
 from fastres.augment.tables import normal_table
 
 Image = NDArray[np.uint8]
@@ -201,3 +204,20 @@ def mix(values: Values, mixing: Mixing) -> Values:
         values = values.copy()
         values[:, top:bottom, left:right] = partner[:, top:bottom, left:right]
     return values
+
+
+def augment_batch(
+    augment: AugmentSpec, images: Tensor, indices: Tensor, epoch: int, rows: Tensor, mixing: Mixing = UNMIXED
+) -> Tensor:
+    """`Augment`'s batch, [B, 3, H, W] on the CPU, by the functions above; arguments as there, `mixing` as drawn."""
+    size = (images.shape[1], images.shape[2])
+    drawn = augment.draw(indices.cpu(), epoch, size)
+    values = np.empty((len(rows), *size, 3), dtype=np.float32)
+    for n, image in enumerate(images[rows].cpu().numpy()):
+        boxes = [(drawn.cutout[:, n], augment.normalization[4]), (drawn.erase[:, n], augment.normalization[5])]
+        added = np.zeros((*size, 3), dtype=np.float32)
+        if augment.policy.noise:
+            added = noise(size, augment.noise_scale, augment.seed, epoch, int(indices[n]))
+        pixels = augment_pixels(image, augment.policy, drawn, n)
+        values[n] = normalise(pixels, augment.normalization[0], augment.normalization[1], boxes, added)
+    return torch.from_numpy(mix(values, mixing)).to(augment.dtype).permute(0, 3, 1, 2)

@@ -20,6 +20,7 @@ from fastres.bench.ceilings import cache_bytes, last_level_cache, machine, matri
 from fastres.bench.schema import Machine, MatrixRate, Point, Roofline
 from fastres.bench.step_parts import Part, StepParts
 from fastres.bench.timing import DRY, GPU, STEPS, Call, Effort, Timing, measure, sets_for_cold_cache
+from fastres.bench.training import load_recipe
 from fastres.engine.cpp_compiler import missing_compiler
 from fastres.engine.cuda_graph import side_stream
 from fastres.engine.device import choose_device
@@ -75,27 +76,17 @@ def roofline(
     Raises UserError for what the user can put right; nothing is left behind then.
     """
     where = choose_device(device)
-    recipe = _load(path, settings)
-    with whole_folder(out, "roofline") as folder:
-        measured = measure_step(recipe, where, scale or scale_for(where))
-        facts = measured.updated(recipe="the defaults" if path is None else path.name, set=[*settings])
-        roofline_page.write(folder, facts)
-    return Results(folder, facts)
-
-
-def _load(path: Path | None, settings: Sequence[str]) -> Recipe:
-    if path is None:
-        if settings:
-            raise UserError("--set changes a recipe: give a RECIPE, or leave --set out")
-        return Recipe()
-    recipe = Recipe.load(path, [*settings])
-    recipe.check_single()
+    recipe = load_recipe(path, settings)
     if recipe.method.adds_to_steps:
         raise UserError(
             f"{path}: a step with {recipe.method.setting} has parts that nobody counts: "
             "give a recipe that learns from labels alone"
         )
-    return recipe
+    with whole_folder(out, "roofline") as folder:
+        measured = measure_step(recipe, where, scale or scale_for(where))
+        facts = measured.updated(recipe="the defaults" if path is None else path.name, set=[*settings])
+        roofline_page.write(folder, facts)
+    return Results(folder, facts)
 
 
 def measure_step(recipe: Recipe, device: torch.device, scale: Scale) -> Roofline:

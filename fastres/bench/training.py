@@ -1,6 +1,7 @@
 """The training loop of fastres, driven by a measurement: the steps of `fastres train`, without its records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,12 +9,24 @@ import torch
 from torch import Tensor
 
 from fastres.data.loaders import ResidentLoader
+from fastres.errors import UserError
 from fastres.recipe import Recipe
 from fastres.training import session
 from fastres.training.data import SAMPLED, augment_of
 from fastres.training.epoch import Launch, Runner
 from fastres.training.metrics import EpochMetrics, StallMeter
 from fastres.training.step import Step
+
+
+def load_recipe(path: Path | None, settings: Sequence[str]) -> Recipe:
+    """The recipe at `path` with settings such as `train.epochs=3`, or `Recipe()`. Raises UserError for a sweep too."""
+    if path is None:
+        if settings:
+            raise UserError("--set changes a recipe: give a RECIPE, or leave --set out")
+        return Recipe()
+    recipe = Recipe.load(path, [*settings])
+    recipe.check_single()
+    return recipe
 
 
 class Ours:

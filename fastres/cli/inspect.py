@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
-from fastres.cli.options import Json, Overrides, RecipeFile, Root
+from fastres.cli.options import Device, Json, Overrides, RecipeFile, Root
 from fastres.cli.printing import print_json
+from fastres.errors import UserError
+from fastres.utils.format import plural
+from fastres.utils.terminal import printable
 
 
 def show(
@@ -78,8 +81,25 @@ def show(
         print(Table(["point", *keys.values()], cells).for_terminal())
 
 
-def doctor(root: Root = None, as_json: Json = False) -> None:
+def doctor(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE", help="TOML recipe, for --numerics.", show_default="the defaults: a ResNet-18"),
+    ] = None,
+    numerics: Annotated[
+        bool, typer.Option("--numerics", help="Compare what this machine computes of a recipe with fp64, and stop.")
+    ] = False,
+    set_: Overrides = [],  # noqa: B006 - typer copies it
+    device: Device = "auto",
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
     """Say what this machine has and what is missing, with the line that installs it."""
+    if numerics:
+        _numerics(recipe, set_, device, as_json)
+        return
+    if recipe is not None or set_:
+        raise UserError("a recipe is for its numerics: add --numerics")
     from fastres.cli import doctor as examination
 
     facts = examination.examine(root)
@@ -87,3 +107,27 @@ def doctor(root: Root = None, as_json: Json = False) -> None:
         print_json(facts.to_json())
         return
     examination.render(facts)
+
+
+def _numerics(recipe: Path | None, settings: list[str], device: str, as_json: bool) -> None:
+    """Exit code 1 where something is wrong."""
+    from fastres.bench import numerics
+    from fastres.bench.training import load_recipe
+    from fastres.engine.device import choose_device
+    from fastres.report.document import Table
+
+    found = numerics.numerics(load_recipe(recipe, settings), choose_device(device))
+    if as_json:
+        print_json({**found.to_json(), "sound": found.sound})
+    else:
+        print(Table(numerics.HEADER, numerics.lines(found)).for_terminal())
+        print(f"\n{found.precision} on {found.device}, batches of {found.batch}, torch {found.torch}")
+        for reason in found.left_out:
+            print(printable(f"not compared: {reason}"))
+        wrong = sum(not finding.sound for finding in found.findings)
+        if wrong:
+            print(
+                f"{plural(wrong, 'line is', 'lines are')} beyond rounding: a run on this machine trains something else"
+            )
+    if not found.sound:
+        raise typer.Exit(1)

@@ -205,10 +205,10 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         mixed = () if partners is None or weight is None else (partners, weight)
         compiled = self.loss_and_correct
-        by_it = functools.partial(self._backward, functools.partial(compiled, variant=variant.frozen))
+        by_it = functools.partial(self.backward, functools.partial(compiled, variant=variant.frozen))
         captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
         if self._unchecked and compiled.active and not captured:
-            eager = functools.partial(self._backward, self._loss_and_correct)
+            eager = functools.partial(self.backward, self._loss_and_correct)
             loss, correct = first_step(self.network, compiled, by_it, eager, images, labels, *mixed)
             self._unchecked = False
         else:
@@ -227,7 +227,7 @@ class Step:
             self.ema.update(self.network, averaging_weights[0])
         return loss.detach(), correct
 
-    def _backward(self, function: Callable[..., tuple[Tensor, Tensor]], *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, function: Callable[..., tuple[Tensor, Tensor]], *batch: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and correct predictions by `function`; the loss's gradients then lie in the network, scaled."""
         loss, correct = function(*batch)
         self.scaler.scale(loss).backward()

@@ -6,9 +6,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastres import recipe
-from fastres.augment import Augment
-from fastres.augment import reference as plain
-from fastres.augment.draws import UNMIXED, Mixing
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 
@@ -96,20 +93,3 @@ def noise_images(size: tuple[int, int], count: int = 6) -> Tensor:
     images[3, ..., :2] = 0, 255
     images[4] = np.linspace(0, 255, size[1], dtype=np.uint8)[:, None]
     return torch.from_numpy(images)
-
-
-def by_reference(
-    augment: Augment, images: Tensor, indices: Tensor, epoch: int, rows: Tensor, mixing: Mixing = UNMIXED
-) -> Tensor:
-    """What `Augment` should give, from reference.py."""
-    size = (images.shape[1], images.shape[2])
-    drawn = augment.draw(indices, epoch, size)
-    values = np.empty((len(rows), *size, 3), dtype=np.float32)
-    for n in range(len(rows)):
-        pixels = plain.augment_pixels(images[rows[n]].numpy(), augment.policy, drawn, n)
-        boxes = [(drawn.cutout[:, n], augment.normalization[4]), (drawn.erase[:, n], augment.normalization[5])]
-        noise = np.zeros((*size, 3), dtype=np.float32)
-        if augment.policy.noise:
-            noise = plain.noise(size, augment.noise_scale, augment.seed, epoch, int(indices[n]))
-        values[n] = plain.normalise(pixels, augment.normalization[0], augment.normalization[1], boxes, noise)
-    return torch.from_numpy(plain.mix(values, mixing)).to(augment.dtype).permute(0, 3, 1, 2)

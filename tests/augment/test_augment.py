@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policies import EVERYTHING, MEAN, REPORT, SEEDS, SIZES, STD, by_reference, noise_images, policies
+from policies import EVERYTHING, MEAN, REPORT, SEEDS, SIZES, STD, noise_images, policies
 
 from fastres import recipe
 from fastres.augment import Augment, AugmentModule, mix_batch, reference
@@ -59,12 +59,13 @@ def test_numba_has_the_references_bits(
     mixing = augment.draw_mix(epoch, 5, size)
     assert batch.shape == (len(rows), 3, *size) and batch.dtype == dtype
     assert batch.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    assert torch.equal(batch, by_reference(augment, images, indices, epoch, chosen, mixing))
+    assert torch.equal(batch, reference.augment_batch(augment, images, indices, epoch, chosen, mixing))
     assert weight.tolist() == [float(mixing.weight)]
     if mixing.kind != NO_MIX:
         assert partners.tolist() == [(row - 1) % len(rows) for row in range(len(rows))]
     assert torch.equal(
-        augment.augment(images, indices, epoch, chosen), by_reference(augment, images, indices, epoch, chosen)
+        augment.augment(images, indices, epoch, chosen),
+        reference.augment_batch(augment, images, indices, epoch, chosen),
     )
 
 
@@ -81,7 +82,7 @@ def test_many_threads_have_the_references_bits(dtype: torch.dtype, mix: recipe.M
     finally:
         torch.set_num_threads(before)
     assert torch.equal(
-        batch, by_reference(augment, images, torch.arange(151), 2, rows, augment.draw_mix(2, 0, (32, 32)))
+        batch, reference.augment_batch(augment, images, torch.arange(151), 2, rows, augment.draw_mix(2, 0, (32, 32)))
     )
 
 

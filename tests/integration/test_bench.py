@@ -143,3 +143,21 @@ def test_a_step_is_put_on_the_roofline(
     code, printed, err = fastres("bench", "roofline", tiny, "--set", "train.batch_size=8", "--json", "--device", "cpu")
     assert code == 0, err
     assert json.loads(printed)["batch_size"] == 8 and json.loads(printed)["set"] == ["train.batch_size=8"]
+
+
+def test_doctor_compares_with_fp64(fastres: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        "model = { blocks = [1], channels = [16], strides = [2] }\n"
+        "train = { precision = 'fp32', compile = false, batch_size = 4 }\n"
+        "method = { name = 'dino' }\n"
+    )
+    code, out, err = fastres("doctor", path, "--numerics", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "fp32 on cpu, batches of 4, torch " in out
+    assert "not compared: the step: method.name = 'dino' adds to it what layers do not show" in out
+    monkeypatch.setattr("fastres.bench.numerics._limit", lambda *_: 0.0)
+    code, out, err = fastres("doctor", path, "--numerics", "--device", "cpu", "--json")
+    assert code == 1 and json.loads(out)["sound"] is False
+    code, out, err = fastres("doctor", path)
+    assert (code, out) == (2, "") and "add --numerics" in err
