@@ -86,7 +86,7 @@ class Layer:
     """Of the output."""
     forward: Callable[..., Tensor]
     exact: Callable[..., Tensor]
-    """The same in plain PyTorch, of fp64 inputs."""
+    """The same in by_torch PyTorch, of fp64 inputs."""
 
     def errors(self, y: Tensor, gradients: Sequence[Tensor]) -> list[float | None]:
         """Of output, input's gradient and the weight's."""
@@ -94,14 +94,14 @@ class Layer:
         exact = self.exact(*inputs)
         wanted = torch.autograd.grad(exact, inputs, self.gradient.double())
         pairs = zip((y, *gradients[:2]), (exact, *wanted[:2]), strict=True)
-        return [_finite(distance(found, right)) for found, right in pairs]
+        return [_finite(distance(computed, right)) for computed, right in pairs]
 
 
-def distance(found: Tensor, exact: Tensor) -> float:
-    """‖found − exact‖ / ‖exact‖ in fp64."""
-    found, exact = found.detach().double(), exact.detach().double()
+def distance(computed: Tensor, exact: Tensor) -> float:
+    """‖computed − exact‖ / ‖exact‖ in fp64."""
+    computed, exact = computed.detach().double(), exact.detach().double()
     size = exact.norm()
-    return float((found - exact).norm() / (size if size > 0 else 1))
+    return float((computed - exact).norm() / (size if size > 0 else 1))
 
 
 def _finite(error: float) -> float | None:
@@ -112,7 +112,11 @@ def numerics(recipe: Recipe, device: torch.device) -> Numerics:
     """Compare all that `recipe` computes on `device`. Raises UserError where its network cannot be built."""
     classes, side, _ = shape_of(recipe.data)
     batch = min(BATCH, recipe.train.batch_size)
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch})})
+    changes = {
+        "train": recipe.train.model_copy(update={"batch_size": batch}),
+        "model": recipe.model.model_copy(update={"dropout": 0.0}),  # types draw different masks
+    }
+    recipe = recipe.model_copy(update=changes)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(device_type="cuda"):
         layers = _layers(recipe, classes, side, device, generator)
@@ -159,15 +163,15 @@ def _limit(recipe: Recipe, device: torch.device) -> float:
 
 def _layers(recipe: Recipe, classes: int, side: int, device: torch.device, generator: torch.Generator) -> list[Layer]:
     """Of each shape and form one."""
-    found = layers_of(build(recipe.model, classes, side), side)
+    layers = layers_of(build(recipe.model, classes, side), side)
     dtype, batch = DTYPES[recipe.train.precision], recipe.train.batch_size
     layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
 
     def like(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype).contiguous(memory_format=layout)
 
-    convolutions = {replace(one, first=False, trains=True): None for one in found.convolutions}
-    cases = dict.fromkeys(replace(case, batch=batch, dtype=dtype) for case in found.norms)
+    convolutions = {replace(one, first=False, trains=True): None for one in layers.convolutions}
+    cases = dict.fromkeys(replace(case, batch=batch, dtype=dtype) for case in layers.norms)
     return [
         *(_convolution(one, batch, like) for one in convolutions),
         *(_norm(norms.problem(case, device), case) for case in cases),
@@ -177,8 +181,8 @@ def _layers(recipe: Recipe, classes: int, side: int, device: torch.device, gener
 def _convolution(one: Convolution, batch: int, like: Callable[..., Tensor]) -> Layer:
     outputs, channels, kernel, _ = one.weight
     (stride, *_), padding, dilation = one.geometry
-    plain = functools.partial(F.conv2d, bias=None, stride=stride, padding=padding, dilation=dilation)
-    forward: Callable[..., Tensor] = plain
+    by_torch = functools.partial(F.conv2d, bias=None, stride=stride, padding=padding, dilation=dilation)
+    forward: Callable[..., Tensor] = by_torch
     if padding == (kernel // 2, kernel // 2) and dilation == (1, 1):
         module = Conv2d(channels, outputs, kernel, stride)
 
@@ -193,7 +197,7 @@ def _convolution(one: Convolution, batch: int, like: Callable[..., Tensor]) -> L
         [like(batch, *one.x).requires_grad_(), like(*one.weight).requires_grad_()],
         like(batch, *one.y),
         forward,
-        plain,
+        by_torch,
     )
 
 
@@ -273,10 +277,10 @@ def _step(recipe: Recipe, classes: int, side: int, device: torch.device) -> tupl
     def gradients(step: Step, images: Tensor) -> dict[str, Tensor]:
         function = functools.partial(step.loss_and_correct, variant=step.prepare(0).frozen)
         step.backward(function, images, labels)
-        scale, trained = step.scaler.get_scale(), step.network.named_parameters()
-        found = {name: parameter for name, parameter in trained if parameter.requires_grad}
+        scale, parameters = step.scaler.get_scale(), step.network.named_parameters()
+        trained = {name: parameter for name, parameter in parameters if parameter.requires_grad}
         # None is a gradient of zero.
-        return {name: (0 * one if one.grad is None else one.grad).double() / scale for name, one in found.items()}
+        return {name: (0 * one if one.grad is None else one.grad).double() / scale for name, one in trained.items()}
 
     def step_of(**changes: Any) -> Step:
         changed = recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
@@ -286,10 +290,10 @@ def _step(recipe: Recipe, classes: int, side: int, device: torch.device) -> tupl
     exact = gradients(step_of(compile=False, precision="fp32"), images.double())
     least = 1e-6 * max((float(gradient.norm()) for gradient in exact.values()), default=0.0)
 
-    def worst(found: dict[str, Tensor]) -> tuple[float, str]:
+    def worst(computed: dict[str, Tensor]) -> tuple[float, str]:
         """Zero is what a branch's weights get that starts at zero: any rounding would be all of it."""
         compared = [name for name, gradient in exact.items() if gradient.norm() > least]
-        errors = ((distance(found[name], exact[name]), name) for name in compared)
+        errors = ((distance(computed[name], exact[name]), name) for name in compared)
         return max(
             ((error if math.isfinite(error) else math.inf, name) for error, name in errors), default=(0.0, "none")
         )
@@ -299,10 +303,10 @@ def _step(recipe: Recipe, classes: int, side: int, device: torch.device) -> tupl
     if not recipe.train.compile:
         return finding.updated(note=f"most: {name}"), "train.compile is false"
     compiled = step_of(compile=True)
-    found = gradients(compiled, images)
+    computed = gradients(compiled, images)
     if not compiled.loss_and_correct.active:
         return finding.updated(note=f"most: {name}"), compiled.loss_and_correct.fallback_reason
-    compiled_error, compiled_name = worst(found)
+    compiled_error, compiled_name = worst(computed)
     most = compiled_name if compiled_error > error else name
     return finding.updated(compiled=[_finite(compiled_error)], note=f"most: {most}"), None
 
@@ -312,10 +316,10 @@ def _augmentation(recipe: Recipe, side: int, device: torch.device) -> Finding:
     count = recipe.train.batch_size
     data = random_data_module(recipe, count, device, side)
     rows = torch.arange(count, device=device)
-    found = data.augment(data.train.source, data.train.labels[rows], rows, 0, 0, rows).images
+    computed = data.augment(data.train.source, data.train.labels[rows], rows, 0, 0, rows).images
     mixing = data.augment.draw_mix(0, 0, (side, side))
     wanted = reference.augment_batch(data.augment, data.train.source, rows, 0, rows, mixing)
-    differing = float((found.cpu() != wanted).double().mean())
+    differing = float((computed.cpu() != wanted).double().mean())
     return Finding(name="augmentation, values that differ", eager=[differing], compiled=None, limit=0.0)
 
 
@@ -323,7 +327,7 @@ ERRORS = ("output", "input", "weight")
 HEADER = ["distance to fp64", *(f"{kind} {name}" for kind in ("eager", "compiled") for name in ERRORS), "limit", ""]
 
 
-def lines(found: Numerics) -> list[list[str]]:
+def lines(numerics: Numerics) -> list[list[str]]:
     """The cells below HEADER."""
 
     def cells(errors: list[float | None] | None) -> list[str]:
@@ -338,5 +342,5 @@ def lines(found: Numerics) -> list[list[str]]:
             f"{finding.limit:.1e}",
             ("" if finding.sound else "WRONG ") + finding.note,
         ]
-        for finding in found.findings
+        for finding in numerics.findings
     ]

@@ -116,18 +116,18 @@ def _numerics(recipe: Path | None, settings: list[str], device: str, as_json: bo
     from fastres.engine.device import choose_device
     from fastres.report.document import Table
 
-    found = numerics.numerics(load_recipe(recipe, settings), choose_device(device))
+    result = numerics.numerics(load_recipe(recipe, settings), choose_device(device))
     if as_json:
-        print_json({**found.to_json(), "sound": found.sound})
+        print_json({**result.to_json(), "sound": result.sound})
     else:
-        print(Table(numerics.HEADER, numerics.lines(found)).for_terminal())
-        print(f"\n{found.precision} on {found.device}, batches of {found.batch}, torch {found.torch}")
-        for reason in found.left_out:
+        print(Table(numerics.HEADER, numerics.lines(result)).for_terminal())
+        print(f"\n{result.precision} on {result.device}, batches of {result.batch}, torch {result.torch}")
+        for reason in result.left_out:
             print(printable(f"not compared: {reason}"))
-        wrong = sum(not finding.sound for finding in found.findings)
+        wrong = sum(not finding.sound for finding in result.findings)
         if wrong:
             print(
                 f"{plural(wrong, 'line is', 'lines are')} beyond rounding: a run on this machine trains something else"
             )
-    if not found.sound:
+    if not result.sound:
         raise typer.Exit(1)

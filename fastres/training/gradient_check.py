@@ -20,9 +20,9 @@ def first_step(
     where the compiled code loses a gradient, and `compiled` has then given up.
 
     Compiled by torch 2.11, a network trained its last layer alone: the gradients of all others were zero everywhere,
-    and nothing said so. Zero can be right, below a residual branch whose last weight starts at zero: only where there
-    is such a gradient, or none, the eager step is taken too. One of the two counts, and statistics and random numbers
-    are as if the other had never been.
+    and nothing reported it. Zero can be right, below a residual branch whose last weight starts at zero: only where
+    there is such a gradient, or none, the eager step is taken too. One of the two counts, and statistics and random
+    numbers are as if the other had never been.
     """
     before = [buffer.clone() for buffer in network.buffers()]
     outcome = by_it(*batch)
@@ -52,10 +52,10 @@ def first_step(
 
 def _sizes(network: nn.Module) -> dict[str, float]:
     """The largest magnitude in each gradient, NaN where one is, and 0 where there is none."""
-    found = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.requires_grad}
-    given = [gradient for gradient in found.values() if gradient is not None]
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters() if parameter.requires_grad}
+    given = [gradient for gradient in gradients.values() if gradient is not None]
     sizes = iter(torch.stack(torch._foreach_norm(given, float("inf"))).tolist() if given else ())
-    return {name: 0.0 if gradient is None else next(sizes) for name, gradient in found.items()}
+    return {name: 0.0 if gradient is None else next(sizes) for name, gradient in gradients.items()}
 
 
 def _set_buffers(network: nn.Module, values: list[Tensor]) -> None:
