@@ -22,13 +22,7 @@ class Ours:
     place of a drawn one."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        data_module: Any,
-        classes: int,
-        image_size: int,
-        device: torch.device,
-        network: Any = None,
+        self, recipe: Recipe, data_module: Any, classes: int, image_size: int, device: torch.device, network: Any = None
     ) -> None:
         self.recipe, self.data_module, self.device = recipe, data_module, device
         if network is None:

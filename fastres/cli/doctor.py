@@ -309,10 +309,7 @@ def render(facts: Examination, console: Console | None = None) -> None:
     commit = f", commit {machine.commit[:12]}{' with changes' if machine.dirty else ''}" if machine.commit else ""
     cores = f"{machine.usable_cores} of {machine.cores} cores, {machine.threads} threads"
     gpus = [
-        (
-            name.split()[0],
-            f"{gpu.name}, {_size(gpu.memory_bytes)}, capability {gpu.capability}, driver {gpu.driver}",
-        )
+        (name.split()[0], f"{gpu.name}, {_size(gpu.memory_bytes)}, capability {gpu.capability}, driver {gpu.driver}")
         for name, gpu in zip(facts.devices, machine.gpus, strict=False)
     ]
     _section(

@@ -36,8 +36,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                Conv2d(in_channels, channels, skip_kernel, stride),
-                nn.BatchNorm2d(channels),
+                Conv2d(in_channels, channels, skip_kernel, stride), nn.BatchNorm2d(channels)
             )
 
     def forward(self, x: Tensor, skip: Tensor | None = None, fork: bool = False) -> Any:

@@ -130,11 +130,7 @@ def _losses(curves: list[_Curve], best: Best | None) -> Figure:
 
 @style.own_settings()
 def accuracy(
-    rows: list[Epoch],
-    *,
-    best: Best | None = None,
-    leak: bool = False,
-    test_accuracy: float | None = None,
+    rows: list[Epoch], *, best: Best | None = None, leak: bool = False, test_accuracy: float | None = None
 ) -> Figure:
     """Accuracy in percent by epoch; `test_accuracy` (0 to 1) of the final weights is a level line."""
     figure, axes = style.single(3.9)

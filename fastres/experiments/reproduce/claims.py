@@ -184,10 +184,7 @@ CLAIMS: tuple[Claim, ...] = (
         figure="−43.6 points",
         needs=(_epochs(100), _epochs(200)),
         quantity="accuracy lost from 100 to 200 epochs, on clean or on shifted test images, whichever lose more",
-        measure=q.larger(
-            q.difference(q.accuracy(0), q.accuracy(1)),
-            q.difference(q.corrupted(0), q.corrupted(1)),
-        ),
+        measure=q.larger(q.difference(q.accuracy(0), q.accuracy(1)), q.difference(q.corrupted(0), q.corrupted(1))),
         form="points",
         low=0.218,
         limits="half of the 43.6 points that are to be explained",
