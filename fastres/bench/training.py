@@ -18,8 +18,7 @@ from fastres.training.step import Step
 
 class Ours:
     """`recipe` made ready to train on `data_module`, of which `train` and `augment` are used (and `sample`, by networks
-    that look at images before their first step). A `network` (an nn.Module) that is given takes the
-    place of a drawn one."""
+    that look at images before their first step). A `network` (an nn.Module) may take the place of a drawn one."""
 
     def __init__(
         self, recipe: Recipe, data_module: Any, classes: int, image_size: int, device: torch.device, network: Any = None

@@ -136,10 +136,8 @@ def examine(root: str | Path | None = None) -> Examination:
         devices=[*(f"cuda:{index} {gpu.name}" for index, gpu in enumerate(facts.gpus)), f"cpu {facts.cpu_model}"],
         compilers=compilers,
         extras=[
-            Extra(
-                name=name, what=what, version=next(filter(None, map(installed_version, names)), None), install=install
-            )
-            for name, names, what, install in EXTRAS
+            Extra(name=name, what=what, version=next(filter(None, map(installed_version, names)), None), install=fix)
+            for name, names, what, fix in EXTRAS
         ],
         data=data,
         caches=_caches(),
@@ -286,11 +284,8 @@ def _caches() -> list[Cache]:
         places.append(("Triton", Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache"), "*"))
     numba = os.environ.get("NUMBA_CACHE_DIR")
     places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parents[1], "*.nb[ci]"))
-    caches = []
-    for name, path, pattern in places:
-        size, complete = _bytes(path, pattern)
-        caches.append(Cache(name=name, path=str(path), bytes=size, complete=complete))
-    return caches
+    counted = [(name, path, _bytes(path, pattern)) for name, path, pattern in places]
+    return [Cache(name=name, path=str(path), bytes=size, complete=all_) for name, path, (size, all_) in counted]
 
 
 def _size(count: int | None) -> str:

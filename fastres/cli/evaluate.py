@@ -33,11 +33,9 @@ def evaluate(
     if shift or shift_kinds is not None or shift_severities is not None:
         from fastres.evaluation import corrupted
 
-        kinds = corrupted.choose_kinds(shift_kinds)
-        severities = corrupted.choose_severities(shift_severities)
-        classes, measured, corruptions = corrupted.evaluate_corrupted(
-            run, kinds=kinds, severities=severities, device=device
-        )
+        kinds, severities = corrupted.choose_kinds(shift_kinds), corrupted.choose_severities(shift_severities)
+        found = corrupted.evaluate_corrupted(run, kinds=kinds, severities=severities, device=device)
+        classes, measured, corruptions = found
     else:
         from fastres.evaluation.predict import evaluate as measure_run
 

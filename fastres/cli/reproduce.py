@@ -8,6 +8,8 @@ import typer
 from fastres.cli.options import Device, Json, Overrides
 from fastres.cli.printing import print_json
 
+OUT = Path("runs/reproduce")
+
 
 def reproduce(
     claims: Annotated[
@@ -15,9 +17,7 @@ def reproduce(
         typer.Argument(metavar="CLAIM", help="Claims, or subjects of several; by default all.", show_default=False),
     ] = None,
     recipes: Annotated[Path, typer.Option(help="Folder of the report's recipes.")] = Path("recipes"),
-    out: Annotated[Path, typer.Option(help="Folder to write; what is there already is picked up.")] = Path(
-        "runs/reproduce"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder to write; what is there already is picked up.")] = OUT,
     source: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Images.", show_default="that of the recipes, cifar10")
     ] = None,

@@ -70,8 +70,7 @@ class Compiled:
             self._first.remember(cold_seconds)
 
     def __call__(self, *arguments: torch.Tensor, variant: Hashable = None) -> Any:
-        """The function's value. `variant` stands for what else, besides the arguments' shapes, makes another graph of
-        it."""
+        """The function's value. `variant` stands for what else, besides the arguments' shapes, makes another graph."""
         if not self.active:
             return self._eager(*arguments)
         training = self._network is not None and self._network.training

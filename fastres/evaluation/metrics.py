@@ -39,16 +39,14 @@ def measure(logits: Tensor, labels: Tensor) -> Measures:
     confidence, predicted = logits.softmax(1).max(1)
     correct = (predicted == labels).double()
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-    counts = confusion.sum(1).tolist()
+    counts, right = confusion.sum(1).tolist(), confusion.diag().tolist()
     # Bins are (i/15, (i+1)/15]; a confidence is never 0.
     bins = (confidence * 15).ceil().long().clamp(1, 15) - 1
     gaps = torch.zeros(15, dtype=torch.float64).index_add_(0, bins, confidence - correct)
     return Measures(
         loss=F.cross_entropy(logits, labels).item(),
         accuracy=correct.mean().item(),
-        class_accuracy=[
-            hits / count if count else None for hits, count in zip(confusion.diag().tolist(), counts, strict=True)
-        ],
+        class_accuracy=[hits / count if count else None for hits, count in zip(right, counts, strict=True)],
         confusion=confusion.tolist(),
         expected_calibration_error=(gaps.abs().sum() / len(labels)).item(),
         images=len(labels),

@@ -48,13 +48,8 @@ class TrainedModel:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        augment = Augment(
-            recipe.augment,
-            about.mean,
-            about.std,
-            dtype=DTYPES[recipe.train.precision],
-            channels_last=recipe.train.channels_last,
-        )
+        dtype, channels_last = DTYPES[recipe.train.precision], recipe.train.channels_last
+        augment = Augment(recipe.augment, about.mean, about.std, dtype=dtype, channels_last=channels_last)
         return cls(recipe, network.to(where).eval(), tuple(about.classes), about.image_size, augment, where)
 
     def logits(self, images: Any) -> Tensor:
@@ -67,6 +62,4 @@ class TrainedModel:
     @cached_property
     def _evaluator(self) -> Evaluator:
         """One for all calls: it compiles the network once."""
-        return Evaluator(
-            self.network, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
-        )
+        return Evaluator(self.network, self.augment, self.recipe.train, self.device)

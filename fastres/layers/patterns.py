@@ -142,8 +142,7 @@ def _activation(node: fx.Node, called: nn.Module | None) -> str | None:
 
 
 def _is_changed(memory: Memory, match: _Match) -> bool:
-    """Whether an operand may have changed by the time when the one call reads it, or should itself have changed by an
-    addition in place."""
+    """Whether an operand may have changed when the one call reads it, or should have by an addition in place."""
     add, residual = match.add, match.residual
     reads = [(norm.args[0], norm) for norm in match.norms]
     if residual is not None and add is not None:

@@ -56,13 +56,9 @@ def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()
         wide, high = extent.width, extent.height
 
         def beside(distance: int, x: float = x, y: float = y, wide: float = wide, high: float = high) -> list[Bbox]:
-            away = distance * reach
-            return [
-                Bbox.from_bounds(
-                    x + across * (away + wide / 2) - wide / 2, y + up * (away + high / 2) - high / 2, wide, high
-                )
-                for across, up in _SIDES
-            ]
+            right, above = distance * reach + wide / 2, distance * reach + high / 2
+            corners = [(x + across * right - wide / 2, y + up * above - high / 2) for across, up in _SIDES]
+            return [Bbox.from_bounds(*corner, wide, high) for corner in corners]
 
         def covered(box: Bbox, area: float = wide * high) -> int:
             # What would lie outside of the panel is covered too. Whole pixels: roundings shall not decide.

@@ -178,7 +178,6 @@ class Sampled(Protocol):
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds; None where no run has it."""
-        ...
 
 
 AnySampled = TypeVar("AnySampled", bound=Sampled)

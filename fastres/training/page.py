@@ -133,10 +133,8 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
         fraction = float(mixed.weight)
         before.append(batch.source[batch.rows[:EACH_STEP]])
         after.append(data_module.augment.restore(mixed.images[:EACH_STEP]))
-        labels, partners = (
-            data_module.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners)
-        )
-        for label, partner in zip(labels, partners, strict=True):
+        both = (data_module.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners))
+        for label, partner in zip(*both, strict=True):
             own, other = short(names[label], 10), short(names[partner], 10)
             captions.append(f"{own}\n" if fraction == 1 else f"{own} {fraction:.0%}\n{other} {1 - fraction:.0%}")
     data_module.close()

@@ -12,6 +12,7 @@ in its only thread and touches none of them.
 
 import atexit
 import gc
+import math
 import mmap
 import multiprocessing
 import os
@@ -100,9 +101,7 @@ def _loader(dataset: Dataset[Any], steps: int, **options: Any) -> DataLoader[Any
 
 def _shared(shape: tuple[int, ...]) -> Tensor:
     """uint8 zeros that this process shares with those that it forks from now on; freed with the last reference."""
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     try:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(shape)
     except OSError as error:

@@ -59,8 +59,7 @@ def speedrun(
     above `target`, a share; everything goes into the folder `out` (by default runs/<name>-speedrun-<time>).
 
     Where `out` holds an interrupted speedrun of the same recipe, `count` and `target`, the missing runs are added.
-    Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when the finished runs are
-    kept.
+    Raises UserError for what the user can put right; after Ctrl-C or SIGTERM Interrupted, and finished runs are kept.
     """
     recipe.check_single()
     _check(recipe, count, target)
@@ -74,13 +73,8 @@ def speedrun(
     session = _Series(recipe, where, quiet)
     try:
         machine = environment(str(where))
-        plan = SpeedrunPlan(
-            recipe_hash=recipe.hash(),
-            runs=count,
-            target=target,
-            device=machine.device_name,
-            data=session.data_module.fingerprint,
-        )
+        key, device_name, data = recipe.hash(), machine.device_name, session.data_module.fingerprint
+        plan = SpeedrunPlan(recipe_hash=key, runs=count, target=target, device=device_name, data=data)
         with continued_folder(out, f"{name}-speedrun", PLAN) as folder, cuda_graph.side_stream(where):
             check_plan(folder, plan)
             write_text(folder / "resolved.toml", recipe.to_toml())
@@ -215,14 +209,9 @@ class _Series(Session):
         self._train(0, self.step.steps, stepped)
         measured = measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
-        return SpeedrunRow(
-            run=run,
-            seed=seed,
-            test_accuracy=measured.accuracy,
-            test_loss=measured.loss,
-            seconds=seconds,
-            compiled=self.step.loss_and_correct.active,
-        )
+        accuracy, loss, compiled = measured.accuracy, measured.loss, self.step.loss_and_correct.active
+        about = {"run": run, "seed": seed}
+        return SpeedrunRow(**about, test_accuracy=accuracy, test_loss=loss, seconds=seconds, compiled=compiled)
 
     def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:
         """Steps `first` to before `end` of a run; nothing here waits for a GPU. `stepped` hears how many are done."""

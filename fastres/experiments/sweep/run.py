@@ -99,8 +99,7 @@ def complete(folder: Path, points: list[SweepPoint], work: list[float], device: 
 
 
 def _left(rows: list[Point], work: list[float]) -> float | None:
-    """Seconds that the points without a row take, in proportion to their work; None before there is anything to
-    measure."""
+    """Seconds that the points without a row take, in proportion to their work; None before anything is measured."""
     measured = [(row.seconds, done) for row, done in zip(rows, work, strict=False) if row.seconds is not None]
     done = sum(amount for _, amount in measured)
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None
