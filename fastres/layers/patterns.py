@@ -99,7 +99,6 @@ def _one_input(node: fx.Node) -> bool:
 
 
 def _match(norm: fx.Node, norms: set[fx.Node], calls: dict[fx.Node, nn.Module]) -> _Match | None:
-    """The match that begins at `norm`; None if there is none."""
     reader = _only_reader(norm)
     if reader is None:
         return None

@@ -123,7 +123,6 @@ def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData | None, *, 
 
 
 def _of_images(shown: ReportData, *, leak: bool) -> dict[str, tuple[Figure, str]]:
-    """The figures of the images, with their captions."""
     counted = "." if shown.val_labels is None else f", {len(shown.val_labels):,} for validation (red, hatched)."
     if leak:
         counted += " Most of the latter are among the former."
@@ -146,7 +145,6 @@ def _of_images(shown: ReportData, *, leak: bool) -> dict[str, tuple[Figure, str]
 
 
 def _of_tests(shown: ReportData) -> dict[str, tuple[Figure, str]]:
-    """The figures of what the network makes of the test images, with their captions."""
     if shown.test_probabilities is None:
         return {}
     labels, predicted, classes = shown.test_labels, _predicted(shown), shown.classes

@@ -179,7 +179,6 @@ class Run(Session):
         self.progress.step(step, images, *(self._read_tally() if self.device.type == "cpu" else ()))
 
     def _started(self) -> None:
-        """This process has done its first step."""
         compiled = self.step.loss_and_correct
         self.at.started(time.perf_counter() - self.began, compiled)
         self.startup_timer.done()
@@ -208,7 +207,6 @@ class Run(Session):
         )
 
     def _row(self) -> Epoch:
-        """The finished epoch's line of metrics.jsonl."""
         at, step = self.at, self._steps_done()
         waited = time.perf_counter()
         loss, accuracy = self._read_tally()

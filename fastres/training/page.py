@@ -47,7 +47,6 @@ def draw_page(
 
 
 def _shown(data_module: DataModule, probabilities: Tensor | None) -> "ReportData":
-    """What the page shows of the data, as the run saw them."""
     from fastres.report.run_page import ReportData
 
     shown = data_module.train.subset[:SHOWN]
@@ -103,7 +102,6 @@ def redraw(run: str | Path, *, device: str = "auto") -> Path:
 
 
 def _unfinished(run: Path, recipe: Recipe, rows: list[Epoch], machine: Environment) -> Summary:
-    """What can be summed up of a run that is not complete."""
     return Summary(
         name=run.resolve().name,
         source=recipe.data.source,

@@ -234,7 +234,6 @@ def _open_pages(allocator: Any) -> Iterator[None]:
 
 
 def _write_manifest(folder: Path, dataset: Dataset) -> None:
-    """Measure the files in `folder` and write its manifest."""
     ffcv = import_ffcv()
     files: dict[str, StoredFile] = {}
     for path in sorted(folder.iterdir()):

@@ -70,7 +70,6 @@ def _name(setting: Setting) -> str:
 
 
 def _legend(figure: Figure, settings: list[Setting]) -> None:
-    """Say above the figure which of the runs a line stands for."""
     handles = []
     for index, setting in enumerate(settings):
         name = _name(setting)

@@ -89,7 +89,6 @@ def speedrun(
 
 
 def _check(recipe: Recipe, count: int, target: float) -> None:
-    """Raise UserError for what no speedrun can do."""
     if count < 1:
         raise UserError(f"--runs {count}: give the number of runs, at least 1")
     if not 0 < target < 1:
@@ -197,7 +196,6 @@ class _Series(Session):
         measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
 
     def _run(self, run: int, stepped: Callable[[int], None]) -> SpeedrunRow:
-        """Run number `run`, counted from 0."""
         seed = self.recipe.train.seed + run
         self.data_module.reseed(seed)
         network = self.draw(seed)
@@ -210,8 +208,9 @@ class _Series(Session):
         measured = measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
         accuracy, loss, compiled = measured.accuracy, measured.loss, self.step.loss_and_correct.active
-        about = {"run": run, "seed": seed}
-        return SpeedrunRow(**about, test_accuracy=accuracy, test_loss=loss, seconds=seconds, compiled=compiled)
+        return SpeedrunRow(
+            run=run, seed=seed, test_accuracy=accuracy, test_loss=loss, seconds=seconds, compiled=compiled
+        )
 
     def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:
         """Steps `first` to before `end` of a run; nothing here waits for a GPU. `stepped` hears how many are done."""

@@ -184,7 +184,6 @@ class _Worker:
             return optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed, constant_liar=self.workers > 1)
 
     def _try(self, study: "optuna.Study", trial: "optuna.Trial") -> None:
-        """Train one trial, or complete it, and tell the study."""
         from optuna.trial import TrialState
 
         name = facts_of(trial).folder

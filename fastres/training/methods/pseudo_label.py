@@ -109,7 +109,6 @@ def _labels(run: Path, number: int) -> Path:
 
 
 def _count(run: Path, number: int) -> int:
-    """Number of these images."""
     return len(read_labels(_labels(run, number))[0]) if number else 0
 
 
