@@ -15,21 +15,8 @@ if TYPE_CHECKING:
     from fastres.training.loop import RunResult
     from fastres.training.run import resume, train
 
-__all__ = [
-    "Recipe",
-    "RunResult",
-    "UserError",
-    "__version__",
-    "augment",
-    "data",
-    "kernels",
-    "layers",
-    "models",
-    "optim",
-    "recipe",
-    "resume",
-    "train",
-]
+__all__ = ["Recipe", "RunResult", "UserError", "__version__", "augment", "data", "kernels", "layers"]
+__all__ += ["models", "optim", "recipe", "resume", "train"]
 
 _HOMES = {
     "Recipe": "fastres.recipe",

@@ -149,17 +149,8 @@ def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annota
     slope = math.degrees(math.atan2(last[1] - first[1], last[0] - first[0]))
     text: style.Look = {"fontsize": style.SMALL, "color": style.GREY, "textcoords": "offset points"}
     middle = (start * highest / memory) ** 0.5
-    slanted = axes.annotate(
-        f"memory {_quantity(memory, 'B/s')}",
-        (middle, middle * memory),
-        (-4, 4),
-        rotation=slope,
-        rotation_mode="anchor",
-        ha="center",
-        va="bottom",
-        **text,
-    )
-    written = [slanted]
+    turned: style.Look = text | {"rotation": slope, "rotation_mode": "anchor", "ha": "center", "va": "bottom"}
+    written = [axes.annotate(f"memory {_quantity(memory, 'B/s')}", (middle, middle * memory), (-4, 4), **turned)]
     for name, rate in products.items():
         axes.plot([rate / memory, right], [rate, rate], **look)
         label = f"{name} products {_quantity(rate, 'FLOP/s')}"

@@ -34,8 +34,8 @@ def evaluate(
         from fastres.evaluation import corrupted
 
         kinds, severities = corrupted.choose_kinds(shift_kinds), corrupted.choose_severities(shift_severities)
-        found = corrupted.evaluate_corrupted(run, kinds=kinds, severities=severities, device=device)
-        classes, measured, corruptions = found
+        outcome = corrupted.evaluate_corrupted(run, kinds=kinds, severities=severities, device=device)
+        classes, measured, corruptions = outcome
     else:
         from fastres.evaluation.predict import evaluate as measure_run
 

@@ -33,14 +33,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Measure the claims of the report: table with verdicts, page, figures."""
-    options: dict[str, Any] = {
-        "recipes": recipes,
-        "out": out,
-        "source": source,
-        "seeds": seeds,
-        "scale": scale,
-        "settings": set_,
-    }
+    options: dict[str, Any] = {"recipes": recipes, "out": out, "source": source, "settings": set_}
+    options |= {"seeds": seeds, "scale": scale}
     if list_:
         from fastres.experiments.reproduce import listing
         from fastres.experiments.reproduce.plan import make

@@ -112,11 +112,8 @@ class Compiled:
         except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
             if _compiler_output(error) is not None:
                 raise  # the compiler would say the same once more
-            reason = (
-                str(error)
-                if isinstance(error, compile_cache.CacheUnavailable)
-                else f"{type(error).__name__}: {_short(error)}"
-            )
+            ours = isinstance(error, compile_cache.CacheUnavailable)
+            reason = str(error) if ours else f"{type(error).__name__}: {_short(error)}"
             self.fallback_reason, self._keeps = f"not kept for the next start: {reason}", False
             return None
         self._first, self.fallback_reason = self._first or graph, self.fallback_reason or graph.fallback_reason

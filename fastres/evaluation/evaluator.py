@@ -25,7 +25,7 @@ SHIFTED: tuple[View, ...] = ((-1, False), (-1, True), (1, False), (1, True))
 
 
 class Evaluator:
-    """Logits of `network` for the batches of a loader, compiled once if `options` say so, on a GPU captured too.
+    """Logits of `network` for the batches of a loader, compiled once if `options` ask for it, on a GPU captured too.
 
     The last batch is filled up with its own first row, and the surplus cut off again: one shape, one graph. The views
     of test-time augmentation are batches of that shape too, so that they compile nothing and take no more memory.

@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from fastres.report.style import SMALL
+from fastres.report.style import SMALL, Look
 
 # Where the text of a point may stand, right and up are 1: corners come first, as a front runs level and upright.
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -41,16 +41,9 @@ def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()
     taken += [text.get_window_extent() for text in avoid]
     panel = axes.get_window_extent()
     for label, (x, y) in zip(labels, places, strict=True):
-        text = axes.annotate(
-            label.text,
-            (label.x, label.y),
-            (0, 0),
-            textcoords="offset points",
-            color=label.colour,
-            fontsize=SMALL,
-            fontweight="bold" if label.bold else "normal",
-            parse_math=False,
-        )
+        look: Look = {"color": label.colour, "fontsize": SMALL, "fontweight": "bold" if label.bold else "normal"}
+        look |= {"textcoords": "offset points", "parse_math": False}
+        text = axes.annotate(label.text, (label.x, label.y), (0, 0), **look)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible on a line
         extent = text.get_window_extent()
         wide, high = extent.width, extent.height

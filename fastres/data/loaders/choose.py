@@ -65,10 +65,10 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
     if decoded:
         size, memory = decoded_bytes(dataset), memory_bytes(device)
         memory_name = f"the free memory of {device}" if device.type == "cuda" else "this machine's memory"
-        share = f"{MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
+        limit = f"{MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
         if size <= MEMORY_SHARE * memory:
-            return Choice("resident", f"{_size(size)} of images fit into {share}")
-        because = f"{_size(size)} of images do not fit into {share}"
+            return Choice("resident", f"{_size(size)} of images fit into {limit}")
+        because = f"{_size(size)} of images do not fit into {limit}"
     else:
         because = "the images are encoded"
     missing: list[str] = []

@@ -176,14 +176,8 @@ def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "
     that asking would wait for.
     """
     context = _Context()
-    loader = _loader(
-        dataset,
-        steps,
-        num_workers=workers,
-        prefetch_factor=_AHEAD,
-        multiprocessing_context=context,
-        worker_init_fn=partial(_start, os.getpid()),
-    )
+    processes = {"num_workers": workers, "prefetch_factor": _AHEAD, "multiprocessing_context": context}
+    loader = _loader(dataset, steps, **processes, worker_init_fn=partial(_start, os.getpid()))
     iterator = None
     atexit.register(context.kill)  # before multiprocessing's own, which would send a SIGTERM and wait
     try:
