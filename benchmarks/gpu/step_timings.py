@@ -52,8 +52,7 @@ class StepCase:
     steps: int
     """In one timed call."""
     goals: tuple[tuple[str, float], ...] = ()
-    """Goals to compare the figures with: `microseconds` a step at most, `share_of_matrix_rate` and
-    `times_max_autotune` at least."""
+    """Goals: `microseconds` a step at most, `share_of_matrix_rate` and `times_max_autotune` at least."""
     rivals: tuple[str, ...] = ()
     """Those that are measured with it."""
 

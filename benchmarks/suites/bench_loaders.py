@@ -78,8 +78,7 @@ def side(epoch: Epoch) -> Side:
 
 def counted(epoch: Epoch, number: int) -> Tensor:
     """int64 [3], exact sums over an epoch that no order of the images changes: images, bytes weighed by their places,
-    and these times the label. An image that is missing, doubled, mirrored, damaged or has another's label changes
-    them."""
+    and these times the label. A missing, doubled, mirrored, damaged or mislabelled image changes them."""
     sums = torch.zeros(3, dtype=torch.int64)
     for images, labels in epoch(number):
         content = images.contiguous().view(torch.uint8).flatten(1).long()

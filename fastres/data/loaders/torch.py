@@ -172,8 +172,7 @@ class _There(Dataset[str | None]):
 def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "_Context"], None, None]:
     """A DataLoader's iterator over `dataset`, and its context; both are gone, processes included, when the block ends.
 
-    Workers are killed, not asked: they own nothing, and one that was killed from outside may have taken a lock along
-    that asking would wait for.
+    Workers are killed, not asked: they own nothing, and one killed from outside may hold a lock that asking waits for.
     """
     context = _Context()
     processes = {"num_workers": workers, "prefetch_factor": _AHEAD, "multiprocessing_context": context}

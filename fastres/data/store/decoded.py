@@ -208,8 +208,7 @@ def _remove_leftovers(stores: Path) -> None:
 
 
 def _stays(path: Path) -> bool:
-    """Whether the store is left as it is: it opens, and its manifest has a digest, as an older version's has not, or
-    nobody may write another."""
+    """Whether the store is left as it is: it opens, and has a digest (none in older versions) or cannot be written."""
     try:
         manifest = open_store(path, "").manifest
     except UserError:

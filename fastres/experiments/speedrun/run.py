@@ -1,7 +1,6 @@
 """Many runs of one recipe back to back, compiled once: how long one takes, how accurate they are on average.
 
-The number of runs is fixed before the first one, and every finished run counts: to stop when the mean looks good would
-make the p-value wrong.
+The number of runs is fixed first, and every finished run counts: stopping at a good mean would make the p-value wrong.
 """
 
 import time

@@ -1,7 +1,6 @@
 """Sweeps: the points of a recipe with `[sweep]`, checked before the first run and trained one after the other.
 
-Each point is an ordinary run directory. What is finished is picked up and what was interrupted is resumed, so that the
-same command always goes on.
+Each point is an ordinary run directory. The same command goes on: it picks up finished runs, resumes interrupted ones.
 """
 
 from pathlib import Path
