@@ -18,25 +18,8 @@ if TYPE_CHECKING:
     from fastres.training.loop import RunResult
     from fastres.training.run import resume, train
 
-__all__ = [
-    "Prediction",
-    "Predictions",
-    "Recipe",
-    "RunResult",
-    "TrainedModel",
-    "UserError",
-    "__version__",
-    "augment",
-    "data",
-    "kernels",
-    "layers",
-    "load",
-    "models",
-    "optim",
-    "recipe",
-    "resume",
-    "train",
-]
+__all__ = ["Prediction", "Predictions", "Recipe", "RunResult", "TrainedModel", "UserError", "__version__"]
+__all__ += ["augment", "data", "kernels", "layers", "load", "models", "optim", "recipe", "resume", "train"]
 
 _HOMES = {
     "Prediction": "fastres.evaluation.predictions",

@@ -8,8 +8,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can put right. The text is one or two lines and names the fix; the command line prints it and
-    exits with status 2."""
+    """Something the user can put right. The text, one or two lines, names the fix; the command line exits with 2."""
 
 
 class InvalidRecipe(UserError, ValueError):
@@ -21,8 +20,7 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM ended the work, in training after a checkpoint was saved; the command line exits with status
-    130."""
+    """SIGINT or SIGTERM ended the work, in training after a checkpoint was saved; the command line exits with 130."""
 
 
 # What ends reading and writing alike, whatever the file.

@@ -25,8 +25,7 @@ def machine_class() -> str:
 
 
 def beside(part: str, images_per_second: float, folder: Path = FOLDER) -> dict[str, Any]:
-    """What is stored of `part` for this class of machines, and what `images_per_second` is of it; nothing where nothing
-    is stored."""
+    """What is stored of `part` for this class of machines, and what `images_per_second` is of it; {} without."""
     try:
         known = json.loads((folder / f"{machine_class()}.json").read_text())["images_per_second"][part]
     except (OSError, KeyError):

@@ -116,8 +116,7 @@ def interval(ratios: Sequence[float], error: float = 0.05) -> tuple[float, float
 
 
 def decide(four: Callable[[], float], rule: Rule) -> tuple[list[float], bool, bool]:
-    """Ask for ratios of `four` until the rule decides: the ratios, whether the working tree is slower, and whether the
-    sign test decided it."""
+    """Ask for ratios of `four` until the rule decides: the ratios, whether the tree is slower, and by the sign test."""
     ratios: list[float] = []
     for look in rule.looks:
         ratios += [four() for _ in range(look - len(ratios))]
@@ -180,8 +179,7 @@ class Side:
 def free_cores(seconds: float = 1.0) -> int:
     """How many threads find a core that nobody else uses, at least 1: by what the cores did in so many seconds, where
     the system tells. Threads that wait for one another while some other process holds a core of theirs measure the
-    scheduler: with one of two cores busy, a step by two threads scattered by 20%, and by one no more than on an idle
-    machine."""
+    scheduler: with one of two cores busy, a step by two threads scattered by 20%, and by one as if idle."""
     wanted = torch.get_num_threads()
     before = _idle_seconds()
     if before is None:

@@ -51,10 +51,9 @@ CASES = (("idle", 0.10), ("idle", 0.0), ("loaded", 0.20), ("loaded", 0.0))
 def plant(folder: Path, code: str = SOURCE) -> Path:
     """A copy of this checkout's package in `folder`, with `code` at the end of step.py: by default its steps take
     longer by the share that the environment says."""
+    compiled = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("fastres", "kernels"):
-        shutil.copytree(
-            gate.ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-        )
+        shutil.copytree(gate.ROOT / name, folder / name, symlinks=True, ignore=compiled)
     path = folder / "fastres" / "training" / "step.py"
     path.write_text(path.read_text() + code)
     return folder
@@ -75,8 +74,7 @@ def loaded(busy: bool) -> Iterator[None]:
 
 
 def judged(planted: Path, share: float, recipe: Recipe, part: str) -> tuple[gate.Finding, int]:
-    """One run of the gate, this checkout against the copy that is slower by `share`: what it found, and by how many
-    threads."""
+    """One run of the gate, this checkout against the copy slower by `share`: what it found, by how many threads."""
     os.environ[PLANTED] = str(share)
     try:
         with gate.opened(gate.ROOT, recipe, checkout=planted) as sides:

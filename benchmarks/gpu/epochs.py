@@ -158,8 +158,7 @@ def synchronisations(epoch: Callable[[], object], device: torch.device) -> dict[
 def _gaps(runner: Runner, step_seconds: float) -> dict[str, Any]:
     """The device's own time a step, from the profiler, and the share of a step's wall time in which it does nothing.
 
-    The wall time is that of the epochs without the profiler, which slows the host down. Kernels that overlap count
-    once.
+    The wall time is that of epochs without the profiler, which slows the host down. Kernels that overlap count once.
     """
     device = runner.step.device
     on_gpu = device.type == "cuda"

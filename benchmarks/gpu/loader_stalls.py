@@ -1,8 +1,7 @@
 """Time that the device waits for each loader, while the report's network trains on what it delivers.
 
 One compiled step serves all loaders, in the loop of `fastres train`; each goes through one epoch to warm up and one
-that counts, at batch 512 with the report's augmentation. pydantic has to be installed, since a recipe's tables are its
-models.
+that counts, at batch 512 with the report's augmentation. A recipe's tables need pydantic.
 """
 
 import time
@@ -47,12 +46,9 @@ def stalls(device: torch.device, source: str, root: str, *, dry: bool = False) -
             yield {"loader": kind, "missing": f"not installed: pip install 'fastres[{kind}]'"}
             continue
         meter = StallMeter(device)
-        with (
-            make_loader(
-                dataset, loader=kind, batch_size=batch, subset=rows, seed=0, drop_last=True, device=device
-            ) as loader,
-            side_stream(device),
-        ):
+        how: Any = {"seed": 0, "drop_last": True, "device": device}
+        loading = make_loader(dataset, loader=kind, batch_size=batch, subset=rows, **how)
+        with loading as loader, side_stream(device):
             data_module: Any = SimpleNamespace(train=loader, augment=augment, augment_batch=augment.augment)
             runner = Runner(step, data_module, EpochMetrics(device), meter)
             _epoch(runner, meter, 0)

@@ -42,9 +42,8 @@ def run(
     def measured(what: str, count: int) -> dict[str, Any]:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            summary = speedrun(
-                recipe, count, target=GOAL["mean_accuracy"], out=Path(folder) / "runs", device=device.type, quiet=True
-            ).facts
+            target, out = GOAL["mean_accuracy"], Path(folder) / "runs"
+            summary = speedrun(recipe, count, target=target, out=out, device=device.type, quiet=True).facts
         kept = {key: summary[key] for key in _KEPT}
         kept["source"] = Path(source).name
         return {"what": what, "runs": count, "all_seconds": time.monotonic() - began, "goal": goal, **kept}

@@ -52,8 +52,7 @@ class StepCase:
     steps: int
     """In one timed call."""
     goals: tuple[tuple[str, float], ...] = ()
-    """Goals to compare the figures with: `microseconds` a step at most, `share_of_matrix_rate` and
-    `times_max_autotune` at least."""
+    """Goals: `microseconds` a step at most, `share_of_matrix_rate` and `times_max_autotune` at least."""
     rivals: tuple[str, ...] = ()
     """Those that are measured with it."""
 
@@ -118,23 +117,15 @@ def time_steps(
         if name == "ours":
             loops.append(Ours(recipe, data_module, 10, 32, device))
             return loops[0].steps(case.steps)
-        rival = (DRY_RIVALS if dry else RIVALS)[name]
-        return rival(
-            PlainResNet(*shape),
-            data_module.train.source,
-            data_module.train.labels,
-            case.batch,
-            DTYPES[case.precision],
-            case.steps,
-        )
+        rival, train = (DRY_RIVALS if dry else RIVALS)[name], data_module.train
+        return rival(PlainResNet(*shape), train.source, train.labels, case.batch, DTYPES[case.precision], case.steps)
 
     limits = {"ours": float("inf"), **dict.fromkeys(case.rivals, limit)}
     makers = {name: partial(_made, partial(make, name), device, name, limits[name]) for name in limits}
     made, missing = tried(makers)
     calls = measure({name: [each.call] for name, each in made.items()}, device, DRY if dry else STEPS)
-    timings = {
-        name: replace(each, samples=[seconds / case.steps for seconds in each.samples]) for name, each in calls.items()
-    }
+    samples = {name: [seconds / case.steps for seconds in each.samples] for name, each in calls.items()}
+    timings = {name: replace(each, samples=samples[name]) for name, each in calls.items()}
     operations = 6 * multiply_adds * case.batch
     variants = figures(timings)
     for name, timing in timings.items():

@@ -16,9 +16,8 @@ def near(**limits: float) -> Same:
     def same(ours: Mapping[str, Any], rival: Mapping[str, Any]) -> None:
         for key, limit in limits.items():
             found = distance(torch.as_tensor(ours[key]), torch.as_tensor(rival[key]))
-            assert found <= limit, (
-                f"{key}: ours and the rival's are {found:.2g} apart, and at most {limit:g} is allowed"
-            )
+            allowed = f"at most {limit:g} is allowed"
+            assert found <= limit, f"{key}: ours and the rival's are {found:.2g} apart, and {allowed}"
 
     return same
 
@@ -33,8 +32,7 @@ def distance(ours: Tensor, rival: Tensor) -> float:
 
 
 def identical(ours: Any, rival: Any) -> None:
-    """Demands the same structure of dictionaries and lists, and in it equal values: of tensors type, shape, strides and
-    every bit."""
+    """Demands the same structure of dictionaries and lists, and in it equal values: of tensors every bit and stride."""
     assert type(ours) is type(rival), f"{type(ours).__name__} and {type(rival).__name__}"
     if isinstance(ours, Tensor):
         assert (ours.dtype, ours.shape, ours.stride()) == (rival.dtype, rival.shape, rival.stride())

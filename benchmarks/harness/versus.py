@@ -186,17 +186,17 @@ class Versus:
                 peaks[0].append(peak.end())
             first.after()
 
-        self.benchmark.pedantic(
-            first.run, setup=others, teardown=after, rounds=min(rounds, 2) if self.dry else rounds, iterations=1
-        )
-        own = [took / first.units for took in self.benchmark.stats.stats.data]
+        rounds = min(rounds, 2) if self.dry else rounds
+        self.benchmark.pedantic(first.run, setup=others, teardown=after, rounds=rounds, iterations=1)
+        turns = self.benchmark.stats.stats.data
+        own = [took / first.units for took in turns]
         ratio = compare(own, [took / second.units for took in rivals])
         record: dict[str, Any] = {
             "against": against,
             "unit": unit,
             "ratio": ratio.median,
             "ratio_quartiles": [ratio.low, ratio.high],
-            "median_seconds": statistics.median(self.benchmark.stats.stats.data),
+            "median_seconds": statistics.median(turns),
             "rival_median_seconds": statistics.median(rivals),
             "peak_bytes": _most(peaks[0]),
             "rival_peak_bytes": _most(peaks[1]),
@@ -210,9 +210,7 @@ class Versus:
             work = operations if operations is not None else bytes
             assert work is not None, "a ceiling of nothing"
             # Work over seconds on both sides, so that the ratio of the rates is the share.
-            share = compare(
-                [took / work for took in self.benchmark.stats.stats.data], [took / ceiling.amount for took in ceilings]
-            )
+            share = compare([took / work for took in turns], [took / ceiling.amount for took in ceilings])
             record |= {
                 "ceiling": ceiling.name,
                 "ceiling_per_second": 1 / share.rival_seconds,

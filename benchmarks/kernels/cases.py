@@ -48,9 +48,8 @@ class Variant:
 
 
 def _batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
-    return F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training, norm.momentum, norm.eps
-    )
+    weight, bias, mean, variance, _, momentum, eps = norm
+    return F.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
 
 
 def _plain(
@@ -72,9 +71,8 @@ def eager(problem: Problem, training: bool, *, cudnn: bool = False) -> Tensor:
 
 def cudnn_takes(case: Case, device: torch.device) -> bool:
     """Whether PyTorch's F.batch_norm gives the case's training forward to cuDNN."""
-    x = torch.empty((case.batch, case.channels, case.height, case.width), dtype=case.dtype, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
+    shape = case.batch, case.channels, case.height, case.width
+    x = torch.empty(shape, dtype=case.dtype, device=device).contiguous(memory_format=torch.channels_last)
     vectors = [torch.empty(case.channels, device=device) for _ in range(4)]
     with torch.backends.cudnn.flags(enabled=True):
         chosen = torch._C._select_batch_norm_backend(x, *vectors, True, 1e-5)

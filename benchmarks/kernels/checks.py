@@ -85,8 +85,7 @@ def _distance(value: Tensor, reference: Tensor) -> float:
 
 
 def _graph_agrees(case: Case, device: torch.device, forward: Forward, seed: int) -> bool:
-    """Capture a training step's two passes, replay them on other values; whether a direct run on those gives the same
-    bits."""
+    """Capture a training step's two passes, replay them on other values; whether a direct run has the same bits."""
     captured, fresh = problem(case, device, seed), problem(case, device, seed + 1)
     with side_stream(device), gc_disabled():
         for _ in range(3):

@@ -1,5 +1,4 @@
-"""Muon's products on a GPU: symmetric ones at half the multiplications against whole ones, and all of a step's
-orthogonalisation.
+"""Muon's products on a GPU, symmetric ones at half the multiplications against whole ones, and a whole step's.
 
 Shapes are those of the speed recipes' filters and of the report's network, batched as `orthogonalise` batches them.
 """

@@ -8,7 +8,7 @@ the cache, a network's activations have just been written by the convolution bef
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,8 @@ def time_route(route: Route, device: torch.device, effort: Effort = EFFORT) -> d
     from fastres.kernels.batch_norm.launch import multiprocessors
 
     asked = route.problem(multiprocessors(device))
-    fitting = {
-        _label(choice): (choice, cut) for choice in routing.candidates(asked) if (cut := routing.split(choice, asked))
-    }
+    cuts = [(choice, routing.split(choice, asked)) for choice in routing.candidates(asked)]
+    fitting = {_label(choice): (choice, cut) for choice, cut in cuts if cut}
     ruled = _label(routing.rule(asked))
     tensors = 2 if route.direction == "forward" else 3
     moved = tensors * route.case.tensor_bytes
@@ -95,9 +94,7 @@ def time_route(route: Route, device: torch.device, effort: Effort = EFFORT) -> d
 def entry(asked: routing.Problem, choice: routing.Choice) -> dict[str, Any]:
     """A line of the table."""
     keys = ("direction", "second", "itemsize", "rows", "channels")
-    tiles = {
-        name: [tile.rows, tile.columns, tile.warps] for name, tile in (("sums", choice.sums), ("output", choice.output))
-    }
+    tiles = {name: [*astuple(getattr(choice, name))] for name in ("sums", "output")}
     return {**{key: asdict(asked)[key] for key in keys}, "form": choice.form, **tiles}
 
 

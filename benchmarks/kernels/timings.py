@@ -116,8 +116,6 @@ def kernels_of_case(case: Case, device: torch.device, *, dry: bool = False) -> I
 def _tried(
     found: dict[str, Variant], which: str, problems: dict[torch.dtype, list[Problem]]
 ) -> tuple[dict[str, Variant], dict[str, str]]:
-    """The variants that run, and the others' errors."""
-
     def run(variant: Variant) -> Variant:
         call(which, variant.forward, problems[variant.dtype][0])()
         return variant

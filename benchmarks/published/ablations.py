@@ -60,16 +60,9 @@ def measure(recipe: Path, runs: int, out: Path, common: list[str], device: str, 
         if about["recipe_hash"] != resolved.hash() or about["runs"] != runs:
             raise UserError(f"{folder} holds runs of something else: give another --out")
         done = read_rows(folder)
-        rows.append(
-            {
-                "without": name,
-                "set": sets,
-                "accuracy": [row["test_accuracy"] for row in done],
-                "seconds": [row["seconds"] for row in done],
-                "device": about["device"],
-                "source": Path(about["source"]).name,
-            }
-        )
+        figures = {"accuracy": [row.test_accuracy for row in done], "seconds": [row.seconds for row in done]}
+        where = {"device": about["device"], "source": Path(about["source"]).name}
+        rows.append({"without": name, "set": sets, **figures, **where})
         write_json(out / "ablations.json", {"recipe": str(recipe), "set": common, "runs": runs, "rows": rows})
     return rows
 
@@ -103,8 +96,7 @@ def reach(rows: list[dict[str, Any]]) -> float | None:
 
 
 def table(rows: list[dict[str, Any]], *, times: bool = True) -> str:
-    """Markdown: mean accuracy, difference, and with `times` that of the quickest run as a multiple of the complete
-    recipe's."""
+    """Markdown: mean accuracy, difference, and with `times` that of the quickest run over the complete recipe's."""
     around = reach(rows)
     bounds = "" if around is None else f" (± {100 * around:.2f}, 95%)"
     header = ["without", "test accuracy", f"difference, points{bounds}", "time"]

@@ -3,8 +3,7 @@ reading its kept network and its data's store against the same without digests.
 
 `checkpoint.save` is durable: when it returns, the file is whole on the disk, and a crash at any time leaves the old or
 the new one. Its first rival is as durable, by the same fsync and rename around torch.save; the second is torch.save
-alone, which promises nothing. What is read is compared with its digests, which no rival does. Files are read from the
-page cache.
+alone, which promises nothing. What is read, from the page cache, is compared with its digests, as by no rival.
 """
 
 import json
@@ -27,7 +26,7 @@ from fastres.recipe import Recipe
 from fastres.runs import checkpoint
 from fastres.runs.schema import NetworkFacts
 from fastres.training.step import Step
-from fastres.utils.files import sync_folder
+from fastres.utils.files import sync
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "report_best.toml"
 CPU = torch.device("cpu")
@@ -51,7 +50,7 @@ def durable(path: Path, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def alone(path: Path, state: dict[str, Any]) -> None:

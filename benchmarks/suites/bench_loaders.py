@@ -6,6 +6,7 @@ is followed by the gather that the augmentation otherwise does as it reads. All 
 processes as there are cores. Before anything is timed, each goes through an epoch in which every image is counted.
 """
 
+import functools
 import math
 import os
 import tarfile
@@ -71,16 +72,13 @@ def side(epoch: Epoch) -> Side:
     outcome = counted(epoch, next(numbers))
     images = once()
     times = math.ceil(0.1 / seconds(once))
-    # Idle OpenMP threads spin for some milliseconds after their last work.
-    return Side(
-        lambda: [once() for _ in range(times)], images * times, outcome=lambda: outcome, before=lambda: time.sleep(0.02)
-    )
+    pause = functools.partial(time.sleep, 0.02)  # idle OpenMP threads spin for some milliseconds after their last work
+    return Side(lambda: [once() for _ in range(times)], images * times, outcome=lambda: outcome, before=pause)
 
 
 def counted(epoch: Epoch, number: int) -> Tensor:
     """int64 [3], exact sums over an epoch that no order of the images changes: images, bytes weighed by their places,
-    and these times the label. An image that is missing, doubled, mirrored, damaged or has another's label changes
-    them."""
+    and these times the label. A missing, doubled, mirrored, damaged or mislabelled image changes them."""
     sums = torch.zeros(3, dtype=torch.int64)
     for images, labels in epoch(number):
         content = images.contiguous().view(torch.uint8).flatten(1).long()
@@ -254,11 +252,8 @@ def test_streaming(kind: str, large: Path, benchmark: Any, request: pytest.Fixtu
     Takes four epochs of 650,000 images. There is no rival that obeys an order of its own; each image is checked.
     """
     free = benchmark.pedantic(lambda: run(large, kind, epochs=2), rounds=1)
-    figures: dict[str, Any] = {
-        "images/s": free["images_per_second"],
-        "most anonymous bytes": free["peak_anonymous_bytes"],
-    }
-    wrong = free["wrong"]
+    figures: dict[str, Any] = {"images/s": free["images_per_second"]}
+    figures["most anonymous bytes"], wrong = free["peak_anonymous_bytes"], free["wrong"]
     try:
         limited = run(large, kind, epochs=2, limit=LARGE // 2)
     except OSError as error:

@@ -136,8 +136,7 @@ def test_products_against_convolutions(size: int, versus: Versus, dry: bool, mon
 
 
 def convolutions_alone(recipe: Recipe, size: int) -> Side:
-    """The step's convolutions as oneDNN does them, forward and backward, with nothing between them. The outcome is how
-    far each result is from fp32."""
+    """The step's convolutions alone by oneDNN, forward and backward. The outcome: how far each result is from fp32."""
     dtype = DTYPES[recipe.train.precision]
 
     def like(*shape: int) -> Tensor:

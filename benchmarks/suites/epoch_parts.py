@@ -117,7 +117,9 @@ def operators_by_range(events: list[Any]) -> dict[str, float]:
 
 def kernels_by_range(events: list[Any]) -> dict[str, float]:
     """Microseconds of each part on a GPU: of the kernels whose launch on the host, by any thread, is within a range."""
-    spans = sorted((*_span(event), event.name) for event in events if event.name in PARTS and not _on_device(event))
+    cuda = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
+    ranges = [event for event in events if event.name in PARTS and event.device_type != cuda]
+    spans = sorted((*_span(event), event.name) for event in ranges)
     found: dict[str, float] = {}
     for event in events:
         launched = _span(event)[0]
@@ -125,10 +127,6 @@ def kernels_by_range(events: list[Any]) -> dict[str, float]:
             if begin <= launched <= end:
                 found[part] = found.get(part, 0.0) + sum(kernel.duration for kernel in event.kernels)
     return found
-
-
-def _on_device(event: Any) -> bool:
-    return event.device_type == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
 
 
 def _span(event: Any) -> Span:

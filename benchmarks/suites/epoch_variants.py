@@ -76,12 +76,12 @@ class Variant:
         changes += [*NETWORKS[self.network], *(_DRY if dry else [])]
         changes += ["train.compile=false"] if dry or not self.compiled else []
         recipe = Recipe.load(RECIPE, changes)
-        if self.augmentation == "none":
-            nothing = AugmentConfig(translate=0, flip="none", mean=recipe.augment.mean, std=recipe.augment.std)
-            return recipe.model_copy(update={"augment": nothing})
-        return (
-            recipe.model_copy(update={"mix": MixConfig(cutmix_alpha=1.0)}) if self.augmentation == "CutMix" else recipe
-        )
+        nothing = AugmentConfig(translate=0, flip="none", mean=recipe.augment.mean, std=recipe.augment.std)
+        others: dict[str, dict[str, Any]] = {
+            "none": {"augment": nothing},
+            "CutMix": {"mix": MixConfig(cutmix_alpha=1.0)},
+        }
+        return recipe.model_copy(update=others.get(self.augmentation))
 
 
 DEFAULTS = [Variant(network, batch) for network in NETWORKS for batch in BATCHES]

@@ -44,14 +44,8 @@ def synthetic_store(root: Path, total: int) -> Path:
                         block[:, :8] = np.arange(start, start + len(block))[:, None].view(np.uint8)
                         file.write(start, block)
                 writer.array(f"{part}_labels", labels[:images])
-            write_manifest(
-                folder,
-                name="synthetic",
-                source="synthetic",
-                classes=tuple("0123456789"),
-                image_size=SIDE,
-                facts=writer.facts,
-            )
+            names: Any = {"name": "synthetic", "source": "synthetic", "classes": tuple("0123456789")}
+            write_manifest(folder, **names, image_size=SIDE, facts=writer.facts)
     return path
 
 

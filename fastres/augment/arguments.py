@@ -39,8 +39,7 @@ def check_counter(name: str, value: Any, device: torch.device) -> Any:
 
 
 def check_batch(images: Any, rows: Any = None, **parts: Any) -> None:
-    """Look at uint8 [M, H, W, 3], at `rows`, integers [B] (None: all M of them), and at `parts`, by name: indices and
-    labels, integers [B]."""
+    """Look at uint8 [M, H, W, 3], `rows`, integers [B] (None: all M), and `parts`: indices and labels, integers [B]."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be uint8 [M, H, W, 3], 0 to 255, not {_described(images)}")
     if images.device.type not in ("cpu", "cuda"):

@@ -27,8 +27,7 @@ from fastres.kernels.augment.mix import BLOCK, mix_kernel
 WHOLE_PIXELS = 4096
 """Most pixels, sides rounded up to powers of two, that one program keeps in registers."""
 TILE = 1024
-"""Values of a tile of the direct kernel; pixels of a tile of images that do not stay in registers, or one row of them
-where that is more."""
+"""Values of a tile of the direct kernel; pixels, or one row, of a tile of images that do not stay in registers."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +223,7 @@ def mix_batch(
     epoch: int | Tensor = 0,
     step: int | Tensor = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """CutMix or MixUp of any float batch with its neighbours in one launch, in place of torchvision's two transforms.
-
-    Args:
-        batch: fp32, fp16 or bf16 [B, C, H, W], channels-last or contiguous, on a CUDA device, or on the CPU in Triton's
-            interpreter. It is left as it is; no gradient flows through.
-        labels: int64 [B].
-        mix: which of the two, how strong, how often.
-        seed, epoch, step: decide the draw, as in `augment_batch`; the latter two may be tensors on the device.
+    """`pipeline.mix_batch` in one launch on a CUDA device, where `epoch` and `step` may be tensors, or interpreted.
 
     Returns the mixed batch, in the layout of `batch`; `labels`; the labels of the samples that were mixed in, each the
     one before, int64 [B]; and the weight λ of `labels`, fp32 [1]. The loss is λ·(labels) + (1 - λ)·(mixed in).

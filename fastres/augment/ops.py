@@ -69,8 +69,7 @@ def augment_next(
 def shard_of_process() -> tuple[int, int]:
     """Which of how many processes this is that draw for one training: every worker of a DataLoader in every rank.
 
-    Ranks are those of `torch.distributed` or, where that is not initialised, of RANK and WORLD_SIZE as torchrun sets
-    them.
+    Ranks are those of `torch.distributed`, or of torchrun's RANK and WORLD_SIZE where that is not initialised.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()

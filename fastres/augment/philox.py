@@ -14,8 +14,7 @@ _SHIFT = np.uint64(32)
 
 
 def philox_4x32(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Ten rounds of Philox-4x32: four words a counter, uint32 [4, *shape], for counter words below 2³² that
-    broadcast."""
+    """Ten rounds of Philox-4x32: four words a counter, uint32 [4, *shape]; counter words, below 2³², broadcast."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     k0, k1 = key
     for _ in range(10):
@@ -32,7 +31,6 @@ def philox_4x32(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key:
 
 
 def uniforms(seed: int, epoch: int, indices: NDArray[np.int64], stream: int) -> NDArray[np.float32]:
-    """Four uniform draws in [0, 1) a sample, float32 [4, N]: the top 24 bits of each word, which float32 holds
-    exactly."""
+    """Four uniform draws in [0, 1) a sample, float32 [4, N]: the top 24 bits of each word, which is exact."""
     random_bits = philox_4x32((indices, epoch, stream, 0), (seed, 0))
     return (random_bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)

@@ -83,8 +83,7 @@ class Augment(AugmentSpec):
             gpu.reseed(self)
 
     def normalize(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]. Arguments and errors as those of a
-        call."""
+        """Normalise only, for evaluation: uint8 [M, H, W, 3] → `dtype` [B, 3, H, W]. Otherwise as a call."""
         check_batch(images, rows)
         pixels = images if rows is None else images[rows]
         scale, offset = self._factors_on(pixels.device)

@@ -81,8 +81,7 @@ class AugmentSpec:
                 ((erased - mean64) / std64).astype(np.float32),
             ]
         )
-        """float32 [6, 3]: scale and offset, which normalise a pixel; black, white, the colours of cutout and of
-        erasing, normalised."""
+        """float32 [6, 3]: scale and offset, which normalise; normalised black, white, colours of cutout and erasing."""
         self.noise_scale = (policy.noise / std64).astype(np.float32)
         """float32 [3]: deviation of the noise, normalised."""
         self.prepared: dict[Any, Any] = {}

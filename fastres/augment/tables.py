@@ -26,8 +26,7 @@ class BoxTables:
 
         width  = (⌊twice_side[s] · widen[r]⌋ + 1) >> 1        height = (⌊twice_side[s] · narrow[r]⌋ + 1) >> 1
 
-    that is √(area·ratio) and √(area/ratio) to the nearest pixel: one fp32 product each, so that a fused multiply-add
-    cannot come in.
+    that is √(area·ratio) and √(area/ratio) to the nearest pixel: one fp32 product each, with nothing to fuse.
     """
 
     twice_side: NDArray[np.float32]

@@ -69,9 +69,8 @@ def copy_rate(tensor_bytes: int, device: torch.device, *, cold: bool, effort: Ef
 
 
 def memory_rates(tensor_bytes: int, device: torch.device, effort: Effort = GPU) -> dict[str, float]:
-    """Bytes a second, read plus written, of three passes over fp32 tensors of `tensor_bytes`, which should miss every
-    cache, in turn: `copy`; `update`, which changes one tensor in place; `read`, which adds one up. Must run within
-    `side_stream`.
+    """Bytes a second, read plus written, of three passes in turn over fp32 tensors of `tensor_bytes`, which should miss
+    every cache: `copy`; `update` of one tensor in place; `read`, which adds one up. Must run within `side_stream`.
 
     A CPU reads the lines that a copy is about to write, uncounted, so that only the other two show what its memory can
     do (McCalpin 1995, "Memory bandwidth and machine balance", counts likewise).

@@ -239,11 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"unknown target {target}: name compute capabilities from 8.0, of {known}")
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 replaces the compiler by the interpreter: unset it")
-    wanted = [
-        configuration
-        for configuration in (quick() if options.quick else everything())
-        if all(word in str(configuration).split() for word in options.match.split())
-    ]
+    asked, every = {*options.match.split()}, quick() if options.quick else everything()
+    wanted = [configuration for configuration in every if asked <= {*str(configuration).split()}]
     if not wanted:
         parser.error(f"no configuration has all of the words {options.match!r}")
     jobs = [(configuration, target) for configuration in wanted for target in options.target]

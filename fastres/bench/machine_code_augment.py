@@ -13,9 +13,7 @@ from fastres.kernels.augment import mix
 
 SHIFT = recipe.AugmentConfig(translate=4, flip="random")
 PAPER = recipe.AugmentConfig(
-    random_resized_crop=recipe.RandomResizedCropConfig(
-        scale=[0.85, 1.0], ratio=[3 / 4, 4 / 3], interpolation="bicubic"
-    ),
+    random_resized_crop=recipe.RandomResizedCropConfig(scale=[0.85, 1.0], interpolation="bicubic"),
     translate=0,
     color_jitter=recipe.ColorJitterConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, p=0.3),
     autocontrast=0.2,

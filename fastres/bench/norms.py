@@ -129,18 +129,15 @@ def problem(case: Case, device: torch.device, seed: int = 0) -> Problem:
         return value.to(case.dtype).contiguous(memory_format=torch.channels_last)
 
     def norm() -> Norm:
-        weight, bias, mean = (normal(case.channels) for _ in range(3))
-        return Norm(
-            (1 + weight / 4).requires_grad_(), bias.requires_grad_(), mean, normal(case.channels).square() + 0.5
-        )
+        weight, bias, mean, deviation = (normal(case.channels) for _ in range(4))
+        return Norm((1 + weight / 4).requires_grad_(), bias.requires_grad_(), mean, deviation.square() + 0.5)
 
     def shifted() -> Tensor:
         scale, shift = (1 + normal(case.channels).abs() for _ in range(2))
         return maps() * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
 
-    other = {"none": lambda: None, "add": lambda: laid_out(maps().relu_()), "dual": lambda: laid_out(shifted())}[
-        case.join
-    ]()
+    others = {"none": lambda: None, "add": lambda: laid_out(maps().relu_()), "dual": lambda: laid_out(shifted())}
+    other = others[case.join]()
     return Problem(
         laid_out(shifted()).requires_grad_(),
         norm(),

@@ -9,33 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from fastres.bench.schema import Point, Roofline
-from fastres.report import document
+from fastres.report import document, style
 from fastres.report.document import Note, Part, Picture, Table
 from fastres.report.labels import Label, write_beside
-from fastres.report.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SKY,
-    SMALL,
-    TEXT,
-    Look,
-    legend,
-    own_settings,
-    png,
-    single,
-)
 from fastres.utils.format import plural
 
 RESULTS, MARKDOWN = "roofline.json", "roofline.md"
 _STYLES = {
-    "augmentation": (GREEN, "D"),
-    "convolutions": (BLUE, "o"),
-    "BN and activation": (ORANGE, "s"),
-    "optimizer": (SKY, "^"),
-    "whole step": (BLACK, "*"),
+    "augmentation": (style.GREEN, "D"),
+    "convolutions": (style.BLUE, "o"),
+    "BN and activation": (style.ORANGE, "s"),
+    "optimizer": (style.SKY, "^"),
+    "whole step": (style.BLACK, "*"),
 }
 _CAPTION = (
     "Operations a second over operations a byte, both axes logarithmic (Williams, Waterman and Patterson 2009). "
@@ -109,15 +94,15 @@ def warnings(facts: Roofline) -> list[str]:
 
 def picture(facts: Roofline) -> bytes:
     """The figure, a PNG."""
-    return png(figure(facts))
+    return style.png(figure(facts))
 
 
-@own_settings()
+@style.own_settings()
 def figure(facts: Roofline) -> Figure:
     """The roofs with their measured figures, and the points with their numbers."""
     points = facts.points
     rows = -(-len(points) // 2)
-    drawn, axes = single(4.2 + 0.19 * rows)
+    drawn, axes = style.single(4.2 + 0.19 * rows)
     axes.set_xscale("log")
     axes.set_yscale("log")
     memory = max(facts.memory.values())
@@ -132,52 +117,42 @@ def figure(facts: Roofline) -> Figure:
         handles += axes.plot(x, y, label=f"{number}  {point.name}", **_style(point))
         text = point.kind if point.kind == "whole step" else str(number)
         labels.append(Label(x, y, text, _STYLES[point.kind][0]))
-    axes.set_xlabel("intensity (operations/byte)", fontsize=TEXT)
-    axes.set_ylabel("operations/s", fontsize=TEXT)
+    axes.set_xlabel("intensity (operations/byte)", fontsize=style.TEXT)
+    axes.set_ylabel("operations/s", fontsize=style.TEXT)
     axes.yaxis.set_major_formatter(lambda value, _: _quantity(value, "FLOP/s", exact=True))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-    legend(drawn, handles=handles, fontsize=SMALL, handlelength=2)
+    style.legend(drawn, handles=handles, fontsize=style.SMALL, handlelength=2)
     drawn.draw_without_rendering()  # from here on it is known where points and letters lie
     roofs = _roofs(axes, memory, products)
     write_beside(axes, labels, roofs)
     return drawn
 
 
-def _style(point: Point) -> Look:
+def _style(point: Point) -> style.Look:
     colour, marker = _STYLES[point.kind]
     hollow = point.name.endswith("backward")
     size = 15 if point.kind == "whole step" else 7
     # White edges tell filled ones apart where they lie on each other.
     face, edge = ("white", colour) if hollow else (colour, "white")
-    style = {"linestyle": "", "marker": marker, "markersize": size, "zorder": 3, "color": colour}
-    return {**style, "markeredgewidth": 1.5 if hollow else 0.8, "markerfacecolor": face, "markeredgecolor": edge}
+    look = {"linestyle": "", "marker": marker, "markersize": size, "zorder": 3, "color": colour}
+    return {**look, "markeredgewidth": 1.5 if hollow else 0.8, "markerfacecolor": face, "markeredgecolor": edge}
 
 
 def _roofs(axes: Axes, memory: float, products: dict[str, float]) -> list[Annotation]:
-    """Draw the slope of the memory up to the highest ceiling, and the ceilings from there to the right; returns what is
-    written at them."""
+    """Draw the memory's slope up to the highest ceiling, and the ceilings from there on; returns their texts."""
     (left, right), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     highest = max(products.values())
     start = max(left, bottom / memory)
-    style: Look = {"color": GREY, "linewidth": 1.4, "zorder": 2}
-    axes.plot([start, highest / memory], [start * memory, highest], **style)
+    look: style.Look = {"color": style.GREY, "linewidth": 1.4, "zorder": 2}
+    axes.plot([start, highest / memory], [start * memory, highest], **look)
     first, last = axes.transData.transform([(start, start * memory), (highest / memory, highest)])
     slope = math.degrees(math.atan2(last[1] - first[1], last[0] - first[0]))
-    text: Look = {"fontsize": SMALL, "color": GREY, "textcoords": "offset points"}
+    text: style.Look = {"fontsize": style.SMALL, "color": style.GREY, "textcoords": "offset points"}
     middle = (start * highest / memory) ** 0.5
-    slanted = axes.annotate(
-        f"memory {_quantity(memory, 'B/s')}",
-        (middle, middle * memory),
-        (-4, 4),
-        rotation=slope,
-        rotation_mode="anchor",
-        ha="center",
-        va="bottom",
-        **text,
-    )
-    written = [slanted]
+    turned: style.Look = text | {"rotation": slope, "rotation_mode": "anchor", "ha": "center", "va": "bottom"}
+    written = [axes.annotate(f"memory {_quantity(memory, 'B/s')}", (middle, middle * memory), (-4, 4), **turned)]
     for name, rate in products.items():
-        axes.plot([rate / memory, right], [rate, rate], **style)
+        axes.plot([rate / memory, right], [rate, rate], **look)
         label = f"{name} products {_quantity(rate, 'FLOP/s')}"
         written.append(axes.annotate(label, (rate / memory, rate), (24, 3), ha="left", va="bottom", **text))
     return written

@@ -128,9 +128,8 @@ class StepParts:
 
     def _update(self) -> Part:
         def make() -> Call:
-            network = move_network(
-                draw(self.recipe, self.classes, self.side, self.recipe.train.seed), self.recipe, self.device
-            )
+            drawn = draw(self.recipe, self.classes, self.side, self.recipe.train.seed)
+            network = move_network(drawn, self.recipe, self.device)
             optimizer = build_optimizer(self.recipe.optimizer, network)
             for parameter in network.parameters():
                 if parameter.requires_grad:
@@ -147,13 +146,9 @@ class StepParts:
 
     def _step(self, parts: Sequence[Part]) -> Part:
         """`parts`, all BNs and the classifier."""
-        operations, moved = total(
-            [
-                *((part.operations, part.bytes) for part in parts),
-                *((norm_operations(case, which), case.floor_bytes(which)) for case in self.cases for which in PASSES),
-                (6 * self.layers.linear * self.batch, 0),
-            ]
-        )
+        work = [(part.operations, part.bytes) for part in parts]
+        work += [(norm_operations(case, which), case.floor_bytes(which)) for case in self.cases for which in PASSES]
+        operations, moved = total([*work, (6 * self.layers.linear * self.batch, 0)])
 
         def make() -> Call:
             return Ours(self.recipe, self.data_module, self.classes, self.side, self.device).steps(1)

@@ -131,10 +131,8 @@ def measure(
         for _ in range(math.ceil(3 / len(calls))):  # compile, tune, fill allocators: three calls at least
             for call in calls:
                 call()
-    uncaptured = replace(effort, capture=False)
-    runners = {
-        name: _runner(calls, device, uncaptured if name in launched else effort) for name, calls in variants.items()
-    }
+    efforts = {name: replace(effort, capture=effort.capture and name not in launched) for name in variants}
+    runners = {name: _runner(calls, device, efforts[name]) for name, calls in variants.items()}
     _settle(list(runners.values()), effort)
     samples: dict[str, list[float]] = {name: [] for name in runners}
     for index in range(effort.rounds):

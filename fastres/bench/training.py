@@ -31,17 +31,10 @@ def load_recipe(path: Path | None, settings: Sequence[str]) -> Recipe:
 
 class Ours:
     """`recipe` made ready to train on `data_module`, of which `train` and `augment` are used (and `sample`, by networks
-    that look at images before their first step). A `network` (an nn.Module) that is given takes the
-    place of a drawn one."""
+    that look at images before their first step). A `network` (an nn.Module) may take the place of a drawn one."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        data_module: Any,
-        classes: int,
-        image_size: int,
-        device: torch.device,
-        network: Any = None,
+        self, recipe: Recipe, data_module: Any, classes: int, image_size: int, device: torch.device, network: Any = None
     ) -> None:
         self.recipe, self.data_module, self.device = recipe, data_module, device
         if network is None:

@@ -136,10 +136,8 @@ def examine(root: str | Path | None = None) -> Examination:
         devices=[*(f"cuda:{index} {gpu.name}" for index, gpu in enumerate(facts.gpus)), f"cpu {facts.cpu_model}"],
         compilers=compilers,
         extras=[
-            Extra(
-                name=name, what=what, version=next(filter(None, map(installed_version, names)), None), install=install
-            )
-            for name, names, what, install in EXTRAS
+            Extra(name=name, what=what, version=next(filter(None, map(installed_version, names)), None), install=fix)
+            for name, names, what, fix in EXTRAS
         ],
         data=data,
         caches=_caches(),
@@ -286,11 +284,8 @@ def _caches() -> list[Cache]:
         places.append(("Triton", Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache"), "*"))
     numba = os.environ.get("NUMBA_CACHE_DIR")
     places.append(("Numba", Path(numba) if numba else Path(__file__).resolve().parents[1], "*.nb[ci]"))
-    caches = []
-    for name, path, pattern in places:
-        size, complete = _bytes(path, pattern)
-        caches.append(Cache(name=name, path=str(path), bytes=size, complete=complete))
-    return caches
+    counted = [(name, path, _bytes(path, pattern)) for name, path, pattern in places]
+    return [Cache(name=name, path=str(path), bytes=size, complete=all_) for name, path, (size, all_) in counted]
 
 
 def _size(count: int | None) -> str:
@@ -309,10 +304,7 @@ def render(facts: Examination, console: Console | None = None) -> None:
     commit = f", commit {machine.commit[:12]}{' with changes' if machine.dirty else ''}" if machine.commit else ""
     cores = f"{machine.usable_cores} of {machine.cores} cores, {machine.threads} threads"
     gpus = [
-        (
-            name.split()[0],
-            f"{gpu.name}, {_size(gpu.memory_bytes)}, capability {gpu.capability}, driver {gpu.driver}",
-        )
+        (name.split()[0], f"{gpu.name}, {_size(gpu.memory_bytes)}, capability {gpu.capability}, driver {gpu.driver}")
         for name, gpu in zip(facts.devices, machine.gpus, strict=False)
     ]
     _section(

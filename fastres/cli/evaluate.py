@@ -56,11 +56,9 @@ def evaluate(
             raise UserError("shifted sets are made of the run's own test images: leave --data and --predictions out")
         from fastres.evaluation import corrupted
 
-        kinds = corrupted.choose_kinds(shift_kinds)
-        severities = corrupted.choose_severities(shift_severities)
-        classes, measured, corruptions = corrupted.evaluate_corrupted(
-            run, kinds=kinds, severities=severities, device=device
-        )
+        kinds, severities = corrupted.choose_kinds(shift_kinds), corrupted.choose_severities(shift_severities)
+        outcome = corrupted.evaluate_corrupted(run, kinds=kinds, severities=severities, device=device)
+        classes, measured, corruptions = outcome
     else:
         from fastres.evaluation.predict import evaluate as measure_run
 

@@ -64,10 +64,8 @@ def show(
         [layer.name, layer.kind, "×".join(map(str, layer.output)), f"{layer.parameters:,}", f"{layer.multiply_adds:,}"]
         for layer in network_layers
     ]
-    total = ["total", "", "", f"{parameters:,}", f"{products:,}"]
-    print(
-        Table(["layer", "kind", "output", "parameters", "multiply-adds"], [*rows, total], text_columns=3).for_terminal()
-    )
+    rows.append(["total", "", "", f"{parameters:,}", f"{products:,}"])
+    print(Table(["layer", "kind", "output", "parameters", "multiply-adds"], rows, text_columns=3).for_terminal())
     work = f"{6 * products / 1e9:.2f} GFLOP to train on an image"
     print(f"\n{classes} classes of {size}×{size} images, {parameters:,} parameters, {work}")
     if not known:

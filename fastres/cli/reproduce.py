@@ -8,6 +8,8 @@ import typer
 from fastres.cli.options import Device, Json, Overrides
 from fastres.cli.printing import print_json
 
+OUT = Path("runs/reproduce")
+
 
 def reproduce(
     claims: Annotated[
@@ -15,9 +17,7 @@ def reproduce(
         typer.Argument(metavar="CLAIM", help="Claims, or subjects of several; by default all.", show_default=False),
     ] = None,
     recipes: Annotated[Path, typer.Option(help="Folder of the report's recipes.")] = Path("recipes"),
-    out: Annotated[Path, typer.Option(help="Folder to write; what is there already is picked up.")] = Path(
-        "runs/reproduce"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder to write; what is there already is picked up.")] = OUT,
     source: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Images.", show_default="that of the recipes, cifar10")
     ] = None,
@@ -33,14 +33,8 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Measure the claims of the report: table with verdicts, page, figures."""
-    options: dict[str, Any] = {
-        "recipes": recipes,
-        "out": out,
-        "source": source,
-        "seeds": seeds,
-        "scale": scale,
-        "settings": set_,
-    }
+    options: dict[str, Any] = {"recipes": recipes, "out": out, "source": source, "settings": set_}
+    options |= {"seeds": seeds, "scale": scale}
     if list_:
         from fastres.experiments.reproduce import listing
         from fastres.experiments.reproduce.plan import make

@@ -34,10 +34,8 @@ def train(
             from fastres.recipe import Recipe
 
             assert recipe is not None
-            loaded = Recipe.load(recipe, set_)
-            result = training.train(
-                loaded, out=out, device=device, quiet=quiet, name=recipe.stem, startup_timer=startup_timer
-            )
+            loaded, name = Recipe.load(recipe, set_), recipe.stem
+            result = training.train(loaded, out=out, device=device, quiet=quiet, name=name, startup_timer=startup_timer)
     summary = result.summary
     if as_json:
         print_json({"run": str(result.run), **summary.to_json()})

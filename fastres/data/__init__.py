@@ -22,19 +22,8 @@ from fastres.utils.untrusted import encodable
 if TYPE_CHECKING:
     from fastres.data.loaders import Batch, Loader, make_loader
 
-__all__ = [
-    "Batch",
-    "Dataset",
-    "EncodedImages",
-    "Loader",
-    "Part",
-    "data_root",
-    "info",
-    "make_loader",
-    "open_dataset",
-    "prepare",
-    "verify",
-]
+__all__ = ["Batch", "Dataset", "EncodedImages", "Loader", "Part", "data_root", "info"]
+__all__ += ["make_loader", "open_dataset", "prepare", "verify"]
 
 
 def _torchvision() -> ModuleType:
@@ -104,14 +93,8 @@ def prepare(
             classes = resolved.build(writer, quiet)
             if resolve(source, store=store, image_size=image_size, root=root).store != resolved.store:
                 raise UserError(f"{source} changed while it was read: start again")
-            write_manifest(
-                folder,
-                name=resolved.name,
-                source=source,
-                classes=classes,
-                image_size=resolved.image_size,
-                facts=writer.facts,
-            )
+            name, size, facts = resolved.name, resolved.image_size, writer.facts
+            write_manifest(folder, name=name, source=source, classes=classes, image_size=size, facts=facts)
     return open_store(resolved.store, source)
 
 

@@ -74,8 +74,7 @@ class Compiled:
             self._first.remember(cold_seconds)
 
     def __call__(self, *arguments: torch.Tensor, variant: Hashable = None) -> Any:
-        """The function's value. `variant` stands for what else, besides the arguments' shapes, makes another graph of
-        it."""
+        """The function's value. `variant` stands for what else, besides the arguments' shapes, makes another graph."""
         if not self.active:
             return self._eager(*arguments)
         training = self._network is not None and self._network.training
@@ -117,11 +116,8 @@ class Compiled:
         except Exception as error:  # what serialising meets is torch's private business; a full disk is not fatal
             if _compiler_output(error) is not None:
                 raise  # the compiler would say the same once more
-            reason = (
-                str(error)
-                if isinstance(error, compile_cache.CacheUnavailable)
-                else f"{type(error).__name__}: {_short(error)}"
-            )
+            ours = isinstance(error, compile_cache.CacheUnavailable)
+            reason = str(error) if ours else f"{type(error).__name__}: {_short(error)}"
             self.fallback_reason, self._keeps = f"not kept for the next start: {reason}", False
             return None
         self._first, self.fallback_reason = self._first or graph, self.fallback_reason or graph.fallback_reason

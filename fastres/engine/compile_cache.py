@@ -455,9 +455,8 @@ def _clear(folder: Path) -> None:
 def _prune(cache_root: Path, but: str) -> None:
     """Remove the graphs that were not used for the longest time."""
     with suppress(OSError):
-        used = {
-            path.parent: path.stat().st_mtime for path in cache_root.glob(f"*/{MANIFEST}") if path.parent.name != but
-        }
+        paths = [path for path in cache_root.glob(f"*/{MANIFEST}") if path.parent.name != but]
+        used = {path.parent: path.stat().st_mtime for path in paths}
         for folder in sorted(used, key=lambda folder: used[folder], reverse=True)[LIMIT - 1 :]:
             with _locked(cache_root / f"{folder.name[:2]}.lock"):
                 _clear(folder)

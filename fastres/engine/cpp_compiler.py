@@ -90,8 +90,7 @@ def usable_compiler(spare: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def named_compiler() -> Iterator[None]:
-    """TorchInductor calls the compiler as CXX names it, with paths as they are. What is compiled is found again only
-    where this holds too."""
+    """TorchInductor calls the compiler as CXX names it, with paths as they are; compiled code is found by it."""
     from torch._inductor import cpp_builder
 
     command, search = compiler_command(), cpp_builder.cpp_compiler_search

@@ -86,8 +86,7 @@ class GraphedCallable:
 
 @contextmanager
 def gc_disabled() -> Iterator[None]:
-    """Keep Python's collector off in the block, a capture: a graph or an event of earlier work that it destroyed there
-    would break the capture."""
+    """Keep Python's collector off during a capture: destroying an earlier graph or event would break it."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -14,7 +14,7 @@ from fastres.data.loaders import Loader, ResidentLoader, choose, on_device
 from fastres.engine.compile import Compiled
 from fastres.engine.cuda_graph import CudaGraphCache, GraphedCallable
 from fastres.engine.precision import autocast
-from fastres.recipe import EvalConfig
+from fastres.recipe import EvalConfig, TrainConfig
 
 View = tuple[int, bool]
 """Shift in pixels, down and right alike, and whether mirrored after it."""
@@ -25,24 +25,17 @@ SHIFTED: tuple[View, ...] = ((-1, False), (-1, True), (1, False), (1, True))
 
 
 class Evaluator:
-    """Logits of `network` for the batches of a loader, compiled once, on a GPU captured too unless told otherwise.
+    """Logits of `network` for the batches of a loader, compiled once if `options` ask for it, on a GPU captured too.
 
     The last batch is filled up with its own first row, and the surplus cut off again: one shape, one graph. The views
     of test-time augmentation are batches of that shape too, so that they compile nothing and take no more memory.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        augment: Augment,
-        precision: str,
-        device: torch.device,
-        *,
-        compile: bool,
-        capture: bool = True,
+        self, network: nn.Module, augment: Augment, options: TrainConfig, device: torch.device, *, capture: bool = True
     ) -> None:
-        self.network, self.augment, self.precision, self.device = network, augment, precision, device
-        self.compiled = Compiled(self._forward, enabled=compile, network=network, about=precision)
+        self.network, self.augment, self.precision, self.device = network, augment, options.precision, device
+        self.compiled = Compiled(self._forward, enabled=options.compile, network=network, about=options.precision)
         obstacle = None if capture else "batches of any size, each of which would be a graph"
         self._logits = GraphedCallable(self.compiled, CudaGraphCache(device, obstacle))
 
@@ -80,8 +73,7 @@ class Evaluator:
     def _batches(self, loader: Loader, positions: Tensor | None) -> Iterator[tuple[Tensor, int]]:
         """Batches of the loader's size, and how many of their images count.
 
-        The images at `positions` are gathered until they fill a batch; a few passes less than one for each batch they
-        are in.
+        The images at `positions` are gathered until they fill a batch: fewer passes than one a batch they are in.
         """
         size, waiting, first = loader.batch_size, [], 0
         for batch in loader.batches():

@@ -44,14 +44,12 @@ def measure(logits: Tensor, labels: Tensor, temperature: float | None = None) ->
     confidence, predicted = logits.softmax(1).max(1)
     correct = (predicted == labels).double()
     confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-    counts = confusion.sum(1).tolist()
+    counts, right = confusion.sum(1).tolist(), confusion.diag().tolist()
     calibrated = None if temperature is None else logits / temperature
     return Measures(
         loss=F.cross_entropy(logits, labels).item(),
         accuracy=correct.mean().item(),
-        class_accuracy=[
-            hits / count if count else None for hits, count in zip(confusion.diag().tolist(), counts, strict=True)
-        ],
+        class_accuracy=[hits / count if count else None for hits, count in zip(right, counts, strict=True)],
         confusion=confusion.tolist(),
         expected_calibration_error=_calibration_error(confidence, correct),
         images=len(labels),

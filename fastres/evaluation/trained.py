@@ -82,13 +82,8 @@ class TrainedModel:
             raise UserError(f"{path} does not fit {run}/recipe.toml: one of them was changed") from error
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        augment = Augment(
-            recipe.augment,
-            about.mean,
-            about.std,
-            dtype=DTYPES[recipe.train.precision],
-            channels_last=recipe.train.channels_last,
-        )
+        dtype, channels_last = DTYPES[recipe.train.precision], recipe.train.channels_last
+        augment = Augment(recipe.augment, about.mean, about.std, dtype=dtype, channels_last=channels_last)
         return cls(recipe, network.to(where).eval(), about, augment, where)
 
     @property
@@ -222,15 +217,13 @@ class TrainedModel:
     @cached_property
     def _evaluator(self) -> Evaluator:
         """One for all calls: it compiles the network once."""
-        return Evaluator(
-            self.module, self.augment, self.recipe.train.precision, self.device, compile=self.recipe.train.compile
-        )
+        return Evaluator(self.module, self.augment, self.recipe.train, self.device)
 
     @cached_property
     def _eager(self) -> Evaluator:
         """For batches of any size, each of which would else be compiled and captured."""
-        precision = self.recipe.train.precision
-        return Evaluator(self.module, self.augment, precision, self.device, compile=False, capture=False)
+        options = self.recipe.train.model_copy(update={"compile": False})
+        return Evaluator(self.module, self.augment, options, self.device, capture=False)
 
 
 def _is_one(images: Any) -> bool:

@@ -11,15 +11,5 @@ the same for `nn.BatchNorm2d` modules that stay where they are. Numbers and chec
 from fastres.layers.batch_norm import BatchNormAct2d, BatchNormAddAct2d, DualBatchNormAddAct2d, dual, norm_act, norm_of
 from fastres.layers.fusion import Site, fuse, fused_sites, unfuse
 
-__all__ = [
-    "BatchNormAct2d",
-    "BatchNormAddAct2d",
-    "DualBatchNormAddAct2d",
-    "Site",
-    "dual",
-    "fuse",
-    "fused_sites",
-    "norm_act",
-    "norm_of",
-    "unfuse",
-]
+__all__ = ["BatchNormAct2d", "BatchNormAddAct2d", "DualBatchNormAddAct2d", "Site"]
+__all__ += ["dual", "fuse", "fused_sites", "norm_act", "norm_of", "unfuse"]

@@ -109,9 +109,8 @@ def dual(
         return _norm_act(main, x, skip(z), activation, backend, fork)
     if not _alike(x, z):
         return _add_act(_norm_act(main, x, None, "none", backend, False), skip(z), activation, fork)
-    return dual_batch_norm_act(
-        x, x_norm, z, z_norm, training=x_of_batch, activation=activation, backend=backend, fork=fork
-    )
+    how: Any = {"activation": activation, "backend": backend, "fork": fork}
+    return dual_batch_norm_act(x, x_norm, z, z_norm, training=x_of_batch, **how)
 
 
 def ends_in_activation(norm: Any, x: Tensor, kind: type[nn.Module], activation: str) -> Any:

@@ -56,8 +56,7 @@ def prepare_scriptable(self: nn.Module) -> NoReturn:
 
 
 def _converts(code: types.CodeType) -> bool:
-    """Whether a function is named like a converter, or is inside one, or makes an object that is; and knows nothing of
-    activations."""
+    """Whether a function is named like a converter, is in one or makes one; and knows nothing of activations."""
     names = code.co_qualname
     if code.co_name != "__init__":  # there the class tells what is made of the BatchNorm, elsewhere nothing
         names = " ".join([*re.findall(r"(\w+)\.<locals>", names), code.co_name])

@@ -28,13 +28,9 @@ def class_name(module: nn.Module) -> str:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether calling `module` does no more than its class's forward: no hooks, no forward of its own."""
-    return not (
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
-        or "forward" in module.__dict__
-    )
+    forward_hooks = module._forward_pre_hooks or module._forward_hooks
+    backward_hooks = module._backward_pre_hooks or module._backward_hooks
+    return not (forward_hooks or backward_hooks or "forward" in module.__dict__)
 
 
 def has_global_hooks() -> bool:

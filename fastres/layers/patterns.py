@@ -99,7 +99,6 @@ def _one_input(node: fx.Node) -> bool:
 
 
 def _match(norm: fx.Node, norms: set[fx.Node], calls: dict[fx.Node, nn.Module]) -> _Match | None:
-    """The match that begins at `norm`; None if there is none."""
     reader = _only_reader(norm)
     if reader is None:
         return None
@@ -142,8 +141,7 @@ def _activation(node: fx.Node, called: nn.Module | None) -> str | None:
 
 
 def _is_changed(memory: Memory, match: _Match) -> bool:
-    """Whether an operand may have changed by the time when the one call reads it, or should itself have changed by an
-    addition in place."""
+    """Whether an operand may have changed when the one call reads it, or should have by an addition in place."""
     add, residual = match.add, match.residual
     reads = [(norm.args[0], norm) for norm in match.norms]
     if residual is not None and add is not None:

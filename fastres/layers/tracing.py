@@ -154,9 +154,8 @@ def _twin(module: nn.Module, seen: dict[str, Any]) -> nn.Module:
 
     def note(name: str, value: Any) -> Any:
         # By type(), since a proxy claims to be a tensor.
-        if name not in _OF_EVERY_MODULE and not issubclass(
-            type(value), (nn.Module, Tensor, fx.Proxy, types.MethodType)
-        ):
+        apart = issubclass(type(value), (nn.Module, Tensor, fx.Proxy, types.MethodType))
+        if name not in _OF_EVERY_MODULE and not apart:
             seen[name] = copy.copy(value)
         return value
 
@@ -168,9 +167,8 @@ def _twin(module: nn.Module, seen: dict[str, Any]) -> nn.Module:
 
     kind: Any = type(original.__name__, (original,), {"__getattribute__": getattribute, "__getattr__": getattr_})
     twin: nn.Module = object.__new__(kind)  # FSDP's classes have a `__new__` that makes another one's
-    vars(twin).update(
-        {name: copy.copy(v) if isinstance(v, (dict, list, set)) else v for name, v in vars(module).items()}
-    )
+    for name, value in vars(module).items():
+        vars(twin)[name] = copy.copy(value) if isinstance(value, (dict, list, set)) else value
     return twin
 
 

@@ -54,8 +54,7 @@ def build(model: NetworkConfig, classes: int, image_size: int) -> Network:
 
 @functools.lru_cache(maxsize=16)
 def _parameters(kind: type[NetworkConfig], options: str, classes: int, image_size: int) -> int:
-    """How many there are, trained or not, without drawing them: weights of terabytes would be drawn until no memory is
-    left. 15 ms, once."""
+    """How many there are, trained or not, without drawing them: terabytes would leave no memory. 15 ms, once."""
     with torch.device("meta"):
         network = FAMILIES[kind](**json.loads(options), classes=classes, image_size=image_size)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -35,10 +35,8 @@ class BasicBlock(nn.Module):
         self.bn2 = BatchNormAddAct2d(channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != channels:
-            self.downsample = nn.Sequential(
-                Conv2d(in_channels, channels, skip_kernel, stride),
-                nn.BatchNorm2d(channels),
-            )
+            convolution = Conv2d(in_channels, channels, skip_kernel, stride)
+            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor, skip: Tensor | None = None, fork: bool = False) -> Any:
         """[N, in_channels, H, W] → the output, or with `fork` the output twice, for the next block's two readers.

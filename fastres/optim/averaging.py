@@ -23,8 +23,7 @@ class Ema:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     def fraction(self, step: int) -> float:
-        """The fraction of the way that the averages go towards the weights after step `step`, counted from 0: one minus
-        the decay."""
+        """The fraction of the way that the averages go towards the weights after `step`: one minus the decay."""
         if self.cosine_steps:
             return (1 - self.decay) * (1 + math.cos(math.pi * step / self.cosine_steps)) / 2
         return 1 - min(self.decay, (1 + step) / (10 + step))

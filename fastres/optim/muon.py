@@ -77,9 +77,8 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """Scale each filter back to its initial L2 norm. BN behind a convolution undoes its filter's scale, so that
-        growth would only make the following updates relatively smaller; fixed, the rate alone says how far a step turns
-        it."""
+        """Scale each filter back to its initial L2 norm. BN behind a convolution undoes a filter's scale: growth would
+        only make the next updates relatively smaller; fixed, the rate alone says how far a step turns it."""
         weights = [weight for group in self.param_groups for weight in group["params"]]
         initial = [self.state[weight]["norm"] for weight in weights]
         torch._foreach_mul_(weights, list(torch._foreach_div(initial, torch._foreach_norm(weights))))

@@ -14,8 +14,7 @@ def total_steps(epochs: float, steps_per_epoch: int) -> int:
 def factor(schedule: ScheduleConfig, step: int, steps_per_epoch: int, epochs: float) -> float:
     """What the recipe's learning rate is multiplied by at `step` (counted from 0 over the whole run).
 
-    With `per = "epoch"` the factor of the epoch's first step holds throughout the epoch, as with schedulers that are
-    stepped once an epoch.
+    With `per = "epoch"` the factor of an epoch's first step holds in all of it, as of schedulers stepped once an epoch.
     """
     if schedule.per == "epoch":
         now, end, warmup = float(step // steps_per_epoch), epochs, schedule.warmup_epochs

@@ -94,10 +94,7 @@ class KnotsConfig(ScheduleConfig):
 
     name: Literal["knots"] = "knots"
     """The kind of schedule."""
-    points: Annotated[
-        list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]],
-        Field(min_length=1),
-    ]
+    points: Annotated[list[Annotated[list[NotNegative], Field(min_length=2, max_length=2)]], Field(min_length=1)]
     """Pairs of an epoch, fractions allowed, and the learning rate's factor there: [[0, 0.2], [2, 1], [7.5, 0]] rises
     for two epochs and decays to 0 at the middle of the eighth. Two points of one epoch are a jump; before the first
     point and after the last one the factor is theirs."""

@@ -116,12 +116,9 @@ def _template() -> "Template":
 
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"kind": lambda part: type(part).__name__, "base64": _base64}
+    environment.filters["kind"] = lambda part: type(part).__name__
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template("page.html")
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def markdown(title: str, parts: Sequence[Part], figures: str = "figures/") -> str:

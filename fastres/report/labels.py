@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from fastres.report.style import SMALL
+from fastres.report.style import SMALL, Look
 
 # Where the text of a point may stand, right and up are 1: corners come first, as a front runs level and upright.
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
@@ -41,28 +41,17 @@ def write_beside(axes: Axes, labels: Sequence[Label], avoid: Sequence[Text] = ()
     taken += [text.get_window_extent() for text in avoid]
     panel = axes.get_window_extent()
     for label, (x, y) in zip(labels, places, strict=True):
-        text = axes.annotate(
-            label.text,
-            (label.x, label.y),
-            (0, 0),
-            textcoords="offset points",
-            color=label.colour,
-            fontsize=SMALL,
-            fontweight="bold" if label.bold else "normal",
-            parse_math=False,
-        )
+        look: Look = {"color": label.colour, "fontsize": SMALL, "fontweight": "bold" if label.bold else "normal"}
+        look |= {"textcoords": "offset points", "parse_math": False}
+        text = axes.annotate(label.text, (label.x, label.y), (0, 0), **look)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible on a line
         extent = text.get_window_extent()
         wide, high = extent.width, extent.height
 
         def beside(distance: int, x: float = x, y: float = y, wide: float = wide, high: float = high) -> list[Bbox]:
-            away = distance * reach
-            return [
-                Bbox.from_bounds(
-                    x + across * (away + wide / 2) - wide / 2, y + up * (away + high / 2) - high / 2, wide, high
-                )
-                for across, up in _SIDES
-            ]
+            right, above = distance * reach + wide / 2, distance * reach + high / 2
+            corners = [(x + across * right - wide / 2, y + up * above - high / 2) for across, up in _SIDES]
+            return [Bbox.from_bounds(*corner, wide, high) for corner in corners]
 
         def covered(box: Bbox, area: float = wide * high) -> int:
             # What would lie outside of the panel is covered too. Whole pixels: roundings shall not decide.

@@ -97,7 +97,6 @@ def marker(style_index: int) -> str:
 
 
 def _costs(axes: Axes, marks: Sequence[Mark], records: Sequence[Record], key: str) -> None:
-    """The points of one panel, and its axes."""
     style.dress(axes)
     best, known = front(marks, key), placed(marks, key)
     for mark, cost, gain in known:
@@ -178,7 +177,6 @@ class Sampled(Protocol):
 
     def sample(self, key: str) -> Sample | None:
         """Mean and spread over the seeds; None where no run has it."""
-        ...
 
 
 AnySampled = TypeVar("AnySampled", bound=Sampled)

@@ -130,11 +130,7 @@ def _losses(curves: list[_Curve], best: Best | None) -> Figure:
 
 @style.own_settings()
 def accuracy(
-    rows: list[Epoch],
-    *,
-    best: Best | None = None,
-    leak: bool = False,
-    test_accuracy: float | None = None,
+    rows: list[Epoch], *, best: Best | None = None, leak: bool = False, test_accuracy: float | None = None
 ) -> Figure:
     """Accuracy in percent by epoch; `test_accuracy` (0 to 1) of the final weights is a level line."""
     figure, axes = style.single(3.9)
@@ -268,8 +264,7 @@ def speedrun(rows: list[SpeedrunRow], summary: Speedrun) -> Figure:
 
 @style.own_settings()
 def corruptions(summary: Corruptions) -> Figure:
-    """Accuracy in percent of each kind of corruption by severity, with means, and the clean accuracy above; `summary`
-    is shift.json."""
+    """Accuracy in percent of each kind of corruption by severity, means, clean accuracy; `summary` is shift.json."""
     kinds, severities = list(summary.accuracy), summary.severities
     table = np.array([[*summary.accuracy[kind], summary.mean_by_kind[kind]] for kind in kinds])
     means = [*summary.mean_by_severity, summary.mean_corruption_accuracy]

@@ -58,8 +58,7 @@ def write_report(
     """Draw `figures/*.png` into the run directory and write `report.html` with them inside; returns the page's path.
 
     `rows` are those of metrics.jsonl. The summary of a run that is not complete has no `stopped`; without data, only
-    what the run wrote is shown. `notes` stand among the warnings. Raises UserError where the run directory cannot be
-    written.
+    what the run wrote is shown. `notes` stand among the warnings. Raises UserError where nothing can be written.
     """
     leak, tested = summary.split == "report", report_data is not None and report_data.test_probabilities is not None
     classes = "" if report_data is None else f" for {plural(len(report_data.classes), 'class', 'classes')}"
@@ -100,12 +99,10 @@ def _tested_images(summary: Summary, shown: ReportData | None) -> int:
 def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData | None, *, leak: bool) -> list[Picture]:
     best, accuracy = summary.best, summary.test_accuracy
     best_note = " The vertical line is the epoch whose weights were tested." if best else ""
-    leaking = ""
-    if leak:
-        leaking = (
-            " The validation images are the first of the training images, while training draws from all of them: most "
-            "are trained on, so this curve is no estimate for new images."
-        )
+    leaking = (
+        " The validation images are the first of the training images, while training draws from all of them: most are "
+        "trained on, so this curve is no estimate for new images."
+    ) * leak
     validated = any(row.val_loss is not None for row in rows) if shown is None else shown.val_labels is not None
     validation = f", and {LEAKY if leak else 'validation'} (red, dashed), on plain images after each epoch"
     level = "" if accuracy is None else " The level line is the test accuracy at the end."
@@ -126,7 +123,6 @@ def _pictures(rows: list[Epoch], summary: Summary, shown: ReportData | None, *, 
 
 
 def _of_images(shown: ReportData, *, leak: bool) -> dict[str, tuple[Figure, str]]:
-    """The figures of the images, with their captions."""
     counted = "." if shown.val_labels is None else f", {len(shown.val_labels):,} for validation (red, hatched)."
     if leak:
         counted += " Most of the latter are among the former."
@@ -149,7 +145,6 @@ def _of_images(shown: ReportData, *, leak: bool) -> dict[str, tuple[Figure, str]
 
 
 def _of_tests(shown: ReportData) -> dict[str, tuple[Figure, str]]:
-    """The figures of what the network makes of the test images, with their captions."""
     if shown.test_probabilities is None:
         return {}
     labels, predicted, classes = shown.test_labels, _predicted(shown), shown.classes
@@ -180,14 +175,13 @@ def _predicted(shown: ReportData) -> np.ndarray:
 def _headline(summary: Summary, shown: ReportData | None, rows: list[Epoch], recipe: Recipe) -> Tiles:
     if summary.stopped is None:
         last = rows[-1] if rows else Epoch(epoch=0)
-        return Tiles(
-            [
-                ("Epochs done", f"{last.epoch}", f"of {recipe.train.epochs:g}"),
-                ("Training accuracy", number(last.train_accuracy, ".2%"), "of the last of them, augmented images"),
-                ("Validation accuracy", number(last.val_accuracy, ".2%"), "after it"),
-                ("Training speed", number(last.images_per_second, ",.0f"), "images a second in it"),
-            ]
-        )
+        tiles = [
+            ("Epochs done", f"{last.epoch}", f"of {recipe.train.epochs:g}"),
+            ("Training accuracy", number(last.train_accuracy, ".2%"), "of the last of them, augmented images"),
+            ("Validation accuracy", number(last.val_accuracy, ".2%"), "after it"),
+            ("Training speed", number(last.images_per_second, ",.0f"), "images a second in it"),
+        ]
+        return Tiles(tiles)
     total = _tested_images(summary, shown)
     accuracy, multiply_adds = summary.test_accuracy or 0.0, summary.multiply_adds or 0
     low, high = wilson(round(accuracy * total), total)
@@ -198,14 +192,13 @@ def _headline(summary: Summary, shown: ReportData | None, rows: list[Epoch], rec
     stall = summary.input_stall  # a run of an older version has none
     waiting = "" if stall is None else f"; {stall:.1%} of the time waiting for the {summary.loader} loader"
     speed, size = number(summary.images_per_second, ",.0f"), f"{multiply_adds / 1e6:,.1f} M multiply-adds an image"
-    return Tiles(
-        [
-            ("Test accuracy", f"{accuracy:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
-            ("Parameters", f"{summary.parameters:,}", f"trainable; {size}"),
-            ("Training speed", speed, f"images a second, first step left out{waiting}"),
-            ("Whole run", wall_time(summary.seconds), first),
-        ]
-    )
+    tiles = [
+        ("Test accuracy", f"{accuracy:.2%}", f"95% interval {low:.2%} to {high:.2%}"),
+        ("Parameters", f"{summary.parameters:,}", f"trainable; {size}"),
+        ("Training speed", speed, f"images a second, first step left out{waiting}"),
+        ("Whole run", wall_time(summary.seconds), first),
+    ]
+    return Tiles(tiles)
 
 
 def _warnings(

@@ -33,9 +33,8 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the folder of a run that has saved a checkpoint") from None
     except Exception as error:
-        raise UserError(
-            f"{path} is not a checkpoint of fastres, or damaged{_detail(error)}: delete it and train again"
-        ) from error
+        what = f"{path} is not a checkpoint of fastres, or damaged{_detail(error)}"
+        raise UserError(f"{what}: delete it and train again") from error
     if not summed:
         say_unchecked(path, "only its archive's own checksums were compared")
     return state
@@ -50,8 +49,7 @@ def save_weights(path: Path, network: nn.Module, about: NetworkFacts) -> None:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], NetworkFacts]:
     """Read what `save_weights` wrote: a state_dict, whose tensors are views of the file, and `about`.
 
-    A file without a CRC-32 is read, and that is said. Raises UserError where the file is damaged, or has weights that
-    are not finite.
+    A file without a CRC-32 is read, and that is said. Raises UserError where it is damaged, or weights are not finite.
     """
     from safetensors import SafetensorError
 

@@ -186,8 +186,7 @@ class Failure(File):
 class Point(Entry):
     """A point of sweep.json: None is what was not measured, of a diverged one everything.
 
-    Validation is that of the weights which were kept and tested: of the epoch that `train.best` chose, else of the
-    last.
+    Validation is that of the weights which were kept and tested: of the epoch of `train.best`, else of the last.
     """
 
     name: str

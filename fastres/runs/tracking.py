@@ -26,8 +26,7 @@ ID = "id"
 IN_BOTH = ("images_per_second", "input_stall", "seconds", "test_accuracy", "test_loss")
 """Keys of metrics.jsonl and of summary.json, of one epoch there and of the run here."""
 START_SECONDS, FINISH_SECONDS = 30, 60
-"""How long a run waits for the server at its start, and at its end for the last upload; what is left then can be sent
-with `wandb sync`."""
+"""How long a run waits for the server at its start, and at its end for the last upload; `wandb sync` sends the rest."""
 
 
 def check_tracker(options: RecordConfig) -> None:

@@ -201,7 +201,6 @@ def augment_of(recipe: Recipe, mean: Sequence[float], std: Sequence[float]) -> A
 
 
 def _extra(data: DataConfig, dataset: Dataset, quiet: bool) -> Extra:
-    """The images that `data.extra` adds to the opened training set."""
     assert data.extra is not None
     other = open_dataset(data.extra.source, image_size=dataset.image_size, root=data.root, quiet=quiet)
     if other.image_size != dataset.image_size:

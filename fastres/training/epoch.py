@@ -50,9 +50,8 @@ class Runner:
         self.on_device = device.type == "cuda" if on_device is None else on_device
         self.steps_per_launch = 1
         """Steps of one launch, where they are alike."""
-        self.graphs = CudaGraphCache(
-            device, "fp16 looks at the gradients to scale its loss" if step.scaler.is_enabled() else None
-        )
+        why_not = "fp16 looks at the gradients to scale its loss" if step.scaler.is_enabled() else None
+        self.graphs = CudaGraphCache(device, why_not)
         if not self.on_device:
             return
         step.keep_hyperparameters_on_device()
@@ -88,9 +87,8 @@ class Runner:
         if self.step.device.type == "cuda":
             counters = counters.pin_memory()
         self._counters.copy_(counters, non_blocking=True)
-        yield from (
-            self._from_store(epoch, first_step, count) if self._resident else self._arriving(epoch, first_step, count)
-        )
+        work = self._from_store if self._resident else self._arriving
+        yield from work(epoch, first_step, count)
 
     # ------------------------------------------------------------------------------------------------- on the host
 

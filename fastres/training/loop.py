@@ -106,14 +106,10 @@ class Run(Session):
                 self.progress.message(f"loader {self.data_module.loading.name}: {self.data_module.loading.reason}")
                 if self.busy:
                     self.progress.message(self.busy)
-                if (
-                    options.precision == "bf16"
-                    and self.device.type == "cpu"
-                    and not computes_bf16(self.environment.isa)
-                ):
-                    self.progress.message(
-                        "this CPU has no bf16 instructions: train.precision = 'fp32' is far faster here"
-                    )
+                on_cpu_in_bf16 = options.precision == "bf16" and self.device.type == "cpu"
+                if on_cpu_in_bf16 and not computes_bf16(self.environment.isa):
+                    faster = "train.precision = 'fp32' is far faster here"
+                    self.progress.message(f"this CPU has no bf16 instructions: {faster}")
                 if self.step.loss_and_correct.active:
                     self.progress.message("compiling the step: half a minute the first time, seconds once it is cached")
                 stopped = "completed"
@@ -180,25 +176,16 @@ class Run(Session):
             )
 
     def _show(self, step: int, images: int) -> None:
-        """On a CPU, where reading costs nothing, show loss and accuracy and look for a non-finite loss after each
-        step."""
-        if self.device.type == "cpu":
-            loss, accuracy = self._read_tally()
-            self.progress.step(step, images, loss, accuracy)
-        else:
-            self.progress.step(step, images)
+        """On a CPU, where reading costs nothing, show loss and accuracy and look for a non-finite loss at each step."""
+        self.progress.step(step, images, *(self._read_tally() if self.device.type == "cpu" else ()))
 
     def _started(self) -> None:
-        """This process has done its first step."""
         compiled = self.step.loss_and_correct
         self.at.started(time.perf_counter() - self.began, compiled)
         self.startup_timer.done()
         if self.recipe.train.compile and compiled.fallback_reason is not None:
-            self.progress.message(
-                compiled.fallback_reason
-                if compiled.active
-                else f"running without compilation: {compiled.fallback_reason}"
-            )
+            how = "" if compiled.active else "running without compilation: "
+            self.progress.message(f"{how}{compiled.fallback_reason}")
         if self.was_compiled not in (None, compiled.active):
             before = "compiled" if self.was_compiled else "not compiled"
             self.progress.message(f"this run was {before} before it was interrupted: its bits will differ from now on")
@@ -221,7 +208,6 @@ class Run(Session):
         )
 
     def _row(self) -> Epoch:
-        """The finished epoch's line of metrics.jsonl."""
         at, step = self.at, self._steps_done()
         waited = time.perf_counter()
         loss, accuracy = self._read_tally()
@@ -343,15 +329,8 @@ class Run(Session):
         )
         if self.recipe.record.report:
             try:
-                page = draw_page(
-                    self.run,
-                    self.recipe,
-                    self.data_module,
-                    self.recorder.rows,
-                    summary,
-                    self.environment,
-                    logits.softmax(1),
-                )
+                shown = self.recorder.rows, summary, self.environment
+                page = draw_page(self.run, self.recipe, self.data_module, *shown, logits.softmax(1))
                 self.progress.message(f"report: {page}")
             except UserError:
                 raise

@@ -84,10 +84,8 @@ class EpochMetrics:
 
 def input_stall(rows: list[Epoch]) -> float | None:
     """Share of the time of all training steps in which the device waited for data, from the rows of metrics.jsonl."""
-    measured = [
-        (row.input_stall * row.seconds, row.seconds) for row in rows if row.input_stall is not None and row.seconds
-    ]
-    return sum(waited for waited, _ in measured) / sum(seconds for _, seconds in measured) if measured else None
+    known = [(row.input_stall, row.seconds) for row in rows if row.input_stall is not None and row.seconds]
+    return sum(stall * seconds for stall, seconds in known) / sum(seconds for _, seconds in known) if known else None
 
 
 def peak_memory(device: torch.device) -> int:

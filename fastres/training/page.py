@@ -47,7 +47,6 @@ def draw_page(
 
 
 def _shown(data_module: DataModule, probabilities: Tensor | None) -> "ReportData":
-    """What the page shows of the data, as the run saw them."""
     from fastres.report.run_page import ReportData
 
     shown = data_module.train.subset[:SHOWN]
@@ -103,7 +102,6 @@ def redraw(run: str | Path, *, device: str = "auto") -> Path:
 
 
 def _unfinished(run: Path, recipe: Recipe, rows: list[Epoch], machine: Environment) -> Summary:
-    """What can be summed up of a run that is not complete."""
     return Summary(
         name=run.resolve().name,
         source=recipe.data.source,
@@ -133,10 +131,8 @@ def draw_augmented(recipe: Recipe, out: Path) -> int:
         fraction = float(mixed.weight)
         before.append(batch.source[batch.rows[:EACH_STEP]])
         after.append(data_module.augment.restore(mixed.images[:EACH_STEP]))
-        labels, partners = (
-            data_module.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners)
-        )
-        for label, partner in zip(labels, partners, strict=True):
+        both = (data_module.classes_of(each[:EACH_STEP]).tolist() for each in (mixed.labels, mixed.partners))
+        for label, partner in zip(*both, strict=True):
             own, other = short(names[label], 10), short(names[partner], 10)
             captions.append(f"{own}\n" if fraction == 1 else f"{own} {fraction:.0%}\n{other} {1 - fraction:.0%}")
     data_module.close()

@@ -47,8 +47,7 @@ def move_network(network: Network, recipe: Recipe, device: torch.device) -> Netw
 
 
 class Session:
-    """Data, network and compiled code of a process that trains `recipe`, once or many times, by `method` or else by
-    the one that it names.
+    """Data, network and compiled code of a process that trains `recipe`, once or often, by `method` or its own.
 
     Raises UserError where the recipe, its data or the machine do not allow it.
     """
@@ -68,19 +67,12 @@ class Session:
         with imports_beside() if loads else nullcontext():
             self.initialise(network)
         self.method.prepare(self.data_module, device)
-        self.step = Step(
-            move_network(self.method.network(network, self.data_module.dataset.image_size), recipe, device),
-            recipe,
-            len(self.data_module.train),
-            device,
-            self.method,
-            self.data_module.targets,
-        )
+        trained = move_network(self.method.network(network, self.data_module.dataset.image_size), recipe, device)
+        steps, targets = len(self.data_module.train), self.data_module.targets
+        self.step = Step(trained, recipe, steps, device, self.method, targets)
         self.epoch_metrics, self.stall = EpochMetrics(device), StallMeter(device)
         self.runner = Runner(self.step, self.data_module, self.epoch_metrics, self.stall)
-        self.evaluator = Evaluator(
-            self.step.averaged, self.data_module.augment, recipe.train.precision, device, compile=recipe.train.compile
-        )
+        self.evaluator = Evaluator(self.step.averaged, self.data_module.augment, recipe.train, device)
 
     def initialise(self, network: Network) -> None:
         """Turn drawn weights into those of the first step: what is computed from images or comes from elsewhere."""

@@ -55,8 +55,7 @@ class Step:
     """Everything that changes from step to step, and the change.
 
     Weights, BN statistics, loss and optimizer stay in fp32; under bf16 and fp16 autocast runs convolutions and what
-    lies between them in that type. `seed` and the step number decide all randomness (dropout), so there is no
-    generator to save.
+    lies between them in that type. `seed` and the step number decide all randomness (dropout): no generator is saved.
 
     A call is `prepare`, which is the host's part, and `update`, the device's. `update` alone can be captured and
     replayed, after `keep_hyperparameters_on_device`.
@@ -79,9 +78,8 @@ class Step:
         self._classes = None if targets is None else targets.argmax(1)
         self.seed = options.seed  # not read from the recipe in a step: `restart` gives another
         self.rule = rule_of(recipe.optimizer)
-        self.optimizer = build_optimizer(
-            recipe.optimizer, network, rate_factors(self.method.backbone(network), recipe.transfer)
-        )
+        lr_factors = rate_factors(self.method.backbone(network), recipe.transfer)
+        self.optimizer = build_optimizer(recipe.optimizer, network, lr_factors)
         self.ema = self.method.average(network, recipe, self.steps)
         self.lookahead = None if options.lookahead is None else Lookahead(network, options.lookahead, self.steps)
         # fp16 has a smallest normal number of 6e-5: without scaling, small gradients vanish.
@@ -137,9 +135,8 @@ class Step:
 
     def keep_hyperparameters_on_device(self) -> None:
         """Let every step find its rates and shares in a table on the device, by a counter that is there too."""
-        self._table = torch.tensor([self.hyperparameters(step) for step in range(self.steps)], dtype=torch.float32).to(
-            self.device
-        )
+        rows = [self.hyperparameters(step) for step in range(self.steps)]
+        self._table = torch.tensor(rows, dtype=torch.float32).to(self.device)
         self._hyperparameters = torch.zeros_like(self._table[:1])
         self._attach()
 
@@ -163,8 +160,7 @@ class Step:
         self, step: int, images: Tensor, labels: Tensor, partners: Tensor | None = None, weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Train on one batch: [B, 3, H, W] and int64 [B]; where views are compared, all views of the B images, [V·B, 3,
-        H, W]. Of a mixed batch `partners` are the labels of the images that
-        were mixed in, int64 [B], and `weight`, fp32 [1], is the share of the images' own.
+        H, W]. Of a mixed batch `partners` are the labels mixed in, int64 [B], and `weight`, fp32 [1], the own share.
 
         Returns the mean loss before the step (fp32) and the number of correct predictions (in a mixed batch one is
         correct by the share of the label that it names), both still on the device.
@@ -174,8 +170,7 @@ class Step:
         return self.update(variant, images, labels, partners, weight, counter=counter, step=step)
 
     def prepare(self, step: int) -> StepVariant:
-        """Seed, mode, and what is differentiated: the host's part of step `step`, and of steps of one phase after it.
-        Returns that phase."""
+        """Seed, mode, what is differentiated: the host's part of `step` and others of its phase, which is returned."""
         if self.recipe.model.dropout:
             torch.manual_seed((self.seed << 32) + step)
         self.network.train()
@@ -290,8 +285,7 @@ class Step:
         self.scaler.load_state_dict(self._first_scale)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is serialised with the guards of a compiled step, which read no optimizer: of a resumed run, Adam could
-        not be loaded again."""
+        """What is serialised with the guards of a compiled step: no optimizer, as a resumed Adam cannot be loaded."""
         return {**vars(self), "optimizer": None}
 
     def state(self) -> dict[str, Any]:
@@ -308,8 +302,7 @@ class Step:
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave, by copying: the weights' memory layout stays, and nothing of `state` is kept.
 
-        Raises ValueError, or whatever a dictionary of anything makes its reader raise, where another network or
-        optimizer gave it.
+        Raises ValueError, or whatever a dictionary of anything makes its reader raise, where something else gave it.
         """
         for part, own in self.state().items():
             if part != "optimizer":

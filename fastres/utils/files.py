@@ -16,9 +16,9 @@ from fastres.errors import UserError, disk_errors_are_the_users
 from fastres.utils.locks import open_lock, try_lock
 
 
-def sync_folder(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Make what was written to the file `path`, or renamed inside the folder `path`, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -29,8 +29,7 @@ def sync_folder(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends, and vanishes when the block raises.
 
-    Raises UserError where the disk is full or not writable or `path` is a folder; a file that stood at `path` is then
-    as it was.
+    Raises UserError where the disk is full or not writable or `path` is a folder; what stood there is then as it was.
     """
     with disk_errors_are_the_users(path):
         if path.is_dir():
@@ -45,7 +44,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            sync_folder(path.parent)
+            sync(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

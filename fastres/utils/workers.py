@@ -79,7 +79,6 @@ def _join(processes: list[Any]) -> None:
 
 
 def _process(worker: Works, answers: Any) -> None:
-    """The life of one worker."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

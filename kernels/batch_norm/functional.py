@@ -109,11 +109,7 @@ def takes_kernels(
         if reason is not None:
             raise ValueError(f'backend="triton" cannot run here: {reason}; use backend="auto"')
         return True
-    return reason is None and _is_channels_last(x)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.permute(0, 2, 3, 1).is_contiguous()
+    return reason is None and x.permute(0, 2, 3, 1).is_contiguous()  # channels-last
 
 
 def _obstacle(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, training: bool) -> str | None:
@@ -184,9 +180,8 @@ def _plain(
 def _batch_norm(x: Tensor, norm: Norm, training: bool) -> Tensor:
     if training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    return F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training, norm.momentum, norm.eps
-    )
+    weight, bias, mean, variance, _, momentum, eps = norm
+    return F.batch_norm(x, mean, variance, weight, bias, training, momentum, eps)
 
 
 def _fusible(x: Tensor, second: Tensor | None, x_norm: Norm, z_norm: Norm | None, activation: str) -> Tensor:

@@ -17,6 +17,8 @@ from fastres.evaluation.evaluator import SHIFTED, Evaluator, view
 from fastres.evaluation.metrics import measure, passes
 from fastres.models import build
 
+EAGER = recipe.TrainConfig(precision="fp32", compile=False)
+
 
 def test_measures_by_hand() -> None:
     # Probabilities 3/4 and 1/4, three images, two of them right.
@@ -64,7 +66,7 @@ def test_the_filled_up_batch_changes_nothing(count: int) -> None:
     augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.2,) * 3)
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     loader = ResidentLoader(on_device(images), np.zeros(count, np.int64), np.arange(count), 8)
-    found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader)
+    found = Evaluator(network, augment, EAGER, torch.device("cpu")).logits(loader)
     with torch.no_grad():
         expected = network.eval()(augment.normalize(torch.from_numpy(images)))
     assert found.shape == (count, 3)
@@ -109,7 +111,7 @@ def evaluate_views(tta: str, count: int = 21, share: float = 0.3, **options: Any
     augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.25,) * 3, **options)
     loader = ResidentLoader(on_device(pixels), np.zeros(count, np.int64), np.arange(count), 8)
     table = recipe.EvalConfig(tta=tta, tta_share=share)  # type: ignore[arg-type]
-    found = Evaluator(network, augment, "fp32", torch.device("cpu"), compile=False).logits(loader, table)
+    found = Evaluator(network, augment, EAGER, torch.device("cpu")).logits(loader, table)
     return found, network, (pixels / 255 - 0.5) / 0.25
 
 
@@ -165,7 +167,7 @@ def test_views_compile_nothing_more() -> None:
     augment = Augment(recipe.AugmentConfig(), (0.5,) * 3, (0.2,) * 3, dtype=torch.bfloat16)
     images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
     loader = ResidentLoader(on_device(images), np.zeros(21, np.int64), np.arange(21), 8)
-    evaluator = Evaluator(network, augment, "bf16", torch.device("cpu"), compile=True)
+    evaluator = Evaluator(network, augment, recipe.TrainConfig(), torch.device("cpu"))
     plain = evaluator.logits(loader)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found = {tta: evaluator.logits(loader, recipe.EvalConfig(tta=tta)) for tta in ("none", "translate", "selective")}  # type: ignore[arg-type]

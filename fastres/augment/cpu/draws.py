@@ -9,17 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastres.augment.draws import (
-    ATTEMPTS,
-    COLOUR,
-    CROP,
-    ERASE,
-    GEOMETRY,
-    HUE_BITS,
-    NOISE,
-    Draws,
-    Plan,
-)
+from fastres.augment.draws import ATTEMPTS, COLOUR, CROP, ERASE, GEOMETRY, HUE_BITS, NOISE, Draws, Plan
 from fastres.augment.tables import LEVELS, BoxTables
 from fastres.utils.numba_cache import cached_njit
 

@@ -55,9 +55,8 @@ def augment_batch(
         labels: int64 [B].
 
     Returns the batch, `augment.dtype` [B, 3, H, W]; the labels of the images that were mixed in, int64 [B], None
-    without `labels`; and the weight λ of the images' own labels, fp32 [1]. An unmixed batch has weight 1. Nothing is
-    checked here, where rows that are not there would be read all the same. Raises UserError where the policy does not
-    fit the images.
+    without `labels`; and the weight λ of the images' own labels, fp32 [1], which is 1 unmixed. Nothing is checked here:
+    rows that are not there would be read all the same. Raises UserError where the policy does not fit the images.
     """
     size = (images.shape[1], images.shape[2])
     mixing = UNMIXED if step is None else augment.draw_mix(epoch, step, size)

@@ -140,8 +140,7 @@ def _write(values, kind, out):  # type: ignore[no-untyped-def]
 def _values(source, read, count, pattern, kind, out, write):  # type: ignore[no-untyped-def]
     """`count` uint8 from source[read] on to out[write] on: as they are where `out` is uint8, else normalised.
 
-    Read and write stand at a pixel's first value. The inner loops have one length, so that LLVM keeps the patterns in
-    registers.
+    Read and write stand at a pixel's first value. Inner loops have one length: LLVM keeps the patterns in registers.
     """
     read, write, count = _U(read), _U(write), _U(count)
     if out.itemsize == 1:
@@ -345,8 +344,7 @@ def _fill(values, box, colour, width):  # type: ignore[no-untyped-def]
 def _geometry(images, start, row, size, taps, scratch):  # type: ignore[no-untyped-def]
     """Crop and mirror one image: where its uint8 [H·W·3] is then found, an array and a position in it.
 
-    Mirroring comes before the shift, which goes the other way then: the crop does it at no cost, by writing its columns
-    in reverse order.
+    Mirroring comes before the shift, which then goes the other way: the crop does it by writing its columns in reverse.
     """
     flip = row[6] != 0
     if row[2] != size[0] or row[3] != size[1]:

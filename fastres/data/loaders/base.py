@@ -100,8 +100,7 @@ class Loader(ABC):
         return epoch_rows(self.subset, self.seed, epoch, self.rank, self.ranks).copy()  # it may be `subset` itself
 
     def _steps(self, epoch: int, first_step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each step from `first_step` on, int64 [B]: positions on the CPU, the same on the device, labels there. All
-        have memory of their own.
+        """Of each step from `first_step` on, int64 [B] of their own: positions on the CPU, on the device, labels there.
 
         One copy to the device and one gather of labels for all steps: on a CPU, two operations a step cost as much as a
         fifth of copying the images of a batch of 512; on a GPU a copy a step would make the host wait.

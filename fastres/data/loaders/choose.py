@@ -65,11 +65,10 @@ def choose(dataset: Dataset, wanted: str = "auto", device: torch.device | str = 
     if decoded:
         size, memory = decoded_bytes(dataset), memory_bytes(device)
         memory_name = f"the free memory of {device}" if device.type == "cuda" else "this machine's memory"
+        limit = f"{MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
         if size <= MEMORY_SHARE * memory:
-            return Choice(
-                "resident", f"{_size(size)} of images fit into {MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
-            )
-        because = f"{_size(size)} of images do not fit into {MEMORY_SHARE:.0%} of {memory_name}, {_size(memory)}"
+            return Choice("resident", f"{_size(size)} of images fit into {limit}")
+        because = f"{_size(size)} of images do not fit into {limit}"
     else:
         because = "the images are encoded"
     missing: list[str] = []
@@ -107,9 +106,7 @@ def decoded_bytes(dataset: Dataset) -> int:
 
 def memory_bytes(device: torch.device) -> int:
     """Free memory of a GPU; of a CPU, what `usable_memory` says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return usable_memory()
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else usable_memory()
 
 
 def open_pixels(

@@ -196,9 +196,8 @@ class _Pipeline:
         self._device = device
         on_gpu = device.type == "cuda"
         index = (torch.cuda.current_device() if device.index is None else device.index) if on_gpu else None
-        self._dali = dali.Pipeline(
-            batch_size=batch_size, num_threads=threads, device_id=index, prefetch_queue_depth=_QUEUE
-        )
+        queue = {"prefetch_queue_depth": _QUEUE}
+        self._dali = dali.Pipeline(batch_size=batch_size, num_threads=threads, device_id=index, **queue)
         fn, types = dali.fn, dali.types
         with self._dali:
             # DALI copies what it is fed. Without the copy (no_copy) it would read memory that is ours to keep alive,

@@ -2,8 +2,7 @@
 
 FFCV's `Loader` reads the file and puts its pipeline together; its iterator is not used. That one leaves its consumer
 waiting forever when its thread fails, writes new batches into buffers of batches still in use, and leaves threads
-behind when it is left early. Here each batch is one call of the pipeline in a thread of `prefetch`, into memory of its
-own.
+behind when it is left early. Here each batch is one call of the pipeline in a thread of `prefetch`, into new memory.
 
 FFCV would also compile its pipeline for 7 to 14 seconds at every start. Here the pipeline's one operation is compiled
 code that is kept on disk (ffcv_decode.py), and FFCV's compiler is told to leave it alone.

@@ -26,8 +26,7 @@ def on_device(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> 
 
 
 def shared(images: NDArray[np.uint8]) -> Tensor:
-    """`images` as a tensor of the same memory, to read from alone: where it is a read-only map, to write ends the
-    process."""
+    """`images` as a tensor of the same memory, only to be read: to write into a read-only map ends the process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(images)
@@ -44,13 +43,8 @@ def _private(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     try:
         with Path(name).open("rb") as file:
             # Not counted as memory that will be needed: the kernel would refuse a store larger than the machine's.
-            private = mmap.mmap(
-                file.fileno(),
-                len(mapped),
-                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                offset=start,
-            )
+            flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            private = mmap.mmap(file.fileno(), len(mapped), flags=flags, prot=prot, offset=start)
     except (OSError, ValueError):  # the store was removed or rebuilt meanwhile: `images` are what was opened
         return images.copy()
     return np.ndarray(images.shape, images.dtype, private, offset, images.strides)

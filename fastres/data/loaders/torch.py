@@ -12,6 +12,7 @@ in its only thread and touches none of them.
 
 import atexit
 import gc
+import math
 import mmap
 import multiprocessing
 import os
@@ -100,9 +101,7 @@ def _loader(dataset: Dataset[Any], steps: int, **options: Any) -> DataLoader[Any
 
 def _shared(shape: tuple[int, ...]) -> Tensor:
     """uint8 zeros that this process shares with those that it forks from now on; freed with the last reference."""
-    size = 1
-    for length in shape:
-        size *= length
+    size = math.prod(shape)
     try:
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(shape)
     except OSError as error:
@@ -173,18 +172,11 @@ class _There(Dataset[str | None]):
 def _forked(dataset: _There, steps: int, workers: int) -> Generator[tuple[Any, "_Context"], None, None]:
     """A DataLoader's iterator over `dataset`, and its context; both are gone, processes included, when the block ends.
 
-    Workers are killed, not asked: they own nothing, and one that was killed from outside may have taken a lock along
-    that asking would wait for.
+    Workers are killed, not asked: they own nothing, and one killed from outside may hold a lock that asking waits for.
     """
     context = _Context()
-    loader = _loader(
-        dataset,
-        steps,
-        num_workers=workers,
-        prefetch_factor=_AHEAD,
-        multiprocessing_context=context,
-        worker_init_fn=partial(_start, os.getpid()),
-    )
+    processes = {"num_workers": workers, "prefetch_factor": _AHEAD, "multiprocessing_context": context}
+    loader = _loader(dataset, steps, **processes, worker_init_fn=partial(_start, os.getpid()))
     iterator = None
     atexit.register(context.kill)  # before multiprocessing's own, which would send a SIGTERM and wait
     try:

@@ -145,15 +145,13 @@ def find_or_download(kind: Kind, downloads: Path, *, quiet: bool) -> Path:
                 _download(official.url, Path(unfinished) / kind.archive, official.tgz_md5, quiet)
                 (Path(unfinished) / kind.archive).replace(downloads / kind.archive)
         except RuntimeError as error:  # torchvision's word for a wrong md5
-            raise UserError(
-                f"what {official.url} sent has a wrong md5: try again, {_ways_out(kind, downloads)}"
-            ) from error
+            what = f"what {official.url} sent has a wrong md5: try again"
+            raise UserError(f"{what}, {_ways_out(kind, downloads)}") from error
         except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
                 raise  # the disk's, not the network's: the manager above words it
-            raise UserError(
-                f"cannot download {kind.name} ({getattr(error, 'reason', error)}): {_ways_out(kind, downloads)}"
-            ) from error
+            why = getattr(error, "reason", error)
+            raise UserError(f"cannot download {kind.name} ({why}): {_ways_out(kind, downloads)}") from error
     return downloads / kind.archive
 
 
@@ -250,11 +248,9 @@ def build_from_pickle(path: Path, size: int, writer: Writer, *, quiet: bool) -> 
     if content.keys() & {"labels", "fine_labels"}:
         raise UserError(f"{path} is one file of CIFAR: name its folder {path.parent} as the source")
     images = rows_to_images(content.get("data"), str(path))
-    if images.shape[1] != size:
-        side = images.shape[1]
-        raise UserError(
-            f"{path} holds images of {side} pixels, not the {size} asked for: make it again with images of {size}"
-        )
+    if (side := images.shape[1]) != size:
+        told = f"{path} holds images of {side} pixels, not the {size} asked for"
+        raise UserError(f"{told}: make it again with images of {size}")
     with writer.images("unlabelled", len(images), size) as file:
         file.write(0, images)
     writer.array("unlabelled_ids", _ids(content.get("ids"), len(images), str(path)))

@@ -179,18 +179,14 @@ def plan(names: list[str], where: str) -> Layout:
         groups.setdefault(part, {}).setdefault(label, []).append(name)
         forms.setdefault((part, label), set()).add(parts[1])
     if loose:
-        names_of_them = listed(map(printable, loose[:MOST_FAULTS]), len(loose))
-        raise UserError(
-            f"{where}: {names_of_them} {'lies' if len(loose) == 1 else 'lie'} in no class folder: {_LAYOUT}"
-        )
+        lie = f"{listed(map(printable, loose[:MOST_FAULTS]), len(loose))} {'lies' if len(loose) == 1 else 'lie'}"
+        raise UserError(f"{where}: {lie} in no class folder: {_LAYOUT}")
     merged = sorted({label for (_, label), names_of_it in forms.items() if len(names_of_it) > 1})
     said = [f"folders whose names are the same letters in two Unicode forms are one class: {', '.join(merged)}"]
     said *= bool(merged)
     if validation := groups.pop("val", None):
         used = "/ and ".join(sorted({parts[0] for parts in paths.values()} & {"val", "valid"}))
-        said.append(
-            f"{used}/ is left out: test/ is the test set" if "test" in groups else f"{used}/ becomes the test set"
-        )
+        said.append(f"{used}/ {'is left out: test/ is' if 'test' in groups else 'becomes'} the test set")
         groups.setdefault("test", validation)
     if not groups:
         raise UserError(f"{where} holds no train or test folder with images: {_LAYOUT}")
@@ -255,12 +251,10 @@ def names_in_folder(path: Path) -> Iterator[str]:
             yield (Path(folder) / name).relative_to(path).as_posix()
 
 
-def _files_of_folder(path: Path, layout: Layout) -> Iterator[File]:
-    for name in layout.rows:
-        yield File(name, path / name, 1 << 14)  # read by the thread that decodes it; 16 KB is a guess: bounds batches
-
-
-def _files_of_archive(path: Path, layout: Layout) -> Iterator[File]:
+def _files(path: Path, layout: Layout) -> Iterator[File]:
+    if path.is_dir():  # a file is read by the thread that decodes it; 16 KB is a guess: bounds batches
+        yield from (File(name, path / name, 1 << 14) for name in layout.rows)
+        return
     missing = len(layout.rows)
     for member in archives.members(path):
         if member.name in layout.rows:
@@ -311,7 +305,6 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
         faults.extend(faulty[: MOST_FAULTS - len(faults)])
         advance(done)
 
-    files = _files_of_folder(path, layout) if path.is_dir() else _files_of_archive(path, layout)
     workers = os.cpu_count() or 1
     pending: deque[Future[tuple[int, list[str]]]] = deque()
     with (
@@ -319,7 +312,7 @@ def _decode_all(path: Path, layout: Layout, size: int, keep: Keep, *, quiet: boo
         ThreadPoolExecutor(workers) as pool,
     ):
         try:
-            for batch in in_batches(files):
+            for batch in in_batches(_files(path, layout)):
                 pending.append(pool.submit(run, batch))
                 if len(pending) > 2 * workers:
                     collect(pending.popleft())

@@ -80,8 +80,7 @@ class _Random:
 
 def _draw_chunk(seed: int, part: int, chunk: int) -> Array:
     """uint8 [500, 32, 32, 3]; image i of the chunk has class i % 10, because 500 is a multiple of 10."""
-    random = _Random(seed, part, chunk)
-    n = _CHUNK
+    random, n = _Random(seed, part, chunk), _CHUNK
     canvas = _background(random, n)
     radius = random.uniform(6.5, 11.5, n)
     middle_x = _inside(random, n, radius)
@@ -225,18 +224,8 @@ def _hourglass(x: Array, y: Array) -> Array:
     return np.maximum((np.abs(x) - np.float32(0.8) * np.abs(y)) * np.float32(0.78), np.abs(y) - np.float32(0.9))
 
 
-_DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "plus": _plus,
-    "star": _star,
-    "crescent": _crescent,
-    "heart": _heart,
-    "arrow": _arrow,
-    "hourglass": _hourglass,
-}
+_SHAPES = (_disc, _ring, _square, _triangle, _plus, _star, _crescent, _heart, _arrow, _hourglass)
+_DISTANCES: dict[str, Callable[[Array, Array], Array]] = dict(zip(CLASSES, _SHAPES, strict=True))
 
 
 def _build(_: Path, writer: Writer, quiet: bool) -> tuple[str, ...]:

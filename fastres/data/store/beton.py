@@ -186,9 +186,8 @@ def _shortest(images: Any, side: int, rows: range) -> list[NDArray[np.uint8]]:
         except UserError:
             pixels = images[row]  # raises it with the image's name
         data = np.frombuffer(file, np.uint8)
-        decoded = None
-        if len(file) < pixels.nbytes and file.startswith(b"\xff\xd8"):
-            decoded = _decode_jpeg(data, side)
+        shorter = len(file) < pixels.nbytes and file.startswith(b"\xff\xd8")
+        decoded = _decode_jpeg(data, side) if shorter else None
         samples.append(pixels if decoded is None or not np.array_equal(decoded, pixels) else data)
     return samples
 
@@ -235,7 +234,6 @@ def _open_pages(allocator: Any) -> Iterator[None]:
 
 
 def _write_manifest(folder: Path, dataset: Dataset) -> None:
-    """Measure the files in `folder` and write its manifest."""
     ffcv = import_ffcv()
     files: dict[str, StoredFile] = {}
     for path in sorted(folder.iterdir()):

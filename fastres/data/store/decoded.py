@@ -25,7 +25,7 @@ from fastres.data.store.encoded import EncodedImages
 from fastres.data.store.manifest import Channels, Manifest, StoredFile, read_manifest
 from fastres.data.store.manifest import write_manifest as write_checked
 from fastres.errors import UserError, disk_errors_are_the_users
-from fastres.utils.files import sync_folder
+from fastres.utils.files import sync
 from fastres.utils.locks import lock, open_lock, try_lock
 from fastres.utils.progress import say
 from fastres.utils.untrusted import encodable
@@ -94,8 +94,7 @@ class StoreFacts:
 class Writer:
     """Writes the arrays of a store into its temporary folder.
 
-    Arrays are written, never mapped: on a full disk a write returns an error, where a mapped page would kill the
-    process with SIGBUS.
+    Arrays are written, never mapped: a full disk then is an error, where a mapped page would kill the process (SIGBUS).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -166,21 +165,16 @@ def building(path: Path, *, quiet: bool, rebuild: bool) -> Iterator[Path | None]
             if path.exists() and not (rebuild and not _stays(path)):
                 yield None
                 return
-            temporary = _temporary(path)
+            temporary = path.with_name(f".{path.name}.tmp")
             _remove(temporary)
             try:
                 temporary.mkdir()
                 yield temporary
-                for file in temporary.iterdir():
-                    descriptor = os.open(file, os.O_RDONLY)
-                    try:
-                        os.fsync(descriptor)
-                    finally:
-                        os.close(descriptor)
-                sync_folder(temporary)
+                for each in (*temporary.iterdir(), temporary):
+                    sync(each)
                 _remove(path)
                 temporary.rename(path)
-                sync_folder(path.parent)
+                sync(path.parent)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -193,10 +187,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager
@@ -218,8 +208,7 @@ def _remove_leftovers(stores: Path) -> None:
 
 
 def _stays(path: Path) -> bool:
-    """Whether the store is left as it is: it opens, and its manifest has a digest, as an older version's has not, or
-    nobody may write another."""
+    """Whether the store is left as it is: it opens, and has a digest (none in older versions) or cannot be written."""
     try:
         manifest = open_store(path, "").manifest
     except UserError:
@@ -295,8 +284,7 @@ def _measure(images: np.ndarray) -> tuple[Channels, Channels]:
 def open_store(path: Path, source: str) -> Dataset:
     """Open the store at `path` without reading its images; all else is compared with its digests.
 
-    Raises UserError if it is damaged. A store of an older version, whose manifest has no digest, is opened, and that is
-    said.
+    Raises UserError if it is damaged. A store of an older version, without a digest, is opened, and that is said.
     """
     try:
         manifest = read_manifest(path, Manifest)
@@ -348,10 +336,8 @@ def _part(path: Path, manifest: Manifest, name: str) -> Part | None:
         if f"{name}_images.npy" not in files:
             return None
         images = map_array(path / f"{name}_images.npy", files[f"{name}_images.npy"])
-    others = {what: files.get(f"{name}_{what}.npy") for what in ("labels", "ids")}
-    labels, ids = (
-        None if entry is None else read_array(path / f"{name}_{what}.npy", entry) for what, entry in others.items()
-    )
+    others = (f"{name}_labels.npy", f"{name}_ids.npy")
+    labels, ids = (read_array(path / other, files[other]) if other in files else None for other in others)
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or (labels is None) != (name == "unlabelled"):
         raise ValueError(f"{name} is incomplete")
     if any(other is not None and other.shape != images.shape[:1] for other in (labels, ids)):

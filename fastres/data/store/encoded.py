@@ -233,8 +233,7 @@ class EncodedImages:
     @overload
     def __getitem__(self, index: "int | np.integer | Sequence[int] | NDArray[Any]") -> np.ndarray: ...
     def __getitem__(self, index: Any) -> "EncodedImages | np.ndarray":
-        """A slice is a view, and decodes nothing. A number gives uint8 [H, W, 3]; numbers, or an array of bools, give
-        uint8 [n, H, W, 3]."""
+        """A slice is a view, and decodes nothing. A number gives uint8 [H, W, 3], numbers or bools [n, H, W, 3]."""
         if isinstance(index, slice):
             view = object.__new__(EncodedImages)
             view.__dict__.update(self.__dict__, _rows=self._rows[index])

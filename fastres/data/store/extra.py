@@ -81,9 +81,8 @@ def read(path: Path, dataset: Dataset, classes: int) -> Extra:
     part = unlabelled_part(dataset)
     rows, probabilities = read_labels(path)
     if probabilities.shape[1] != classes:
-        raise UserError(
-            f"data.extra.labels: {path} is of {probabilities.shape[1]} classes, the training set of {classes}"
-        )
+        columns = probabilities.shape[1]
+        raise UserError(f"data.extra.labels: {path} is of {columns} classes, the training set of {classes}")
     if len(rows) and (rows.min() < 0 or rows.max() >= len(part.images)):
         raise UserError(f"data.extra.labels: {path} labels image {rows.max()}, {dataset.source} has {len(part.images)}")
     images: Any = part.images

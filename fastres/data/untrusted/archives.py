@@ -62,10 +62,8 @@ class Member:
     def read(self, limit: int) -> bytes:
         """The contents. Raises UserError if they are longer than `limit` bytes."""
         if self.size > limit:
-            raise UserError(
-                f"{self._archive}: member {self.name} has {self.size:,} bytes, "
-                f"more than the {limit:,} accepted: remove it"
-            )
+            what = f"member {self.name} has {self.size:,} bytes, more than the {limit:,} accepted"
+            raise UserError(f"{self._archive}: {what}: remove it")
         with _damage_is_the_users(self._archive):
             file = self._tar.extractfile(self._info)
             assert file is not None  # only regular files become members

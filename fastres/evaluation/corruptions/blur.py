@@ -43,8 +43,7 @@ def disk(radius: float, sigma: float, factor: float = 1.0) -> Array:
 
 
 def glass_blur(images: Pixels, constants: tuple[float, int, int], draws: Draws) -> Pixels:
-    """Pixels take the colour of others nearby, between two Gaussian filters; (sigma, reach, repetitions), the first two
-    in pixels of 32.
+    """Pixels take the colour of others nearby, between two Gaussian filters; (sigma and reach in pixels of 32, times).
 
     The paper swaps pixels. Its generator overwrites one of the two before it reads it, which amounts to this: a pixel
     becomes the one at an offset drawn from -reach to reach - 1, down and across. The first reach + 1 rows and columns
@@ -57,14 +56,11 @@ def glass_blur(images: Pixels, constants: tuple[float, int, int], draws: Draws) 
     count, height, width = images.shape[:3]
     rows, columns = np.arange(reach + 1, height - reach + 1), np.arange(reach + 1, width - reach + 1)
     every = np.arange(count)[:, None, None]
+    size, inside = (len(rows), len(columns)), np.s_[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     for repetition in range(repetitions):
-        down, right = (
-            draws.below(2 * reach, (len(rows), len(columns)), 2 * repetition + axis) - reach for axis in (0, 1)
-        )
+        down, right = (draws.below(2 * reach, size, 2 * repetition + axis) - reach for axis in (0, 1))
         moved = values.copy()
-        moved[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = values[
-            every, rows[:, None] + down, columns + right
-        ]
+        moved[inside] = values[every, rows[:, None] + down, columns + right]
         values = moved
     return to_bytes(gaussian(values, sigma))
 

@@ -37,12 +37,8 @@ def elastic_transform(images: Pixels, constants: tuple[float, float, float], dra
     forward = np.linalg.inv(np.column_stack([corners, np.ones(3)])) @ moved
     back = np.linalg.inv(np.concatenate([forward, np.broadcast_to([[0.0], [0], [1]], (len(images), 3, 1))], axis=2))
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    columns, rows = (
-        (x * back[:, 0, axis, None, None] + y * back[:, 1, axis, None, None] + back[:, 2, axis, None, None]).astype(
-            np.float32
-        )
-        for axis in (0, 1)
-    )
+    terms = [back[:, :, axis, None, None] for axis in (0, 1)]
+    columns, rows = ((x * term[:, 0] + y * term[:, 1] + term[:, 2]).astype(np.float32) for term in terms)
     values = bilinear(to_unit(images), rows, columns, edge_twice=False)
     if displacement == 0:
         return to_bytes(values)

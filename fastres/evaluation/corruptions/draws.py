@@ -1,5 +1,4 @@
-"""Random draws of a shifted test set: words of Philox-4x32-10 by counter, so that an image's draws depend on seed,
-kind and its index alone.
+"""Random draws of a shifted test set: words of Philox-4x32-10 by counter, of seed, kind and the image's index alone.
 
 The key is (seed, 1), where training's augmentation has (seed, 0); the counter is (index, concern, kind, block). The
 severity is no part of it: at every severity an image gets the same angle, the same pattern of noise or the same fog,

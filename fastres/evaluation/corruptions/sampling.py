@@ -38,10 +38,8 @@ def gaussian_matrix(size: int, sigma: float, truncate: float, border: str) -> Ar
     taps = np.arange(-reach, reach + 1)
     weights = np.exp(-0.5 * (taps / sigma) ** 2) if reach else np.ones(1)
     positions = np.arange(size)[:, None] + taps
-    if border == "edge":
-        sources = np.clip(positions, 0, size - 1)
-    else:
-        sources = mirrored(positions, size, edge_twice=True)
+    at_edge = border == "edge"
+    sources = np.clip(positions, 0, size - 1) if at_edge else mirrored(positions, size, edge_twice=True)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], sources), weights / weights.sum())
     return matrix.astype(np.float32)
@@ -51,10 +49,8 @@ def gaussian(images: Array, sigma: float, *, truncate: float = 4, border: str = 
     """`images` after a Gaussian filter; sigma 0 is none."""
     if sigma == 0:
         return images
-    height, width = images.shape[1:3]
-    return separable(
-        images, gaussian_matrix(height, sigma, truncate, border), gaussian_matrix(width, sigma, truncate, border)
-    )
+    rows, columns = (gaussian_matrix(side, sigma, truncate, border) for side in images.shape[1:3])
+    return separable(images, rows, columns)
 
 
 @functools.lru_cache(1024)
@@ -103,8 +99,7 @@ def streak(images: Array, radius: float, sigma: float, angles: Array) -> Array:
     of a Gaussian. `angles`, float32 [n] in degrees, turn each image's direction from its rows downwards.
 
     `radius` and `sigma` are in pixels. The way has 2⌈radius⌉ + 1 pixels, as in ImageMagick's MotionBlurImage, from
-    which the published sets come; those whose weight is below 10⁻⁵ of the first are left out. Beyond the border stands
-    the outermost pixel.
+    which the published sets come, cut where weights are below 10⁻⁵ of the first. The outermost pixel goes on for ever.
     """
     weights = np.exp(-0.5 * (np.arange(2 * math.ceil(radius) + 1) / sigma) ** 2)
     weights = weights[weights > 1e-5]

@@ -75,8 +75,7 @@ def plasma(noise: Array, decay: float) -> Array:
 
 
 def brightness(images: Pixels, added: float, draws: Draws) -> Pixels:
-    """Added to the value of hue, saturation and value, which ends at 1: each colour is multiplied, black becomes
-    grey."""
+    """Added to the value of hue, saturation and value, which ends at 1: colours are multiplied, black becomes grey."""
     values = to_unit(images)
     value = values.max(axis=3, keepdims=True)
     brighter = np.minimum(value + np.float32(added), 1)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,10 @@ def differences(recipes: Sequence[Values]) -> dict[str, list[Any]]:
 
 def ranges(numbers: Sequence[int]) -> str:
     """Rising whole numbers, shortened: 1, 2, 3, 5 becomes "1–3, 5"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(
-        f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(str(number) for number in part) for part in parts
-    )
+    # In a row of successive numbers each has the same distance from its place.
+    rows = groupby(enumerate(numbers), key=lambda item: item[1] - item[0])
+    parts = [[number for _, number in row] for _, row in rows]
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)
 
 
 def _data_sets(runs: Sequence[Run], recipes: Sequence[Values]) -> tuple[DataSet, ...]:
@@ -136,8 +132,7 @@ def _data_sets(runs: Sequence[Run], recipes: Sequence[Values]) -> tuple[DataSet,
 
 
 def _tested_on(run: Run, runs: Iterable[Run]) -> tuple[str, int | None]:
-    """Source and number of the test images: of a run that does not say how many, as many as of one that asked for the
-    same ones."""
+    """Source and number of the test images: where a run does not say how many, as of one that asked for the same."""
     data = run.recipe.data
     asked = (data.source, data.test_images)
     alike = [run, *(other for other in runs if (other.recipe.data.source, other.recipe.data.test_images) == asked)]

@@ -10,56 +10,44 @@ from matplotlib.figure import Figure
 
 from fastres.experiments.compare.compare import DataSet, Setting
 from fastres.report import pareto as pareto_figure
+from fastres.report import style
 from fastres.report.pareto import COLOURS, Mark, colour
-from fastres.report.style import (
-    LEAKY,
-    SMALL,
-    TEXT,
-    WIDTH,
-    Look,
-    curve,
-    dress,
-    epoch_axis,
-    from_zero,
-    legend,
-    own_settings,
-    short,
-)
 
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MOST = len(COLOURS) * len(_LINES)
 """Settings that a figure of curves can tell apart, and shows."""
 
 
-@own_settings()
+@style.own_settings()
 def curves(settings: list[Setting], panels: list[tuple[str, str, float]]) -> Figure:
     """Metrics of the first `MOST` settings by epoch, a line a run; each of `panels` is a key of metrics.jsonl, the
     label of its axis and the factor to that label's unit. Losses start from 0, unless one is below."""
     settings = settings[:MOST]
     rows = -(-len(settings) // 2)  # of the legend
-    figure = Figure(figsize=(WIDTH, 2.5 * len(panels) + 0.5 + 0.19 * rows), layout="constrained", facecolor="white")
+    high = 2.5 * len(panels) + 0.5 + 0.19 * rows
+    figure = Figure(figsize=(style.WIDTH, high), layout="constrained", facecolor="white")
     last = max((len(run.epochs) for setting in settings for run in setting.runs), default=1)
     stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (key, label, scale) in zip(stack, panels, strict=True):
-        dress(axes)
+        style.dress(axes)
         seen = [np.empty(0)]
         for index, setting in enumerate(settings):
             for run in setting.runs:
                 # Markers of many epochs would hide the lines; a single epoch is seen by its marker alone.
                 size = 3.0 if last <= 12 or len(run.epochs) == 1 else 0.0
-                style = {"color": colour(index), "linestyle": _line(index), "linewidth": 1.4, "markersize": size}
-                seen.append(curve(axes, run.epochs, key, scale=scale, **style))
+                look = {"color": colour(index), "linestyle": _line(index), "linewidth": 1.4, "markersize": size}
+                seen.append(style.curve(axes, run.epochs, key, scale=scale, **look))
         values = np.concatenate(seen)
         if key.endswith("loss") and len(values) and 0 <= values.min() < values.max():
-            from_zero(axes, values)
-        axes.set_ylabel(label, fontsize=TEXT)
-        epoch_axis(axes, max(1, last))
+            style.from_zero(axes, values)
+        axes.set_ylabel(label, fontsize=style.TEXT)
+        style.epoch_axis(axes, max(1, last))
         axes.label_outer()
     _legend(figure, settings)
     return figure
 
 
-@own_settings()
+@style.own_settings()
 def pareto(data_set: DataSet, settings: list[Setting]) -> Figure:
     """Test accuracy of each setting against training speed and time of the run; see `pareto_figure.pareto`.
 
@@ -78,16 +66,15 @@ def _line(index: int) -> Any:
 
 def _name(setting: Setting) -> str:
     first = setting.runs[0].name
-    return f"{short(setting.numbers, 14)}  {short(first, 26)}{' …' if len(setting.runs) > 1 else ''}"
+    return f"{style.short(setting.numbers, 14)}  {style.short(first, 26)}{' …' if len(setting.runs) > 1 else ''}"
 
 
 def _legend(figure: Figure, settings: list[Setting]) -> None:
-    """Say above the figure which of the runs a line stands for."""
     handles = []
     for index, setting in enumerate(settings):
         name = _name(setting)
         if setting.runs[0].recipe.data.split == "report":
-            name += f" ({LEAKY})"
-        style: Look = {"linestyle": _line(index), "linewidth": 1.8, "color": colour(index)}
-        handles += figure.axes[0].plot([], [], label=name, **style)
-    legend(figure, handles=handles, fontsize=SMALL)
+            name += f" ({style.LEAKY})"
+        look: style.Look = {"linestyle": _line(index), "linewidth": 1.8, "color": colour(index)}
+        handles += figure.axes[0].plot([], [], label=name, **look)
+    style.legend(figure, handles=handles, fontsize=style.SMALL)

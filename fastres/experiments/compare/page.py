@@ -71,32 +71,26 @@ def notes(comparison: Comparison) -> list[str]:
     if len({run.device for run in comparison.runs if run.finished}) > 1:
         texts.append("Different devices: seconds and images/s compare machines as well as recipes.")
     unfinished = []
-    for run in comparison.runs:
-        if run.status != "completed":
-            last = run.epochs[-1].val_accuracy if run.epochs and not run.finished else None
-            so_far = "" if last is None else f", validation accuracy {last:.2%}"
-            unfinished.append(f"run {run.number} ({run.name}): {run.status}, epoch {run.progress}{so_far}")
+    for run in (run for run in comparison.runs if run.status != "completed"):
+        last = run.epochs[-1].val_accuracy if run.epochs and not run.finished else None
+        so_far = "" if last is None else f", validation accuracy {last:.2%}"
+        unfinished.append(f"run {run.number} ({run.name}): {run.status}, epoch {run.progress}{so_far}")
     if unfinished:
         texts.append(f"Not trained to the end: {'; '.join(unfinished)}.")
-    optimistic = [run for run in comparison.runs if (run.recipe.train.best or "").startswith("test_")]
-    if optimistic:
+    if optimistic := [run for run in comparison.runs if (run.recipe.train.best or "").startswith("test_")]:
         texts.append(
             f"Chosen on the test images: {_runs(optimistic)} kept the epoch that did best there, so that the test "
             "accuracy is optimistic."
         )
-    leaking = [run for run in comparison.runs if run.recipe.data.split == "report"]
-    if leaking:
+    if leaking := [run for run in comparison.runs if run.recipe.data.split == "report"]:
         texts.append(
             f'Leaky validation: {_runs(leaking)} had data.split = "report", under which most validation images are '
             "trained on; those curves say nothing about new images."
         )
-    repeats = [
-        run for setting in comparison.groups for run in setting.runs if run.finished and run not in setting.counted
-    ]
-    if repeats:
+    finished = [(setting, run) for setting in comparison.groups for run in setting.runs if run.finished]
+    if repeats := [run for setting, run in finished if run not in setting.counted]:
         texts.append(f"Repeated seeds: the means leave out {_runs(repeats)}, whose seed another run of the group has.")
-    two = [run for setting in comparison.groups if len(setting.counted) == 2 for run in setting.runs]
-    if two:
+    if two := [run for setting in comparison.groups if len(setting.counted) == 2 for run in setting.runs]:
         texts.append(f"{_runs(two).capitalize()}: {TWO_SEEDS}.")
     return texts
 
@@ -134,8 +128,7 @@ def _value(value: Any) -> str:
 
 
 def _by_value(key: str, values: list[str]) -> list[list[str]]:
-    """A line for each of the values that the runs have for `key`, which only the first line names; runs without any are
-    not mentioned."""
+    """A line for each value that runs have for `key`, which only the first line names; not of runs without one."""
     having: dict[str, list[int]] = {}
     for run, value in enumerate(values, 1):
         if value != DASH:

@@ -1,5 +1,4 @@
-"""The output of `fastres compare --json`. Runs go by their numbers, counted from 1; times are in seconds, accuracies
-shares of 1."""
+"""The output of `fastres compare --json`. Runs go by their numbers, from 1; times are in seconds, accuracies shares."""
 
 from pydantic import JsonValue
 

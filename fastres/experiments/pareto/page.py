@@ -88,8 +88,7 @@ def warnings(facts: Pareto) -> list[str]:
         )
     if len(facts.devices) > 1:
         texts.append(f"The runs were made on different devices ({', '.join(facts.devices)}): so were their seconds.")
-    optimistic = [entry.name for entry in facts.entries if entry.chosen_on_test]
-    if optimistic:
+    if optimistic := [entry.name for entry in facts.entries if entry.chosen_on_test]:
         texts.append(
             f"{', '.join(optimistic)}: the epoch that did best on the test images was kept, which is optimistic."
         )

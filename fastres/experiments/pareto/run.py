@@ -62,15 +62,9 @@ def plan(paths: Sequence[Path], seeds: int, settings: Sequence[str] = ()) -> lis
     for path, name in zip(paths, _names(paths), strict=True):
         recipe = Recipe.load(path, [*settings])
         recipe.check_single()
-        first = recipe.train.seed
         points = tuple(
-            SweepPoint(
-                f"{name},seed={seed}",
-                name,
-                {"train.seed": seed},
-                recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})}),
-            )
-            for seed in range(first, first + seeds)
+            SweepPoint(f"{name},seed={seed}", name, {"train.seed": seed}, _seeded(recipe, seed))
+            for seed in range(recipe.train.seed, recipe.train.seed + seeds)
         )
         other = twins.setdefault(json.dumps(recipe.model_dump(exclude={"record"}), sort_keys=True), name)
         if other != name:
@@ -87,11 +81,14 @@ def plan(paths: Sequence[Path], seeds: int, settings: Sequence[str] = ()) -> lis
     return entries
 
 
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
     stems = [path.stem for path in paths]
-    names = [
-        path.stem if stems.count(path.stem) == 1 else f"{path.absolute().parent.name}-{path.stem}" for path in paths
-    ]
+    parents = [f"{path.absolute().parent.name}-" if stems.count(path.stem) > 1 else "" for path in paths]
+    names = [parent + stem for parent, stem in zip(parents, stems, strict=True)]
     names = [re.sub(r"[^A-Za-z0-9._=+-]", "-", name)[:100] for name in names]  # they become names of folders
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -120,8 +117,7 @@ def pareto(
     runs/pareto-<time>), and write table and figure.
 
     What is finished there is picked up, what was interrupted is resumed; a run whose loss is not finite is listed as
-    diverged. Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when everything can
-    be resumed.
+    diverged. Raises UserError for what the user can put right; after Ctrl-C or SIGTERM Interrupted, and all goes on.
     """
     choose_device(device)
     entries = plan(paths, seeds, settings)
@@ -189,8 +185,7 @@ def _run(run: Path, row: Point) -> RunFacts:
 
 
 def pixels_of(data: DataConfig) -> Literal["original", "copy"] | None:
-    """`original` for CIFAR-10's own images, `copy` for other files of the whole of them, else None. The source has been
-    prepared."""
+    """`original` for CIFAR-10's own images, `copy` for other files of all of them, else None, in a prepared source."""
     if is_cifar10(data.source):
         return "original"
     facts = info(data.source, store=data.store, image_size=data.image_size, root=data.root)

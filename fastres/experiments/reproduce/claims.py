@@ -102,7 +102,7 @@ def _last_loss(part: str, value: float, quantity: str, measure: Measure) -> Clai
 
 
 def _compared(by: Callable[[Measure, Measure], Measure], form: Form, one: Beside, other: Beside, **about: Any) -> Claim:
-    """A claim about the difference or the ratio of two quantities, which are shown beside it."""
+    """A claim about two quantities, such as their difference, which are shown beside it."""
     return Claim(measure=by(one.measure, other.measure), form=form, beside=(one, other), **about)
 
 
@@ -177,25 +177,20 @@ CLAIMS: tuple[Claim, ...] = (
         for number, figure in ((50, "34%"), (100, "80%"), (200, "36.4%"))
     ),
     _unlabelled("kaggle", "The best network reaches 80.5% on Kaggle's unlabelled set", "80.5%", BEST),
-    Claim(
+    _compared(
+        q.larger,
+        "points",
+        Beside("lost on clean images", q.difference(q.accuracy(0), q.accuracy(1)), "points"),
+        Beside("lost on shifted ones", q.difference(q.corrupted(0), q.corrupted(1)), "points"),
         name="over-fitting",
         subject="unlabelled",
         says="Over-fitting is why 200 epochs score 36.4% on the unlabelled set, and 100 epochs 80%",
         figure="−43.6 points",
         needs=(_epochs(100), _epochs(200)),
         quantity="accuracy lost from 100 to 200 epochs, on clean or on shifted test images, whichever lose more",
-        measure=q.larger(
-            q.difference(q.accuracy(0), q.accuracy(1)),
-            q.difference(q.corrupted(0), q.corrupted(1)),
-        ),
-        form="points",
         low=0.218,
         limits="half of the 43.6 points that are to be explained",
         corrupted=True,
-        beside=(
-            Beside("lost on clean images", q.difference(q.accuracy(0), q.accuracy(1)), "points"),
-            Beside("lost on shifted ones", q.difference(q.corrupted(0), q.corrupted(1)), "points"),
-        ),
     ),
     _difference(
         "test accuracy, halved",

@@ -98,10 +98,8 @@ def _parts(plan: Plan, measured: dict[str, Run], facts: Reproduced) -> list[Part
     keys = ("recipes", "figure", "measured", "seeds", "parameters_shown", "seconds_shown", "verdict")
     claims = [[f"{claim.name}: {claim.says}", *(str(claim[key]) for key in keys)] for claim in facts.claims]
     judged = ["Claim", "What is measured", "95% interval", "Holds within", "Beside it", "Why"]
-    judgements = [
-        [claim.name, claim.quantity, claim.interval_shown, claim.limits, claim.beside or DASH, claim.why]
-        for claim in facts.claims
-    ]
+    rule = ("name", "quantity", "interval_shown", "limits", "beside", "why")
+    judgements = [[claim[key] or DASH for key in rule] for claim in facts.claims]
     return [
         f"{plural(len(claims), 'claim', 'claims')}: {counts(facts)}.",
         *map(Note, _warnings(plan, measured, facts)),

@@ -115,9 +115,8 @@ def make(
         )
     overrides = [*settings, *([] if source is None else [f"data.source={json.dumps(source, ensure_ascii=False)}"])]
     loaded: dict[Need, Recipe] = {}
-    for need in (need for claim in claims for need in claim.needs):
-        if need not in loaded:
-            loaded[need] = _load(recipes, need, overrides)
+    for need in dict.fromkeys(need for claim in claims for need in claim.needs):
+        loaded[need] = _load(recipes, need, overrides)
     data = self_contained(next(iter(loaded.values()))).data
     train_images, test_images, classes, size, known = _counts(data)
     about = (data.source, tuple(settings), train_images, test_images, is_cifar10(data.source), known)

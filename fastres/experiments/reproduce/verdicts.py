@@ -173,7 +173,8 @@ def _interval(values: Sequence[float | None], form: Form) -> tuple[float, float]
 
 def _sample(values: Sequence[float | None], form: Form) -> Sample | None:
     """Mean and SD of the values there are; of factors and losses those of the logarithms."""
-    return Sample.of_known(None if value is None else _scaled(form, value) for value in values)
+    scaled = math.log if _logarithmic(form) else float
+    return Sample.of_known(None if value is None else scaled(value) for value in values)
 
 
 def mean_and_sd(values: Sequence[float | None], form: Form) -> str:
@@ -191,15 +192,8 @@ def mean_and_sd(values: Sequence[float | None], form: Form) -> str:
 
 def shown(value: float, form: Form) -> str:
     """A number with its unit."""
-    if form == "share":
-        return f"{value:.2%}"
-    if form == "points":
-        return f"{100 * value:+.2f} points"
-    if form == "seconds":
-        return f"{value:.3g} s"
-    if form == "count":
-        return f"{value:,.0f}"
-    return f"{value:.3g}" + ("×" if form == "factor" else "")
+    texts = {"share": "{:.2%}", "seconds": "{:.3g} s", "count": "{:,.0f}", "factor": "{:.3g}×", "loss": "{:.3g}"}
+    return f"{100 * value:+.2f} points" if form == "points" else texts[form].format(value)
 
 
 def _limits_shown(claim: Claim) -> str:
@@ -220,10 +214,6 @@ def limits_of(claim: Claim) -> str:
 
 def _logarithmic(form: Form) -> bool:
     return form in ("factor", "loss")
-
-
-def _scaled(form: Form, value: float) -> float:
-    return math.log(value) if _logarithmic(form) else value
 
 
 def _unscaled(form: Form, value: float) -> float:

@@ -1,7 +1,6 @@
 """Many runs of one recipe back to back, compiled once: how long one takes, how accurate they are on average.
 
-The number of runs is fixed before the first one, and every finished run counts: to stop when the mean looks good would
-make the p-value wrong.
+The number of runs is fixed first, and every finished run counts: stopping at a good mean would make the p-value wrong.
 """
 
 import time
@@ -59,8 +58,7 @@ def speedrun(
     above `target`, a share; everything goes into the folder `out` (by default runs/<name>-speedrun-<time>).
 
     Where `out` holds an interrupted speedrun of the same recipe, `count` and `target`, the missing runs are added.
-    Raises UserError for what the user can put right, Interrupted after Ctrl-C or SIGTERM, when the finished runs are
-    kept.
+    Raises UserError for what the user can put right; after Ctrl-C or SIGTERM Interrupted, and finished runs are kept.
     """
     recipe.check_single()
     _check(recipe, count, target)
@@ -74,13 +72,8 @@ def speedrun(
     session = _Series(recipe, where, quiet)
     try:
         machine = environment(str(where))
-        plan = SpeedrunPlan(
-            recipe_hash=recipe.hash(),
-            runs=count,
-            target=target,
-            device=machine.device_name,
-            data=session.data_module.fingerprint,
-        )
+        key, device_name, data = recipe.hash(), machine.device_name, session.data_module.fingerprint
+        plan = SpeedrunPlan(recipe_hash=key, runs=count, target=target, device=device_name, data=data)
         with continued_folder(out, f"{name}-speedrun", PLAN) as folder, cuda_graph.side_stream(where):
             check_plan(folder, plan)
             write_text(folder / "resolved.toml", recipe.to_toml())
@@ -95,7 +88,6 @@ def speedrun(
 
 
 def _check(recipe: Recipe, count: int, target: float) -> None:
-    """Raise UserError for what no speedrun can do."""
     if count < 1:
         raise UserError(f"--runs {count}: give the number of runs, at least 1")
     if not 0 < target < 1:
@@ -203,7 +195,6 @@ class _Series(Session):
         measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
 
     def _run(self, run: int, stepped: Callable[[int], None]) -> SpeedrunRow:
-        """Run number `run`, counted from 0."""
         seed = self.recipe.train.seed + run
         self.data_module.reseed(seed)
         network = self.draw(seed)
@@ -215,13 +206,9 @@ class _Series(Session):
         self._train(0, self.step.steps, stepped)
         measured = measure(self.evaluator.logits(self.data_module.test, self.recipe.eval), self.labels)
         seconds = time.perf_counter() - began
+        accuracy, loss, compiled = measured.accuracy, measured.loss, self.step.loss_and_correct.active
         return SpeedrunRow(
-            run=run,
-            seed=seed,
-            test_accuracy=measured.accuracy,
-            test_loss=measured.loss,
-            seconds=seconds,
-            compiled=self.step.loss_and_correct.active,
+            run=run, seed=seed, test_accuracy=accuracy, test_loss=loss, seconds=seconds, compiled=compiled
         )
 
     def _train(self, first: int, end: int, stepped: Callable[[int], None] | None = None) -> None:

@@ -81,12 +81,10 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SweepPlan:
     settings = [{key: values[key][index] for key in differ} for index in range(len(made))]
     points = [SweepPoint(name, given, varied, one) for (name, given, one), varied in zip(made, settings, strict=True)]
     if sweep.by.startswith("val_"):
-        without = next((point.name for point in points if point.recipe.data.split == "none"), None)
-        if without is not None:
-            raise UserError(
-                f"{path}, point {without}: sweep.metric = '{sweep.by}' needs validation images: "
-                "set data.split to 'holdout'"
-            )
+        for point in points:
+            if point.recipe.data.split == "none":
+                needs = f"sweep.metric = '{sweep.by}' needs validation images"
+                raise UserError(f"{path}, point {point.name}: {needs}: set data.split to 'holdout'")
     return SweepPlan(recipe, points)
 
 
@@ -123,12 +121,10 @@ def check_overrides(overrides: list[str], keys: list[str], grid: dict[str, list[
     """Refuse an override that every point would undo."""
     for text in overrides:
         key = text.partition("=")[0].strip()
-        swept = next(
-            (other for other in keys if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")), None
-        )
-        if swept is not None:
-            fix = f"change it there, with --set sweep.grid.{swept}=[…]" if swept in grid else "leave it out"
-            raise UserError(f"--set {text}: the points of the sweep set '{swept}' themselves: {fix}")
+        swept = [other for other in keys if f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")]
+        if swept:
+            fix = f"change it there, with --set sweep.grid.{swept[0]}=[…]" if swept[0] in grid else "leave it out"
+            raise UserError(f"--set {text}: the points of the sweep set '{swept[0]}' themselves: {fix}")
 
 
 def value_at(recipe: Recipe, key: str) -> Any:

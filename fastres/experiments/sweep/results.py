@@ -68,16 +68,10 @@ def summarise(rows: Sequence[Point], metric: str, *, source: str) -> Sweep:
             sample = Sample.of_known(row[metric] for row in group)
             most = 1 if metric.endswith("accuracy") else math.inf  # a loss has no upper bound
             low, high = (sample.interval(low=0, high=most) if sample else None) or (None, None)
+            mean, sd, measured = (sample.mean, sample.sd, sample.count) if sample else (None, None, 0)
+            about = {"points": len(group), "diverged": len(group) - measured}
             means.append(
-                Mean(
-                    settings=json.loads(rest),
-                    points=len(group),
-                    diverged=len(group) - (sample.count if sample else 0),
-                    mean=sample.mean if sample else None,
-                    sd=sample.sd if sample else None,
-                    interval_low=low,
-                    interval_high=high,
-                )
+                Mean(settings=json.loads(rest), **about, mean=mean, sd=sd, interval_low=low, interval_high=high)
             )
         means.sort(key=lambda group: _rank(group.mean, metric))
     return Sweep(metric=metric, source=source, search=False, points=ordered, means=means)

@@ -1,7 +1,6 @@
 """Sweeps: the points of a recipe with `[sweep]`, checked before the first run and trained one after the other.
 
-Each point is an ordinary run directory. What is finished is picked up and what was interrupted is resumed, so that the
-same command always goes on.
+Each point is an ordinary run directory. The same command goes on: it picks up finished runs, resumes interrupted ones.
 """
 
 from pathlib import Path
@@ -99,8 +98,7 @@ def complete(folder: Path, points: list[SweepPoint], work: list[float], device: 
 
 
 def _left(rows: list[Point], work: list[float]) -> float | None:
-    """Seconds that the points without a row take, in proportion to their work; None before there is anything to
-    measure."""
+    """Seconds that the points without a row take, in proportion to their work; None before anything is measured."""
     measured = [(row.seconds, done) for row, done in zip(rows, work, strict=False) if row.seconds is not None]
     done = sum(amount for _, amount in measured)
     return sum(work[len(rows) :]) * sum(seconds for seconds, _ in measured) / done if done else None

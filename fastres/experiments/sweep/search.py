@@ -100,10 +100,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> SearchPlan:
             raise UserError(
                 f"{path}: '{key}' changes the validation images, by which trials are compared: leave it out"
             )
-    ends = {
-        key: [inside.low, inside.high] if isinstance(inside, RangeConfig) else inside
-        for key, inside in parameters.items()
-    }
+    ends: dict[str, list[Any]] = {}
+    for key, inside in parameters.items():
+        ends[key] = [inside.low, inside.high] if isinstance(inside, RangeConfig) else inside
     first = {key: values[0] for key, values in ends.items()}
     for key, values in ends.items():
         for value in values:
@@ -185,7 +184,6 @@ class _Worker:
             return optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=seed, constant_liar=self.workers > 1)
 
     def _try(self, study: "optuna.Study", trial: "optuna.Trial") -> None:
-        """Train one trial, or complete it, and tell the study."""
         from optuna.trial import TrialState
 
         name = facts_of(trial).folder
@@ -202,10 +200,8 @@ class _Worker:
         check_folder(run, point.recipe)
         row = results.read_point(run, name, "", point.settings)
         if row is None:
-            shown = "  ".join(
-                f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
-                for key, value in point.settings.items()
-            )
+            values = {key: f"{each:.4g}" if isinstance(each, float) else each for key, each in point.settings.items()}
+            shown = "  ".join(f"{key} = {value}" for key, value in values.items())
             self._say(f"{name} of {self.plan.search.trials}: {shown}  {self._left(study)}".rstrip())
             train_run(run, point.recipe, self.device, self.quiet or self.workers > 1, _Watch(self, trial, point))
             row = results.read_point(run, name, "", point.settings)

@@ -1,8 +1,7 @@
 """A training method: hooks into a run, each of which by default does what learning from labels alone does.
 
 A run asks for `network`, `views` and `average` when it is set up, for `forward` and `loss` in each step, and for
-`after_training` at its end; `runs` says whether a training is one run or several. Nothing outside of this package asks
-which method it is.
+`after_training` at its end; `runs` says whether a training is one run or several. Nothing outside asks which it is.
 """
 
 from pathlib import Path
@@ -30,7 +29,6 @@ class Job(Protocol):
 
     def execute(self, run: Path) -> Summary:
         """Train in the run directory `run`, from where it was interrupted if it was."""
-        ...
 
 
 class Trainer(Protocol):
@@ -41,19 +39,15 @@ class Trainer(Protocol):
 
     def say(self, text: str) -> None:
         """Show a line, unless `quiet`."""
-        ...
 
     def single(self, recipe: Recipe, method: "Method[Any] | None" = None) -> Job:
         """One run of `recipe`, by the method that it names or a given one."""
-        ...
 
     def inside(self, recipe: Recipe, folder: Path, run: Path) -> Summary:
         """Train `recipe` in `folder` of the run directory `run`, or complete what an earlier process began there."""
-        ...
 
     def dataset_of(self, recipe: Recipe) -> Dataset:
         """The data of a run of `recipe`, once everything that could keep the run from beginning has been looked for."""
-        ...
 
 
 class Method(Generic[Config]):
@@ -75,8 +69,7 @@ class Method(Generic[Config]):
         return trainer.single(recipe)
 
     def views(self, recipe: Recipe, augment: Augment, images: int) -> Views | None:
-        """The views of each of `images` images that are compared, `augment` being the recipe's policy; None where each
-        image is seen once."""
+        """The compared views of each of `images` images, by `augment`, the recipe's policy; None where each has one."""
         return None
 
     def prepare(self, data_module: DataModule, device: torch.device) -> None:

@@ -66,13 +66,11 @@ class DinoNetwork(Pretraining):
             outputs = torch.cat([outputs, local])
         with torch.no_grad():
             told = average.projection(average.features(whole)).view(GLOBAL, batch, -1)
-        loss = cross_entropies(
+        said, heats = (
             outputs.view(-1, batch, options.prototypes),
-            told,
-            self.centre,
-            options.student_temperature,
-            options.teacher_temperature,
+            (options.student_temperature, options.teacher_temperature),
         )
+        loss = cross_entropies(said, told, self.centre, *heats)
         with torch.no_grad():  # for the next step
             self.centre.lerp_(told.mean((0, 1)), 1 - options.centre_momentum)
         return self.classify(features[:batch].detach()), loss

@@ -78,12 +78,8 @@ class Distillation(Method[DistillConfig]):
         with torch.no_grad():
             seen = images if self._same else (images * self._scale + self._shift).to(images.dtype)
             told = self.teacher(seen).float()
-        soft = F.kl_div(
-            F.log_softmax(logits / temperature, 1),
-            F.log_softmax(told / temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        student, teacher = F.log_softmax(logits / temperature, 1), F.log_softmax(told / temperature, 1)
+        soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         return (1 - weight) * loss + weight * temperature**2 * soft
 
 

@@ -40,18 +40,15 @@ def fit_classifier(
     """Put a logistic regression on the features of the training images, not augmented, in the place of the network's
     classifier; returns fields of the summary: `knn_accuracy`, by so many `neighbours`, and `probe_decay`, the L2
     penalty that was chosen."""
-    evaluator = Evaluator(
-        _Features(network), data_module.augment, recipe.train.precision, device, compile=recipe.train.compile
-    )
+    evaluator = Evaluator(_Features(network), data_module.augment, recipe.train, device)
     rows = torch.from_numpy(data_module.train.subset)
     labels = torch.from_numpy(data_module.train_labels)[rows].to(device)
     size = min(recipe.eval.batch_size, len(data_module.train_images))
     features = evaluator.logits(everything(data_module.train_images, size, device))[rows].to(device)
     tested = evaluator.logits(data_module.test).to(device)
-    votes = nearest_neighbours(features, labels, tested, neighbours, len(data_module.dataset.classes))
-    weight, bias, decay = linear_probe(
-        features, labels, len(data_module.dataset.classes), biased=network.classifier.bias is not None
-    )
+    classes, biased = len(data_module.dataset.classes), network.classifier.bias is not None
+    votes = nearest_neighbours(features, labels, tested, neighbours, classes)
+    weight, bias, decay = linear_probe(features, labels, classes, biased=biased)
     with torch.no_grad():  # in place: what is captured reads these tensors
         network.classifier.weight.copy_(weight / network.logit_scale)
         if bias is not None:

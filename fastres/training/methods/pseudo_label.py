@@ -50,8 +50,7 @@ class Rounds:
     trainer: Trainer
 
     def execute(self, run: Path) -> Summary:
-        """All rounds that are missing in the folder `run`, then summary.json, in which `rounds` has what each of them
-        measured; returns it."""
+        """All rounds that are missing in the folder `run`, then summary.json, with what each measured; returns it."""
         try:
             return self._execute(run)
         except UserError:
@@ -65,15 +64,7 @@ class Rounds:
             say(f"round {number} of {self.config.rounds}")
             folder = run / "rounds" / str(number)
             summary = self.trainer.inside(self.of_round(number, run), folder, run)
-            rounds.append(
-                Round(
-                    round=number,
-                    added=_count(run, number),
-                    test_accuracy=summary.test_accuracy,
-                    test_loss=summary.test_loss,
-                    seconds=summary.seconds,
-                )
-            )
+            rounds.append(Round.of(summary, round=number, added=_count(run, number)))
             if number < self.config.rounds and not _labels(run, number + 1).is_file():
                 labelled = self._label(run, number)
                 say(f"{len(labelled):,} of {len(unlabelled_part(self.unlabelled).images):,} images are labelled")
@@ -118,7 +109,6 @@ def _labels(run: Path, number: int) -> Path:
 
 
 def _count(run: Path, number: int) -> int:
-    """Number of these images."""
     return len(read_labels(_labels(run, number))[0]) if number else 0
 
 

@@ -88,8 +88,7 @@ def reduced(images: Tensor, size: int) -> Tensor:
 
 
 def check_size(backbone: Network, image_size: int, size: int, key: str) -> None:
-    """Raise UserError, naming `key`, where the network has no such features of images of `size` pixels as it has of
-    whole ones."""
+    """Raise UserError, naming `key`, where its features of images of `size` pixels are not those of whole ones."""
     if image_size % size:
         fitting = [side for side in range(1, image_size + 1) if image_size % side == 0 and side >= 8]
         raise UserError(f"{key} = {size} does not divide the images' {image_size} pixels: set it to one of {fitting}")

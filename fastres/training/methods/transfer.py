@@ -58,12 +58,8 @@ def frozen_norms(network: nn.Module) -> list[nn.Module]:
 
     A BN without a trained scale (`model.bn_scale = false`) still has its bias.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [
-        norm
-        for norm in norms
-        if list(norm.parameters()) and not any(parameter.requires_grad for parameter in norm.parameters())
-    ]
+    norms = [(module, [*module.parameters()]) for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [norm for norm, owned in norms if owned and not any(parameter.requires_grad for parameter in owned)]
 
 
 def matching(network: nn.Module, patterns: list[str], key: str) -> Iterator[tuple[str, nn.Parameter]]:
