@@ -160,7 +160,8 @@ def test_the_module_is_a_plain_one(model: TrainedModel) -> None:
 def test_views_are_those_of_the_test(views: str, model: TrainedModel) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
     options = model.recipe.eval.model_copy(update={"tta": views})
-    evaluator = Evaluator(model.module, model.augment, "fp32", model.device, compile=False)
+    options_of_training = model.recipe.train.model_copy(update={"compile": False, "precision": "fp32"})
+    evaluator = Evaluator(model.module, model.augment, options_of_training, model.device)
     expected = evaluator.logits(everything(images, 9, model.device), options)
     assert torch.equal(model(images, views=views).logits, expected)
 
