@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from ptx import arithmetic
+from ptx import arithmetic, integers
 from ptx.assemble import execute
 from ptx.machine import Order
 from ptx.memory import Uninitialised
@@ -92,7 +92,8 @@ FAULTS = {
         PLACE + NEXT + "st.shared.b32 [%r41], %r50; bar.sync 0; ld.shared.b32 %r1, [%r42]; st.shared.b32 [%r41], %r1;",
         "overwrites what another warp reads",
     ),
-    "two warps": (PLACE + "st.shared.b32 [%r40], 7;", "two warps write"),
+    "two warps": (PLACE + NEXT + "st.shared.b32 [%r41], 7; st.shared.b32 [%r42], 7;", "two warps write"),
+    "different shared values": (PLACE + "st.shared.b32 [%r40], %r50;", "different values"),
     "different values": ("st.global.b32 [%rd0], %r50;", "different values"),
     "a part of a block": ("setp.lt.u32 %p1, %r50, 32; @%p1 bar.sync 0;", "a part of a block"),
     "returned": ("setp.lt.u32 %p1, %r50, 32; @%p1 ret; bar.sync 0;", "a part of a block"),
@@ -207,6 +208,9 @@ def test_whole_numbers() -> None:
         "shr.u32": lambda a, b: 0 if b % 2**32 > 31 else signed(a % 2**32 >> b),
     }
     load = LOAD + "add.s64 %rd18, %rd1, %rd19; ld.global.b32 %r2, [%rd18];"
+    wide = [2**64 - 1, 2**63, 12345678901234567890, 2**32 - 1, 2**32, 3]
+    for x, y in [(x, y) for x in wide for y in wide]:
+        assert integers.upper_half(np.uint64(x), np.uint64(y)) == x * y >> 64
     for name, wanted in table.items():
         result = torch.zeros(96, dtype=torch.int32)
         store = "add.s64 %rd17, %rd2, %rd19; st.global.b32 [%rd17], %r3;"

@@ -29,8 +29,8 @@ if MACHINE:
 
     @pytest.fixture(autouse=True)
     def in_the_machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Each test's kernels, compiled. Those of symmetric products for compute capability 8.0: for 9.0 the compiler takes
-        wgmma, which the machine lacks."""
+        """Each test's kernels, compiled. Those of symmetric products for compute capability 8.0: for 9.0 the compiler
+        takes wgmma, which the machine lacks."""
         monkeypatch.setattr(functional, "_interpreter", lambda: True)
         name = request.path.name
         with running(capability=80 if name == "test_symmetric.py" else 90, exact=name.startswith("test_augment")):

@@ -107,6 +107,4 @@ def approximate(name: str, modifier: str, *operands: Array) -> Array:
         mixed = (mixed ^ operand.view(np.uint32)) * np.uint32(0x9E3779B1)
         mixed ^= mixed >> np.uint32(15)
     share = (mixed >> np.uint32(8)).astype(np.float64) * 2.0**-23 - 1  # -1 … 1
-    moved = (exact * (1 + error * share)).astype(np.float32)
-    # What stands for no rounding error stays exact: zero, infinity, NaN, and powers of two of whole numbers.
-    return moved
+    return (exact * (1 + error * share)).astype(np.float32)

@@ -50,7 +50,7 @@ class Decoded:
     shared_word: int
     """Bytes of the shortest access to shared memory."""
     undefined: frozenset[int]
-    """Registers that no instruction writes: what the compiler leaves undefined since, it claims, nothing depends on it."""
+    """Registers that no instruction writes: undefined, as nothing depends on them, which is what the compiler claims."""
 
 
 def builder(*names: str) -> Callable[[Callable[["Code"], "Step | Branch"]], Any]:
@@ -194,7 +194,9 @@ class Code:
         base, _, offset = (part.strip() for part in inside.partition("+"))
         read = self.reader(base, kind)
         distance = TYPES[kind].type(0) + np.array(int(offset or "0", 0), np.int64).astype(TYPES[kind])
-        return (lambda machine, threads: read(machine, threads) + distance) if distance else read
+        if base in self.numbers:
+            return (lambda machine, threads: read(machine, threads) + distance) if distance else read
+        return lambda machine, threads: np.full(len(numbers(threads)), read(machine, threads) + distance)
 
 
 @functools.lru_cache(maxsize=512)

@@ -84,6 +84,14 @@ def _halves(code: Code) -> Step:
     return elementwise(code, both, "b32", "b32", "b32")
 
 
+def upper_half(a: Any, b: Any) -> Any:
+    """The upper 64 bits of products of 128, from four products of halves."""
+    half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
+    middle = (a >> half) * (b & low) + ((a & low) * (b & low) >> half)
+    other = (a & low) * (b >> half) + (middle & low)
+    return (a >> half) * (b >> half) + (middle >> half) + (other >> half)
+
+
 @builder("mul", "mad")
 def _multiply(code: Code) -> Step:
     kind = code.kind()
@@ -92,13 +100,15 @@ def _multiply(code: Code) -> Step:
     part = code.one_of("lo", "hi", "wide")
     bits, dtype = BITS[kind], TYPES[kind]
     wide = np.dtype(f"{dtype.kind}{dtype.itemsize * 2}") if bits < 64 else None
-    if part != "lo" and wide is None:
-        raise code.fail("the upper half of 128 bits")
+    if part != "lo" and wide is None and (kind, part) != ("u64", "hi"):
+        raise code.fail("128 bits")
     result = f"{kind[0]}{2 * bits}" if part == "wide" else kind
 
     def product(a: Any, b: Any) -> Any:
         if part == "lo":
             return a * b
+        if wide is None:
+            return upper_half(a, b)
         full = a.astype(wide) * b.astype(wide)
         return full if part == "wide" else (full >> full.dtype.type(bits)).astype(dtype)
 

@@ -111,7 +111,7 @@ class Machine:
         return {name: values.astype(np.uint32) for name, values in found.items()}
 
     def _parameters(self, arguments: Mapping[str, Any]) -> dict[str, int]:
-        """The bits of each parameter. Triton appends pointers to scratch memory, which these kernels do not use: null."""
+        """The bits of each parameter. Triton appends pointers to scratch memory, which these kernels need not: null."""
         values = [
             self.memory.admit(name, value)
             if isinstance(value, Tensor)
@@ -169,7 +169,7 @@ class Machine:
     def run(self, order: Order | None = None, cooperative: bool = False) -> None:
         """Until all threads have returned. Without an order all blocks run in step.
 
-        With one, not all blocks need to run at once unless the launch is cooperative: some begin when others have ended.
+        With one, not all blocks run at once unless the launch is cooperative: some begin when others have ended.
         """
         size = self.threads if order is None else 32 if order.warps else self.block_threads
         self._turn_size = size

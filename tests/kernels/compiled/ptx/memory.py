@@ -1,6 +1,6 @@
 """The memory that kernels see: tensors as buffers far apart, and the shared memory of all blocks.
 
-Both know of each byte whether it was ever written. Shared memory knows who touched a word since the block's last barrier.
+Both know of each byte whether it was ever written. Shared memory knows who touched a word since the last barrier.
 """
 
 import weakref
@@ -269,6 +269,6 @@ class SharedMemory:
         others = self._readers[words] & ~(np.uint32(1) << warps.astype(np.uint32))
         if ((self._read_epoch[words] == epoch) & (others != 0)).any():
             raise PtxError(f"overwrites what another warp reads, without a barrier in between: {text}")
-        self._writer[words] = stamp
-        if ((writer >= 32 * epoch) & (writer != stamp)).any() or (self._writer[words] != stamp).any():
+        self._writer[words] = stamp  # of several in one instruction, whose values `store` compares, any one
+        if ((writer >= 32 * epoch) & (writer != stamp)).any():
             raise PtxError(f"two warps write to one place without a barrier in between: {text}")
