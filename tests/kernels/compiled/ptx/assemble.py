@@ -40,7 +40,6 @@ def execute(
     cooperative: bool = False,
     exact: bool = False,
     uninitialised: Uninitialised | None = None,
-    limit: int = 5000,
 ) -> Machine:
     """Run a kernel of one dimension whose arguments are tensors; returns the machine as it was left."""
     names = [f"kernel_param_{number}" for number in range(len(arguments))]
@@ -58,7 +57,7 @@ def execute(
         exact=exact,
         uninitialised=uninitialised,
         count_sectors=True,
-        limit=limit,
+        limit=(2000, 1000),
     )
     machine.run(order, cooperative)
     return machine

@@ -24,8 +24,8 @@ Selection = Any
 """The threads of a group: a slice, or their numbers in order. Threads are numbered block after block."""
 
 WIDTHS = {"pred": 0, "b16": 2, "b32": 4, "b64": 8}
-LIMIT = 3_000_000
-"""Instructions of all groups together: a wait that never ends goes beyond it."""
+LIMIT = (200_000, 5_000)
+"""Instructions of all groups together, and for each turn besides: a wait that never ends goes beyond them."""
 PATIENCE = 4096
 """Instructions after which a group that may be waiting lets those behind it in the program go on."""
 
@@ -61,9 +61,10 @@ class Machine:
         exact: bool = False,
         uninitialised: Uninitialised | None = None,
         count_sectors: bool = False,
-        limit: int = LIMIT,
+        limit: tuple[int, int] = LIMIT,
     ) -> None:
-        self.program, self.grid, self.limit = program, grid, limit
+        self.program, self.grid = program, grid
+        self._limit = limit
         code = decode(program)
         if exact and code.inexact:
             raise PtxError(f"{program.name} promises bits but approximates: {code.inexact[0]}")
@@ -173,10 +174,11 @@ class Machine:
         """
         size = self.threads if order is None else 32 if order.warps else self.block_threads
         self._turn_size = size
+        self._most = self._limit[0] + self._limit[1] * (self.threads // size)
         self._turns = [[Group(0, slice(first, first + size))] for first in range(0, self.threads, size)]
         with np.errstate(all="ignore"):
             if order is None:
-                self._advance(self._turns[0], self.limit + 1)
+                self._advance(self._turns[0], self._most + 1)
             else:
                 self._in_order(random.Random(order.seed), cooperative)
         if self._left.sum() != self.threads:
@@ -220,7 +222,7 @@ class Machine:
             if others and self.executed - before >= PATIENCE:
                 group.delays += 1
             self._merge(groups)
-            if self.executed > self.limit:
+            if self.executed > self._most:
                 raise PtxError("no end: a wait that never ends?")
 
     def _run_group(self, groups: list[Group], group: Group, stop: int, most: int) -> None:

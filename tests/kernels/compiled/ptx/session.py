@@ -1,7 +1,7 @@
 """Code that launches Triton kernels on CPU tensors, run with the machine in the GPU's place."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +31,8 @@ class Session:
     exact: bool = False
     """Whether the kernels promise bits, so that no instruction may leave them open."""
     count_sectors: bool = False
-    edit: Any = None
-    """A function that plants a fault into a kernel's PTX."""
+    edit: Callable[[Launch], str] | None = None
+    """Gives the PTX that is executed in the place of a launch's own: plants a fault into it."""
     executed: list[Executed] = field(default_factory=list)
 
 
@@ -51,7 +51,7 @@ def running(**options: Any) -> Iterator[Session]:
     uninitialised = Uninitialised()
 
     def execute(launch: Launch) -> None:
-        text = launch.ptx if session.edit is None else session.edit(launch.ptx)
+        text = launch.ptx if session.edit is None else session.edit(launch)
         machine = Machine(
             parse(text),
             launch.grid,
