@@ -62,8 +62,11 @@ def normalise(x, mean, scale, bias):
 
 @triton.jit
 def rounded_product(a, b):
-    """a·b, for a sum over threads. The compiler would fuse a plain product with the sum's first addition, a·b + other in
-    one thread and other + a·b in its partner: what has to be one sum would be two that differ in their last digits."""
+    """a·b, for a sum over threads.
+
+    The compiler would fuse a plain product with the sum's first addition, a·b + other in one thread and other + a·b in
+    its partner: what has to be one sum would be two that differ in their last digits.
+    """
     return tl.fma(a, b, 0.0)
 
 

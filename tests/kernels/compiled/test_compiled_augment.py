@@ -26,7 +26,7 @@ def recipes() -> dict[tuple[str, str], Recipe]:
 
 
 def check_recipe(chosen: Recipe, dtype: torch.dtype, **options: Any) -> None:
-    """A batch of 32 × 32 pixels by the kernels and by the CPU, bit for bit, with each kind of mixing that the recipe draws."""
+    """A batch of 32 × 32 pixels by the kernels and by the CPU, bit for bit, with each kind of mixing that is drawn."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (9, 32, 32, 3), dtype=torch.uint8, generator=generator)
     rows, labels = torch.tensor([3, 0, 8]), torch.arange(3)
@@ -52,7 +52,7 @@ def test_recipe() -> None:
 
 @pytest.mark.parametrize("policy", [REPORT, EVERYTHING], ids=["report", "everything"])
 def test_mixing(policy: dict[str, Any]) -> None:
-    """A partner's image is the partner's: once Triton took it for unchanged in the loop, and the batch mixed with black."""
+    """A partner's image is the partner's: once Triton took it for unchanged in a loop, and batches mixed with black."""
     case = Case(policy, (8, 8), MIX, count=3, device=CPU)
     kinds = {case.augment().draw_mix(3, step, case.size).kind: step for step in range(20)}
     assert {draws.MIXUP, draws.CUTMIX} <= kinds.keys()

@@ -1,4 +1,4 @@
-"""The BatchNorm kernels as Triton compiles them, executed: every form against fp64, in any order of blocks and warps."""
+"""The BatchNorm kernels as Triton compiles them, executed: every form against fp64, in any order of blocks."""
 
 from typing import Any
 

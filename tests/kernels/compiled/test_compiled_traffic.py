@@ -75,8 +75,8 @@ def test_the_table_of_the_page(second: str, form: str, record_property: Any) -> 
         )
         record_property(
             "log",
-            f"{direction}, {second}, {form}: {float(data):.4g} T of data, beside it {parameters:.2f} T of parameters and "
-            f"partial sums, bits in sectors {bits_sectors:.4g} T, {len(session.executed)} kernels",
+            f"{direction}, {second}, {form}: {float(data):.4g} T of data, beside it {parameters:.2f} T of parameters "
+            f"and partial sums, bits in sectors {bits_sectors:.4g} T, {len(session.executed)} kernels",
         )
 
 

@@ -1,4 +1,4 @@
-"""Faults planted into compiled code are found: a missing mask, a wrong stride, a missing barrier, one that opens early."""
+"""Faults planted into compiled code are found: missing masks and barriers, wrong strides, barriers that open early."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -96,8 +96,8 @@ def test_each_kind(fault: str, case: Case, kernel: str, place: int, says: str) -
 @pytest.mark.kernels
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_place(fault: str, record_property: Any) -> None:
-    """At every place, in every kernel. Not all are faults: a column too many is the next row's first, which the mask of the
-    store leaves out; what several threads write alike needs no mask; Triton sets more barriers than these need."""
+    """At every place, in every kernel. Not all are faults: a column too many is the next row's first, which the store's
+    mask leaves out; what several threads write alike needs no mask; Triton sets more barriers than these need."""
     total, missed = 0, []
     for case in (TWO_PASS, RESIDENT):
         for kernel, original in texts(case).items():

@@ -50,7 +50,7 @@ class Decoded:
     shared_word: int
     """Bytes of the shortest access to shared memory."""
     undefined: frozenset[int]
-    """Registers that no instruction writes: undefined, as nothing depends on them, which is what the compiler claims."""
+    """Registers that no instruction writes: undefined, as nothing depends on them, or so the compiler claims."""
 
 
 def builder(*names: str) -> Callable[[Callable[["Code"], "Step | Branch"]], Any]:
