@@ -6,6 +6,7 @@ import numpy as np
 
 from ptx.instructions import BITS, TYPES, Code, Step, builder, numbers, whole_warps
 from ptx.parse import PtxError
+from ptx.reals import HALVES
 
 HINTS = ("L1_evict_first", "L1_evict_last", "L1_no_allocate", "L2_cache_hint", "cg", "ca", "cs", "cv", "lu", "wb")
 """Which cache keeps what, which changes no value here, where caches are coherent."""
@@ -109,7 +110,7 @@ def _store(code: Code) -> Step:
 def _atomic(code: Code) -> Step:
     """Addition or exchange of 32 bits in global memory."""
     kind = code.kind()
-    code.one_of("global")
+    code.need("global")
     operation = code.one_of("add", "exch")
     _ordering(code, "acquire", "release", "acq_rel")
     if kind not in ("u32", "s32", "b32"):
@@ -135,13 +136,14 @@ def _fence(code: Code) -> Step:
 @builder("cp")
 def _copy(code: Code) -> Step:
     """Asynchronous copies from global to shared memory: what is copied comes when somebody waits for it."""
-    code.one_of("async")
+    code.need("async")
     if code.has("commit_group"):
         return lambda machine, threads: machine.copies.commit(threads)
     if code.has("wait_group", "wait_all"):
         most = int(code.operand(0)) if code.operands else None
         return lambda machine, threads: machine.copies.wait(threads, most)
-    code.one_of("shared", "shared_cta"), code.one_of("global")
+    code.need("global")
+    code.one_of("shared", "shared_cta")
     code.has("cg", "ca", "L2_cache_hint", "L2_128B")
     target, source, size, text = code.address(0, "u32"), code.address(1, "u64"), int(code.operand(2), 0), code.text
     length = code.source(3, "u32") if len(code.operands) > 3 else None
@@ -158,10 +160,11 @@ def _copy(code: Code) -> Step:
 @builder("ldmatrix", "stmatrix")
 def _matrix(code: Code) -> Step:
     """Matrices of 8 × 8 values of 16 bits, whose rows some threads point to and which all threads of a warp share."""
-    code.one_of("sync"), code.one_of("aligned"), code.one_of("m8n8")
+    code.need("sync", "aligned", "m8n8")
     count = {"x1": 1, "x2": 2, "x4": 4}[code.one_of("x1", "x2", "x4")]
     turned = code.has("trans")
-    code.one_of("shared", "shared_cta"), code.one_of("b16")
+    code.need("b16")
+    code.one_of("shared", "shared_cta")
     loads = code.name == "ldmatrix"
     names, address = code.listed(0 if loads else 1), code.address(1 if loads else 0, "u32")
     if len(names) != count:
@@ -201,7 +204,7 @@ def _matrix(code: Code) -> Step:
 @builder("shfl")
 def _shuffle(code: Code) -> Step:
     """Values of other threads of a warp."""
-    code.one_of("sync"), code.one_of("b32")
+    code.need("sync", "b32")
     mode = code.one_of("bfly", "idx", "up", "down")
     target, *predicate = (part.strip() for part in code.operand(0).split("|"))
     if predicate:
@@ -227,7 +230,7 @@ def _shuffle(code: Code) -> Step:
 @builder("redux")
 def _reduce(code: Code) -> Step:
     """One value of all threads of a warp."""
-    code.one_of("sync")
+    code.need("sync")
     kind = code.kind()
     operation = code.one_of("add", "min", "max", "and", "or", "xor")
     mask = code.source(2, "u32")
@@ -254,13 +257,10 @@ def _multiply_matrices(code: Code) -> Step:
     Products are exact and so is their sum, which is cut off to fp32: PTX leaves order and rounding open, and that is
     what tensor cores were seen to do (Fasi, Higham, Mikaitis and Pranesh 2021).
     """
-    for name in ("sync", "aligned", "m16n8k16", "row", "col"):
-        code.one_of(name)
+    code.need("sync", "aligned", "m16n8k16", "row", "col")
     types = [code.kind() for _ in range(4)]
     if types not in (["f32", kind, kind, "f32"] for kind in ("f16", "bf16")):
         raise code.fail("unknown types")
-    from ptx.reals import HALVES
-
     widen = HALVES[types[1]][0]
     code.inexact = True
     sizes = (4, 4, 2, 4)

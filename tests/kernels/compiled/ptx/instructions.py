@@ -49,8 +49,9 @@ class Decoded:
     """Instructions whose result PTX leaves open: approximations, flushed subnormals."""
     shared_word: int
     """Bytes of the shortest access to shared memory."""
-    undefined: frozenset[int]
-    """Registers that no instruction writes: undefined, as nothing depends on them, or so the compiler claims."""
+    arbitrary: frozenset[int]
+    """Registers that no instruction writes, or that one writes under a guard: where they were not written they are
+    undefined, as nothing depends on them, or so the compiler claims."""
 
 
 def builder(*names: str) -> Callable[[Callable[["Code"], "Step | Branch"]], Any]:
@@ -94,6 +95,11 @@ class Code:
                 self.modifiers.remove(name)
                 return name
         raise self.fail(f"one of {', '.join(names)} is wanted")
+
+    def need(self, *names: str) -> None:
+        """Take modifiers that must all be there."""
+        for name in names:
+            self.one_of(name)
 
     def kind(self) -> str:
         """Take the last modifier, the type."""
@@ -202,13 +208,13 @@ class Code:
 @functools.lru_cache(maxsize=512)
 def decode(program: Program) -> Decoded:
     """All instructions of a program. Raises PtxError at the first that is not understood completely."""
-    from ptx import exchange, integers, moves  # noqa: F401 - each registers its builders
+    from ptx import exchange, integers, moves  # noqa: F401 - each registers its builders, and imports this file
 
     numbers = {name: number for number, name in enumerate(program.registers)}
     steps: list[Step | Branch] = []
     guards: list[tuple[int, bool] | None] = []
     inexact: list[str] = []
-    word, written = 16, set()
+    word, written, guarded = 16, set(), set()
     for instruction in program.instructions:
         code = Code(instruction, program, numbers)
         if instruction.name not in BUILDERS:
@@ -220,8 +226,9 @@ def decode(program: Program) -> Decoded:
             inexact.append(instruction.text)
         word = min(word, code.shared_word)
         written |= code.written
-    undefined = frozenset(set(numbers.values()) - written)
-    return Decoded(tuple(steps), tuple(guards), tuple(inexact), word, undefined)
+        guarded |= code.written if instruction.guard else set()
+    arbitrary = frozenset((set(numbers.values()) - written) | guarded)
+    return Decoded(tuple(steps), tuple(guards), tuple(inexact), word, arbitrary)
 
 
 @builder("bra")
@@ -235,7 +242,7 @@ def _jump(code: Code) -> Branch:
 
 @builder("brx")
 def _table(code: Code) -> Branch:
-    code.one_of("idx")
+    code.need("idx")
     register, table = code.register(code.operand(0)), code.operand(1)
     return Branch("table", code.program.tables[table], register)
 
@@ -249,7 +256,7 @@ def _return(code: Code) -> Branch:
 def _barrier(code: Code) -> Step | Branch:
     if code.has("warp"):
         return _warp_barrier(code)
-    code.one_of("sync")
+    code.need("sync")
     code.has("aligned", "cta")
     if code.operand(0) != "0" or (len(code.operands) > 1 and code.operand(1) != str(code.program.threads)):
         raise code.fail("a barrier of another number, or of a part of a block")
@@ -258,7 +265,7 @@ def _barrier(code: Code) -> Step | Branch:
 
 def _warp_barrier(code: Code) -> Step:
     """The threads of a warp are in step anyway."""
-    code.one_of("sync")
+    code.need("sync")
     if code.constant(code.operand(0), "u32") != 0xFFFFFFFF:
         raise code.fail("a barrier of a part of a warp")
 

@@ -129,7 +129,7 @@ def _logic(code: Code) -> Step:
 @builder("lop3")
 def _table_of_three(code: Code) -> Step:
     """Any function of three bits, by its table."""
-    code.one_of("b32")
+    code.need("b32")
     table = int(code.operand(4), 0)
 
     def apply(a: Any, b: Any, c: Any) -> Any:
@@ -161,7 +161,7 @@ def _shift(code: Code) -> Step:
 def _funnel(code: Code) -> Step:
     """Shift of two registers as one of 64 bits."""
     direction, mode = code.one_of("l", "r"), code.one_of("wrap", "clamp")
-    code.one_of("b32")
+    code.need("b32")
 
     def apply(low: Any, high: Any, distance: Any) -> Any:
         distance = distance & np.uint32(31) if mode == "wrap" else np.minimum(distance, np.uint32(32))
@@ -209,7 +209,7 @@ def _count(code: Code) -> Step:
 @builder("prmt")
 def _permute(code: Code) -> Step:
     """Each byte of the result is one of eight, or its sign."""
-    code.one_of("b32")
+    code.need("b32")
 
     def apply(a: Any, b: Any, selector: Any) -> Any:
         both = np.asarray(a).astype(np.uint64) | (np.asarray(b).astype(np.uint64) << np.uint64(32))

@@ -89,7 +89,7 @@ class Machine:
         """Whether all threads have written a register."""
         self._written: list[NDArray | None] = [None] * count
         self._widths = [WIDTHS[kind] for kind in program.registers.values()]
-        self._undefined = code.undefined
+        self._arbitrary = code.arbitrary
 
         self.executed = 0
         self._waiting = np.full(self.threads, -1)
@@ -134,20 +134,23 @@ class Machine:
         return values[threads]
 
     def _check_written(self, register: int, threads: Selection) -> None:
-        if register in self._undefined:
-            self._set_arbitrary(register)
-            return
         written = self._written[register]
         if written is None or not written[threads].all():
-            raise PtxError(f"reads {list(self.program.registers)[register]}, which was not written")
-        self.complete[register] = bool(written.all())
+            if register not in self._arbitrary:
+                raise PtxError(f"reads {list(self.program.registers)[register]}, which was not written")
+            self._set_arbitrary(register)
+        elif written.all():
+            self.complete[register] = True
 
     def _set_arbitrary(self, register: int) -> None:
         """Random bits for what the compiler left undefined: whatever depends on them is wrong."""
-        draw = np.random.default_rng(register)
-        width = self._widths[register]
+        draw, width = np.random.default_rng(register), self._widths[register]
         bits = draw.integers(0, 256, self.threads * max(width, 1), np.uint8)
-        self.write(register, slice(0, self.threads), bits.view(UNSIGNED[width]) if width else bits % 2 == 1)
+        values = bits.view(UNSIGNED[width]) if width else bits % 2 == 1
+        written, old = self._written[register], self.registers[register]
+        if written is not None and old is not None:
+            values = np.where(written, old, values)
+        self.write(register, slice(0, self.threads), values)
 
     def write(self, register: int, threads: Selection, values: Any) -> None:
         """Set a register's bits, of its own width."""

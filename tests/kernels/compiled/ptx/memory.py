@@ -221,10 +221,13 @@ class SharedMemory:
     ) -> None:
         """The counterpart of `load`; two threads that store different values to one place are an error."""
         places = self._places(addresses, size, len(words), blocks, text)
-        self._writes(places, size * len(words), blocks, warps, text)
         view, written = self.bytes.view(UNSIGNED[size]), self.written.view(UNSIGNED[size])
-        for number, word in enumerate(words):
-            at = places // size + number
+        ats = [places // size + number for number in range(len(words))]
+        changes = np.zeros(len(places), np.bool_)
+        for at, word in zip(ats, words, strict=True):
+            changes |= (view[at] != word) | (written[at] != WRITTEN[size])
+        self._writes(places, size * len(words), blocks, warps, changes, text)
+        for at, word in zip(ats, words, strict=True):
             view[at] = word
             written[at] = WRITTEN[size]
             if (view[at] != word).any():
@@ -233,7 +236,7 @@ class SharedMemory:
     def forget(self, addresses: NDArray, size: int, blocks: NDArray, warps: NDArray, text: str) -> None:
         """Bytes that an asynchronous copy will write hold nothing until it has come."""
         places = self._places(addresses, size, 1, blocks, text)
-        self._writes(places, size, blocks, warps, text)
+        self._writes(places, size, blocks, warps, np.ones(len(places), np.bool_), text)
         for byte in range(size):
             self.written[places + byte] = 0
 
@@ -263,12 +266,14 @@ class SharedMemory:
         self._read_epoch[words] = epoch
         np.bitwise_or.at(self._readers, words, np.uint32(1) << warps.astype(np.uint32))
 
-    def _writes(self, places: NDArray, size: int, blocks: NDArray, warps: NDArray, text: str) -> None:
+    def _writes(self, places: NDArray, size: int, blocks: NDArray, warps: NDArray, changes: NDArray, text: str) -> None:
+        """`changes`: where another value is written than stands there already; who repeats a value, disturbs nobody."""
         words, epoch, warps = self._words(places, size, blocks, warps)
+        changes = changes.repeat(size // self.word)
         stamp, writer = 32 * epoch + warps, self._writer[words]
         others = self._readers[words] & ~(np.uint32(1) << warps.astype(np.uint32))
-        if ((self._read_epoch[words] == epoch) & (others != 0)).any():
+        if (changes & (self._read_epoch[words] == epoch) & (others != 0)).any():
             raise PtxError(f"overwrites what another warp reads, without a barrier in between: {text}")
-        self._writer[words] = stamp  # of several in one instruction, whose values `store` compares, any one
-        if ((writer >= 32 * epoch) & (writer != stamp)).any():
+        if (changes & (writer >= 32 * epoch) & (writer != stamp)).any():
             raise PtxError(f"two warps write to one place without a barrier in between: {text}")
+        self._writer[words] = stamp  # of several in one instruction, whose values `store` compares, any one

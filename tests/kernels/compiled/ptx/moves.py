@@ -73,7 +73,7 @@ def _copy_sign(code: Code) -> Step:
 @builder("createpolicy")
 def _policy(code: Code) -> Step:
     """How long the second-level cache keeps something, which changes no value."""
-    code.one_of("fractional")
+    code.need("fractional")
     code.one_of("L2_evict_first", "L2_evict_last", "L2_evict_normal")
     write = code.target(0, code.kind())
     if code.operand(1) != "1.0":

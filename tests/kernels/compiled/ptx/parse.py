@@ -2,7 +2,7 @@
 
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 class PtxError(Exception):
@@ -39,7 +39,7 @@ class Program:
     """Positions that `brx.idx` chooses from, by the table's name."""
     threads: int
     """Of a block."""
-    shared: tuple[str, ...] = field(default=())
+    shared: tuple[str, ...]
     """Names of the block of shared memory whose size the launch gives."""
 
 

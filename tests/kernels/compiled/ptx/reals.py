@@ -107,7 +107,7 @@ def _convert_two(code: Code, source: str, result: str) -> Step:
     """Two fp32 numbers into one register, the first into its upper half."""
     if source != "f32":
         raise code.fail("unknown type")
-    code.one_of("rn")
+    code.need("rn")
     narrow = HALVES[result.removesuffix("x2")][1]
     write, high, low = code.target(0, "b32"), code.source(1, "f32"), code.source(2, "f32")
 
