@@ -294,8 +294,9 @@ def tile_kernel(
     SIZE: tl.constexpr = ROWS * COLUMNS
     WHOLE: tl.constexpr = POLICY.height <= ROWS
     out += sample.to(tl.int64) * (3 * POLICY.height * POLICY.width)
+    # Two tensors: of two names for one, Triton's compiler takes the loop below to leave `other` as it was before.
     own = tl.zeros([SIZE], tl.int32)
-    other = own
+    other = tl.zeros([SIZE], tl.int32)
     kind = 0
     weight = 1.0
     area = (0, 0, 0, 0)

@@ -61,6 +61,16 @@ def normalise(x, mean, scale, bias):
 
 
 @triton.jit
+def rounded_product(a, b):
+    """a·b, for a sum over threads.
+
+    The compiler would fuse a plain product with the sum's first addition, a·b + other in one thread and other + a·b in
+    its partner: what has to be one sum would be two that differ in their last digits.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def activate(z, ACTIVATION: tl.constexpr):
     """The activation. relu masks z ≤ 0 rather than keeping z > 0, which lets NaN through as PyTorch does."""
     if ACTIVATION == "relu":

@@ -21,6 +21,7 @@ from fastres.kernels.batch_norm.device import (
     load_packed,
     merge_moments,
     normalise,
+    rounded_product,
     split_rows,
     store_bits,
     store_moments,
@@ -36,7 +37,7 @@ def tile_moments(tile, within, count, OPAQUE: tl.constexpr):
     """Mean and sum of squared deviations of a packed tile's first `count` rows, in two passes over registers."""
     mean = tl.sum(unpack(tile, OPAQUE), axis=0, keep_dims=True) / count
     distance = tl.where(within, unpack(tile, OPAQUE) - mean, 0.0)
-    return mean, tl.sum(distance * distance, axis=0, keep_dims=True)
+    return mean, tl.sum(rounded_product(distance, distance), axis=0, keep_dims=True)
 
 
 @triton.jit
@@ -200,9 +201,9 @@ def resident_backward_kernel(
     )  # fmt: skip
     g = tl.where(row + tl.arange(0, BLOCK_M)[:, None] < rows, g, 0.0)
     total_g = tl.sum(g, axis=0, keep_dims=True)
-    total_x = tl.sum(g * (unpack(tile, OPAQUE) - mean), axis=0, keep_dims=True)
+    total_x = tl.sum(rounded_product(g, unpack(tile, OPAQUE) - mean), axis=0, keep_dims=True)
     if SECOND == "dual":
-        total_z = tl.sum(g * (unpack(other, OPAQUE) - z_mean), axis=0, keep_dims=True)
+        total_z = tl.sum(rounded_product(g, unpack(other, OPAQUE) - z_mean), axis=0, keep_dims=True)
     if g_out is not None:
         rounded = g.to(g_out.dtype.element_ty)  # as it is written; in two passes dx comes from the written one too
 

@@ -36,7 +36,7 @@ def words_kernel(indices, out, seed, epoch, stream: tl.constexpr, block):
 )
 def test_words(seed: int, epoch: int, stream: int, block: int) -> None:
     out = torch.zeros(len(INDICES), 4, dtype=torch.uint32, device=DEVICE)
-    words_kernel[(len(INDICES),)](INDICES, out, seed, epoch, stream, block)
+    words_kernel[(len(INDICES),)](INDICES, out, seed, epoch, stream, block, **COMPILER)
     wanted = philox_4x32((INDICES.cpu().numpy(), epoch, stream, block), (seed, 0))
     np.testing.assert_array_equal(out.cpu().numpy().T, wanted)
 

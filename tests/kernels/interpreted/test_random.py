@@ -26,7 +26,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=100 // ONE_IN, derandomize=True, deadline=None)
+@settings(max_examples=max(1, 100 // ONE_IN), derandomize=True, deadline=None)
 @given(
     case=cases(),
     multiprocessors=st.integers(1, 40),
@@ -42,7 +42,7 @@ def test_random_plans(case: Case, multiprocessors: int, choice: int, seed: int) 
     check(case, draw(case, seed), plan)
 
 
-@settings(max_examples=60 // ONE_IN, derandomize=True, deadline=None)
+@settings(max_examples=max(1, 60 // ONE_IN), derandomize=True, deadline=None)
 @given(case=cases(), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 4), seed=st.integers(0, 1000))
 def test_random_layouts(case: Case, layouts: tuple[str, ...], seed: int) -> None:
     """Through the public function, each tensor with a layout of its own."""

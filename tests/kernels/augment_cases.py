@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
+from runs_on import DEVICE
 from torch import Tensor
 
 from fastres import recipe
@@ -14,10 +14,6 @@ from fastres.augment import Augment, draws, reference
 from fastres.augment.gpu import augment_batch
 from fastres.kernels.batch_norm import launch
 
-if not launch.INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("kernels run on a CUDA device or, with TRITON_INTERPRET=1 set, on a CPU", allow_module_level=True)
-
-DEVICE = torch.device("cpu" if launch.INTERPRETED else "cuda")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 
 CROP = {"scale": [0.3, 1.0], "ratio": [0.5, 2.0]}
@@ -57,6 +53,7 @@ class Case:
     channels_last: bool = True
     seed: int = 7
     count: int = 5
+    device: torch.device = DEVICE
 
     def augment(self) -> Augment:
         policy, mix = recipe.AugmentConfig(**self.policy), recipe.MixConfig(**self.mix)
@@ -70,13 +67,13 @@ class Case:
         )
         images[5] = images[5, ..., :1]
         images[6] = images[6] % 3 + 100
-        return images.to(DEVICE)
+        return images.to(self.device)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, indices and labels."""
         rows, indices = [3, 6, 5, 0, 3, 7, 1], [11, 2**32 - 1, 0, 49_999, 2**31, 5, 6]
         rows, indices = rows[: self.count], indices[: self.count]
-        return tuple(torch.tensor(values, device=DEVICE) for values in (rows, indices, range(self.count)))
+        return tuple(torch.tensor(values, device=self.device) for values in (rows, indices, range(self.count)))
 
     def run(self, epoch: Any = 3, step: Any = None) -> tuple[Tensor, Tensor | None, Tensor]:
         rows, indices, labels = self.batch()

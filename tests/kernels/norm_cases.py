@@ -1,16 +1,14 @@
 """BatchNorm with what follows it on small tensors, three ways: the kernels, PyTorch in the same type, PyTorch in fp64.
 
-Importing this file skips the importing test file where no kernel can run. On a CUDA device the kernels run as they
-are, elsewhere in Triton's interpreter, which must be chosen before Triton is imported: test_interpreted.py, one folder
-up, starts such a process.
+Where the kernels run, `runs_on` knows; which process is which, test_interpreted.py and compiled/.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pytest
 import torch
+from runs_on import DEVICE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,10 +16,6 @@ from fastres.kernels import Norm, batch_norm_act, dual_batch_norm_act
 from fastres.kernels.batch_norm import launch
 from fastres.kernels.batch_norm.routing import Plan, Tile
 
-if not launch.INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("kernels run on a CUDA device or, with TRITON_INTERPRET=1 set, on a CPU", allow_module_level=True)
-
-DEVICE = torch.device("cpu" if launch.INTERPRETED else "cuda")
 ACTIVATIONS: dict[str, Any] = {"none": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
 SECONDS = ("none", "add", "dual")
 FORMS = ("two_pass", "resident", "resident/2", "resident/5")
@@ -65,29 +59,29 @@ class Inputs(NamedTuple):
     dy2: Tensor | None
 
 
-def channels_last(x: Tensor) -> Tensor:
-    return x.to(DEVICE).contiguous(memory_format=torch.channels_last)
+def channels_last(x: Tensor, device: torch.device = DEVICE) -> Tensor:
+    return x.to(device).contiguous(memory_format=torch.channels_last)
 
 
-def random_norm(channels: int, generator: torch.Generator) -> Norm:
+def random_norm(channels: int, generator: torch.Generator, device: torch.device = DEVICE) -> Norm:
     """Weights and variances between 0.5 and 1.5, the rest normally distributed: a mix-up shows in every digit."""
     weight, var = (torch.rand(channels, generator=generator) + 0.5 for _ in range(2))
     bias, mean = (torch.randn(channels, generator=generator) for _ in range(2))
-    return Norm(*(t.to(DEVICE) for t in (weight, bias, mean, var, torch.tensor(3))))
+    return Norm(*(t.to(device) for t in (weight, bias, mean, var, torch.tensor(3))))
 
 
-def draw(case: Case, seed: int = 0) -> Inputs:
+def draw(case: Case, seed: int = 0, device: torch.device = DEVICE) -> Inputs:
     """Inputs of a case, channels-last; the second tensor has exact zeros, as a residual behind a ReLU has."""
     generator = torch.Generator().manual_seed(seed)
 
     def image() -> Tensor:
-        return channels_last(torch.randn(case.shape, generator=generator).to(case.dtype))
+        return channels_last(torch.randn(case.shape, generator=generator).to(case.dtype), device)
 
     second = None if case.second == "none" else image().relu()
     z_norm = None
     if case.second == "dual":
-        z_norm = random_norm(case.shape[1], generator)._replace(momentum=0.25, eps=1e-3)
-    inputs = Inputs(image(), second, random_norm(case.shape[1], generator), z_norm, image(), image())
+        z_norm = random_norm(case.shape[1], generator, device)._replace(momentum=0.25, eps=1e-3)
+    inputs = Inputs(image(), second, random_norm(case.shape[1], generator, device), z_norm, image(), image())
     return spare_uncertain_signs(case, inputs._replace(dy2=inputs.dy2 if case.fork else None))
 
 
