@@ -34,8 +34,11 @@ from fastres.kernels.batch_norm.two_pass import merge_sums
 
 @triton.jit
 def tile_moments(tile, within, count, OPAQUE: tl.constexpr):
-    """Mean and sum of squared deviations of a packed tile's first `count` rows, in two passes over registers."""
-    mean = tl.sum(unpack(tile, OPAQUE), axis=0, keep_dims=True) / count
+    """Mean and sum of squared deviations of a packed tile's first `count` rows, in two passes over registers.
+
+    The mean is rounded correctly, which a GPU's plain `/` is not: nothing corrects the deviations for its error later.
+    """
+    mean = tl.div_rn(tl.sum(unpack(tile, OPAQUE), axis=0, keep_dims=True), count.to(tl.float32))
     distance = tl.where(within, unpack(tile, OPAQUE) - mean, 0.0)
     return mean, tl.sum(rounded_product(distance, distance), axis=0, keep_dims=True)
 
