@@ -89,7 +89,7 @@ class Step:
         about = f"{settings_of_graph(recipe)} {self.method.graph_key} {shape}"
         self.loss_and_correct = Compiled(self._loss_and_correct, enabled=options.compile, network=network, about=about)
         self._frozen = False
-        self._unchecked = True  # gradients of compiled code, which the first step looks at
+        self._unchecked = self.loss_and_correct.active  # gradients of compiled code, which the first step looks at
         self._table: Tensor | None = None  # fp32 [steps, numbers]
         self._hyperparameters: Tensor | None = None  # fp32 [1, numbers], of the step that runs
 
@@ -202,7 +202,7 @@ class Step:
         compiled = self.loss_and_correct
         by_it = functools.partial(self.backward, functools.partial(compiled, variant=variant.frozen))
         captured = images.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self._unchecked and compiled.active and not captured:
+        if self._unchecked and not captured:
             eager = functools.partial(self.backward, self._loss_and_correct)
             loss, correct = first_step(self.network, compiled, by_it, eager, images, labels, *mixed)
             self._unchecked = False

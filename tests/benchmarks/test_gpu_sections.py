@@ -104,7 +104,7 @@ def test_rivals_do_the_same_steps() -> None:
     sums: dict[str, torch.Tensor] = {}
     for name, make in DRY_RIVALS.items():
         torch.manual_seed(0)
-        network = PlainResNet([1, 1], [8, 8])
+        network = PlainResNet([1, 1], [16, 16])
         before = network.fc.weight.detach().clone()
         rival = make(network, pixels, labels, 16, torch.float32, 3)
         if name == "graphed":  # it has drawn its first rows to know where they lie

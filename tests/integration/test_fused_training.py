@@ -26,12 +26,12 @@ class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            [nn.Conv2d(3, 8, 3, 2, 1, bias=False)]
-            + [nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2)]
-            + [nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.Conv2d(16, 16, 3, padding=1, bias=False)]
-            + [nn.Conv2d(8, 16, 1, 2, bias=False)]
+            [nn.Conv2d(3, 16, 3, 2, 1, bias=False)]
+            + [nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2)]
+            + [nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.Conv2d(16, 16, 3, padding=1, bias=False)]
+            + [nn.Conv2d(16, 16, 1, 2, bias=False)]
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in (8, 8, 8, 16, 16, 16))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(6))
         self.relu = nn.ReLU()
         self.fc = nn.Linear(16, 10)
 
@@ -51,7 +51,7 @@ class Fused(Plain):
         super().__init__()
         self.convolutions, self.fc = copy.deepcopy(plain.convolutions), copy.deepcopy(plain.fc)
         kinds = (BatchNormAct2d, BatchNormAct2d, BatchNormAddAct2d, BatchNormAct2d)
-        layers = [kind(c, backend=backend) for kind, c in zip(kinds, (8, 8, 8, 16), strict=True)]
+        layers = [kind(16, backend=backend) for kind in kinds]
         self.norms = nn.ModuleList([*layers, DualBatchNormAddAct2d(16, backend=backend)])
 
     def forward(self, x: Tensor) -> Tensor:
