@@ -32,6 +32,7 @@ from fastres.training import session
 from fastres.training.data import shape_of
 from fastres.training.step import Step
 from fastres.utils.json_files import Entry
+from fastres.utils.progress import say
 
 BATCH = 8
 """Images, unless the recipe's batches have fewer: a kernel that is wrong is wrong for few, and fp64 takes long."""
@@ -120,6 +121,8 @@ def numerics(recipe: Recipe, device: torch.device) -> Numerics:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(device_type="cuda"):
         layers = _layers(recipe, classes, side, device, generator)
+        compiling = ", compiled too: up to a minute, seconds once that is cached" if recipe.train.compile else ""
+        say(f"comparing {len(layers)} layers, the step and the augmentation with fp64{compiling}")
         function = Compiled(functools.partial(_all, layers), enabled=recipe.train.compile)
         eager = [_computed(layer) for layer in layers]
         compiled = _computed_at_once(layers, function)

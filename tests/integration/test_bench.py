@@ -153,7 +153,7 @@ def test_doctor_compares_with_fp64(fastres: Any, tmp_path: Path, monkeypatch: py
         "method = { name = 'dino' }\n"
     )
     code, out, err = fastres("doctor", path, "--numerics", "--device", "cpu")
-    assert (code, err) == (0, "")
+    assert code == 0 and err.endswith("layers, the step and the augmentation with fp64\n")
     assert "fp32 on cpu, batches of 4, torch " in out
     assert "not compared: the step: method.name = 'dino' adds to it what layers do not show" in out
     monkeypatch.setattr("fastres.bench.numerics._limit", lambda *_: 0.0)
