@@ -140,6 +140,7 @@ def test_a_step_is_put_on_the_roofline(
     told = json.loads((out / "roofline.json").read_text())
     assert {path.name for path in out.iterdir()} == {"roofline.json", "roofline.md", "roofline.png"}
     assert told["points"][-1]["kind"] == "whole step" and told["recipe"] == "tiny.toml"
+    monkeypatch.chdir(tmp_path)  # where runs/roofline-<time> is made
     code, printed, err = fastres("bench", "roofline", tiny, "--set", "train.batch_size=8", "--json", "--device", "cpu")
     assert code == 0, err
     assert json.loads(printed)["batch_size"] == 8 and json.loads(printed)["set"] == ["train.batch_size=8"]
