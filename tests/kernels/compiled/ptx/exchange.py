@@ -1,5 +1,6 @@
 """Instructions by which threads reach memory and each other."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,8 @@ def _load(code: Code) -> Step:
     space = code.one_of(*SPACES)
     if space == "param":
         return _parameter(code, kind)
-    count = 4 if code.has("v4") else 2 if code.has("v2") else 1
-    _ordering(code, "acquire")
-    hinted = "L2_cache_hint" in code.modifiers
-    code.has(*HINTS)
-    targets = code.listed(0)
-    if len(targets) != count:
-        raise code.fail("a wrong number of registers")
-    writes = [code.writer(name, kind, widens=True) for name in targets]
-    if hinted:
-        code.source(2, "b64")
+    writes = _vector(code, "acquire", 0, lambda name: code.writer(name, kind, widens=True))
+    count = len(writes)
     size, dtype, text = BITS[kind] // 8, TYPES[kind], code.text
     if space == "global":
         address = code.address(1, "u64")
@@ -66,20 +59,26 @@ def _ordering(code: Code, *orders: str) -> None:
     code.has("gpu", "cta", "relaxed", "weak", *orders)
 
 
+def _vector(code: Code, order: str, operand: int, register: Callable[[str], Any]) -> list[Any]:
+    """The registers, one, two or four, that a load or a store of `order` names as its `operand`, each by `register`."""
+    count = 4 if code.has("v4") else 2 if code.has("v2") else 1
+    _ordering(code, order)
+    hinted = "L2_cache_hint" in code.modifiers
+    code.has(*HINTS)
+    names = code.listed(operand)
+    if len(names) != count:
+        raise code.fail("a wrong number of registers")
+    registers = [register(name) for name in names]
+    if hinted:
+        code.source(2, "b64")
+    return registers
+
+
 @builder("st")
 def _store(code: Code) -> Step:
     kind = code.kind()
     space = code.one_of("global", "shared", "shared_cta")
-    count = 4 if code.has("v4") else 2 if code.has("v2") else 1
-    _ordering(code, "release")
-    hinted = "L2_cache_hint" in code.modifiers
-    code.has(*HINTS)
-    sources = code.listed(1)
-    if len(sources) != count:
-        raise code.fail("a wrong number of registers")
-    reads = [code.reader(name, kind, narrows=True) for name in sources]
-    if hinted:
-        code.source(2, "b64")
+    reads = _vector(code, "release", 1, lambda name: code.reader(name, kind, narrows=True))
     size, text = BITS[kind] // 8, code.text
     unsigned = np.dtype(f"u{size}")
 
